@@ -1,0 +1,167 @@
+"""The package's shape, read from its import statements and from what a fresh interpreter loads."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "ckpt_tools"
+
+# Low to high: a part imports from its own layer and from lower ones. The package's own __init__ and
+# __main__ stand above them all.
+LAYERS = (
+    {"errors", "dtypes", "report", "checkpoint", "contents"},
+    {"sources"},
+    {"pickles"},
+    {"formats"},
+    {"audit", "convert", "analysis"},
+    {"runtime"},
+    {"render"},
+    {"cli"},
+    {"__init__"},
+    {"__main__"},
+)
+HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
+
+RUNTIME_ONLY = {"torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript"}
+EXTRAS = RUNTIME_ONLY | {"jinja2", "plotly", "fsspec", "aiohttp", "requests", "dask"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+PARTS = {module.split(".")[1] for module in MODULES if "." in module}
+
+
+def part_of(module: str) -> str:
+    """The part of the package that a module, or a name in one, belongs to."""
+    _, _, below = module.partition(".")
+    head = below.partition(".")[0]
+    return head if head in PARTS else "__init__"
+
+
+def imports(module: str, source: str, *, is_package: bool = False) -> Iterator[str]:
+    """Every name that *source*, the text of *module*, imports anywhere, as an absolute dotted name."""
+    package = module if is_package else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=base, names=names, level=level):
+                base = importlib.util.resolve_name("." * level + (base or ""), package)
+                yield from (f"{base}.{alias.name}" for alias in names)
+            case ast.Call(
+                func=ast.Name(id="__import__" | "import_module") | ast.Attribute(attr="import_module"),
+                args=[ast.Constant(value=str(name)), *_],
+            ):
+                yield importlib.util.resolve_name(name, package)
+
+
+def imports_of_package() -> Iterator[tuple[str, str]]:
+    for module, path in MODULES.items():
+        for target in imports(module, path.read_text("utf-8"), is_package=path.name == "__init__.py"):
+            yield module, target
+
+
+def internal_imports() -> Iterator[tuple[str, str]]:
+    return ((m, target) for m, target in imports_of_package() if target.split(".")[0] == "ckpt_tools")
+
+
+def test_imports_are_found_wherever_they_stand() -> None:
+    source = """
+import a.b, c
+from d import e as f
+from . import sibling
+from ..other import name
+if TYPE_CHECKING:
+    from g import h
+def function():
+    import i
+    importlib.import_module("j.k")
+    import_module(".l", __package__)
+    __import__("m")
+"""
+    assert set(imports("ckpt_tools.formats.zip", source)) == {
+        "a.b", "c", "d.e", "ckpt_tools.formats.sibling", "ckpt_tools.other.name", "g.h", "i",
+        "j.k", "ckpt_tools.formats.l", "m",
+    }  # fmt: skip
+    assert list(imports("ckpt_tools.formats", "from .zip import x", is_package=True)) == [
+        "ckpt_tools.formats.zip.x"
+    ]
+
+
+def test_every_part_has_a_layer() -> None:
+    assert {part_of(module) for module in MODULES} - HEIGHT.keys() == set()
+
+
+def test_imports_run_downward() -> None:
+    upward = [
+        f"{module} imports {target}"
+        for module, target in internal_imports()
+        if HEIGHT[part_of(target)] > HEIGHT[part_of(module)]
+    ]
+    assert upward == []
+
+
+def test_parts_form_no_cycle() -> None:
+    graph: dict[str, set[str]] = {}
+    for module, target in internal_imports():
+        graph.setdefault(part_of(module), set()).add(part_of(target))
+    for part, targets in graph.items():
+        targets.discard(part)
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
+
+
+def test_only_runtime_imports_torch() -> None:
+    outside = [
+        f"{module} imports {target}"
+        for module, target in imports_of_package()
+        if target.split(".")[0] in RUNTIME_ONLY and part_of(module) != "runtime"
+    ]
+    assert outside == []
+
+
+def test_only_the_command_line_imports_runtime() -> None:
+    others = [
+        f"{module} imports {target}"
+        for module, target in internal_imports()
+        if part_of(target) == "runtime" and part_of(module) not in {"runtime", "cli"}
+    ]
+    assert others == []
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if part_of(m) not in {"runtime", "__main__"}])
+def test_imports_without_any_extra(module: str) -> None:
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({sorted(EXTRAS)}))"
+    process = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"{blocked}; import {module}"], capture_output=True, text=True
+    )
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_inspect_of_a_header_loads_neither_numpy_nor_torch(suffix: str, fixtures_dir: Path) -> None:
+    files = [
+        path
+        for path in sorted(fixtures_dir.glob(f"*{suffix}"))
+        if suffix != ".pt" or zipfile.is_zipfile(path)
+    ]
+    assert files, f"no zip checkpoint or safetensors file in {fixtures_dir}"
+    process = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "ckpt_tools", "inspect", files[0]],
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in process.stderr.splitlines()}
+    assert "ckpt_tools" in loaded
+    assert loaded & {"numpy", "ml_dtypes", "torch"} == set()

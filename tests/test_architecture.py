@@ -2,9 +2,9 @@
 
 import ast
 import importlib.util
+import json
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -148,16 +148,17 @@ def test_imports_without_any_extra(module: str) -> None:
     assert (process.returncode, process.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_inspect_of_a_header_loads_neither_numpy_nor_torch(suffix: str, fixtures_dir: Path) -> None:
+@pytest.mark.parametrize("format", ["torch_zip", "safetensors"])
+def test_inspect_of_headers_loads_neither_numpy_nor_torch(format: str, fixtures_dir: Path) -> None:
+    manifest = json.loads((fixtures_dir / "MANIFEST.json").read_text("utf-8"))
     files = [
-        path
-        for path in sorted(fixtures_dir.glob(f"*{suffix}"))
-        if suffix != ".pt" or zipfile.is_zipfile(path)
+        fixtures_dir / entry["file"]
+        for entry in manifest["fixtures"]
+        if entry["format"] == format and "error" not in entry
     ]
-    assert files, f"no zip checkpoint or safetensors file in {fixtures_dir}"
+    assert files
     process = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "ckpt_tools", "inspect", files[0]],
+        [sys.executable, "-X", "importtime", "-m", "ckpt_tools", "inspect", *files],
         capture_output=True,
         text=True,
     )

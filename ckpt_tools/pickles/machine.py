@@ -1,0 +1,685 @@
+"""The pickle machine: evaluates every opcode of protocols 0 to 5 to inert values.
+
+It resolves no name and calls nothing. It is iterative, so depth costs no recursion, and every size is checked
+against the bytes that are there before anything is allocated. What Python's own unpickler would accept, it
+accepts; where streams are odd in ways that unpicklers tolerate, it says so in `Evaluation.anomalies`.
+
+Opcode semantics follow Lib/pickle.py and Modules/_pickle.c of CPython 3.11 to 3.14.
+"""
+
+from __future__ import annotations
+
+import gc
+import mmap
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Callable
+from struct import Struct
+from struct import error as struct_error
+
+from ckpt_tools.errors import CorruptFile, LimitExceeded
+from ckpt_tools.pickles.values import Blob, Call, Global, OrderedDict, PersistentId
+
+BLOB_BYTES = 4096
+"""Byte strings from this size on are left in the file as a `Blob`."""
+BLOB_TEXT = 1 << 16
+"""The same for text, which is rarely that long unless it carries an array (protocols below 3)."""
+MAX_DIGITS = 4300
+"""Python's own limit on the digits of a decimal integer literal (sys.int_info)."""
+MAX_KEY_NODES = 64
+"""The most nested elements in a tuple used as a key: hashing visits every one, each time."""
+
+Buffer = bytes | mmap.mmap
+
+_U16 = Struct("<H").unpack_from
+_I32 = Struct("<i").unpack_from
+_U32 = Struct("<I").unpack_from
+_U64 = Struct("<Q").unpack_from
+_F64 = Struct(">d").unpack_from
+
+
+class Evaluation:
+    """What a stream evaluates to.
+
+    *root* is the value at STOP, *end* the offset after it. *calls* holds every `Call` in the order they would
+    be made, *globals* every name in order of first mention, *opcodes* the codes that occur, *anomalies* pairs
+    of an oddity and its offset.
+    """
+
+    __slots__ = ("anomalies", "calls", "end", "globals", "opcodes", "protocol", "root", "start")
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+        self.end = start
+        self.root: object = None
+        self.protocol = 0
+        self.calls: list[Call] = []
+        self.globals: dict[tuple[str, str], Global] = {}
+        self.opcodes: frozenset[int] = frozenset()
+        self.anomalies: list[tuple[str, int]] = []
+
+
+def evaluate(data: Buffer, start: int = 0) -> Evaluation:
+    """Evaluate the one pickle that begins at *start* of *data*.
+
+    Raises `CorruptFile` (with ``offset``, and what was read so far in its ``partial`` attribute) where the
+    stream breaks off or cannot be evaluated.
+    """
+    machine = _Machine(data, start)
+    collecting = gc.isenabled()
+    gc.disable()  # nothing becomes garbage meanwhile, and looking for it takes a third of the time
+    try:
+        return machine.run()
+    except (IndexError, struct_error):
+        problem = (
+            "the pickle breaks off" if machine.past_end() else "an opcode finds too few values on the stack"
+        )
+    except KeyError as error:
+        problem = f"memo entry {error.args[0]} is fetched before anything was stored there"
+    except UnicodeDecodeError:
+        problem = "a string is not valid UTF-8"
+    except ValueError as error:
+        problem = str(error)
+    except CorruptFile as error:
+        error.partial = machine.result  # type: ignore[attr-defined]
+        if error.offset is None:
+            error.offset = machine.at
+        raise
+    finally:
+        if collecting:
+            gc.enable()
+    failure = CorruptFile(problem, offset=machine.at)
+    failure.partial = machine.result  # type: ignore[attr-defined]
+    raise failure from None
+
+
+class _Machine:
+    """The state of one evaluation; `run` has the frequent opcodes inline, the rest are methods."""
+
+    def __init__(self, data: Buffer, start: int) -> None:
+        self.data = data
+        self.end = len(data)
+        self.at = start  # of the opcode being executed
+        self.position = start  # of the next byte; kept by the methods, `run` works on a local copy
+        self.stack: list[object] = []
+        self.marks: list[list[object]] = []
+        self.memo: dict[int, object] = {}
+        self.result = Evaluation(start)
+
+    def past_end(self) -> bool:
+        """Whether the opcode at hand wants bytes beyond the end."""
+        return max(self.at, self.position) >= self.end
+
+    def run(self) -> Evaluation:
+        data, end, result = self.data, self.end, self.result
+        memo, calls, marks = self.memo, result.calls, self.marks
+        stack = self.stack
+        seen = bytearray(256)
+        methods = _METHODS
+        position = at = self.position
+        try:
+            while True:
+                at = position
+                code = data[at]
+                position = at + 1
+                seen[code] = 1
+                # in order of frequency in torch's pickles
+                if code == 0x72:  # LONG_BINPUT
+                    memo[_U32(data, position)[0]] = stack[-1]
+                    position += 4
+                elif code == 0x71:  # BINPUT
+                    memo[data[position]] = stack[-1]
+                    position += 1
+                elif code == 0x68:  # BINGET
+                    stack.append(memo[data[position]])
+                    position += 1
+                elif code == 0x6A:  # LONG_BINGET
+                    stack.append(memo[_U32(data, position)[0]])
+                    position += 4
+                elif code == 0x94:  # MEMOIZE
+                    memo[len(memo)] = stack[-1]
+                elif code == 0x4B:  # BININT1
+                    stack.append(data[position])
+                    position += 1
+                elif code == 0x28:  # MARK
+                    marks.append(stack)
+                    stack = []
+                elif code == 0x74:  # TUPLE
+                    items = stack
+                    stack = marks.pop()
+                    stack.append(tuple(items))
+                elif code == 0x58:  # BINUNICODE
+                    size = _U32(data, position)[0]
+                    position += 4
+                    stop = position + size
+                    if stop > end or size >= BLOB_TEXT:
+                        stack.append(self._blob(position, size, True))
+                    else:
+                        stack.append(str(data[position:stop], "utf-8", "surrogatepass"))
+                    position = stop
+                elif code == 0x8C:  # SHORT_BINUNICODE
+                    size = data[position]
+                    position += 1
+                    stop = position + size
+                    if stop > end:
+                        raise IndexError
+                    stack.append(str(data[position:stop], "utf-8", "surrogatepass"))
+                    position = stop
+                elif code == 0x52:  # REDUCE
+                    args = stack.pop()
+                    func = stack[-1]
+                    if type(func) is Global:
+                        func.uses.add("call")
+                        if func.path == "collections.OrderedDict":
+                            stack[-1] = _ordered_dict(args)
+                            continue
+                    call = Call(func, args, at)
+                    calls.append(call)
+                    stack[-1] = call
+                elif code == 0x51:  # BINPERSID
+                    stack[-1] = PersistentId(stack[-1])
+                elif code == 0x29:  # EMPTY_TUPLE
+                    stack.append(())
+                elif code == 0x85:  # TUPLE1
+                    stack[-1] = (stack[-1],)
+                elif code == 0x86:  # TUPLE2
+                    last = stack.pop()
+                    stack[-1] = (stack[-1], last)
+                elif code == 0x87:  # TUPLE3
+                    last = stack.pop()
+                    middle = stack.pop()
+                    stack[-1] = (stack[-1], middle, last)
+                elif code == 0x89:  # NEWFALSE
+                    stack.append(False)
+                elif code == 0x4D:  # BININT2
+                    stack.append(_U16(data, position)[0])
+                    position += 2
+                elif code == 0x4A:  # BININT
+                    stack.append(_I32(data, position)[0])
+                    position += 4
+                elif code == 0x4E:  # NONE
+                    stack.append(None)
+                elif code == 0x88:  # NEWTRUE
+                    stack.append(True)
+                elif code == 0x7D:  # EMPTY_DICT
+                    stack.append({})
+                elif code == 0x5D:  # EMPTY_LIST
+                    stack.append([])
+                elif code == 0x47:  # BINFLOAT
+                    stack.append(_F64(data, position)[0])
+                    position += 8
+                elif code == 0x2E:  # STOP
+                    result.root = stack.pop()
+                    result.end = position
+                    if stack or marks:
+                        result.anomalies.append(("values are left on the stack at STOP", at))
+                    return result
+                else:
+                    method = methods.get(code)
+                    if method is None:
+                        raise ValueError(f"{code:#04x} is no pickle opcode")
+                    self.at, self.position, self.stack = at, position, stack
+                    method(self)
+                    position, stack = self.position, self.stack
+        finally:
+            self.at, self.position = at, max(position, self.position)
+            result.opcodes = frozenset(code for code in range(256) if seen[code])
+
+    # --- reading arguments
+
+    def _take(self, count: int) -> bytes:
+        start = self.position
+        self.position = start + count
+        if self.position > self.end:
+            raise IndexError
+        return self.data[start : self.position]
+
+    def _line(self) -> bytes:
+        stop = self.data.find(b"\n", self.position, self.end)
+        if stop < 0:
+            self.position = self.end + 1
+            raise IndexError
+        line = self.data[self.position : stop]
+        self.position = stop + 1
+        return line
+
+    def _blob(self, start: int, size: int, text: bool) -> object:
+        self.position = start + size
+        if self.position > self.end:
+            raise CorruptFile(
+                f"{'a string' if text else 'a byte string'} of {size:,} bytes is declared where "
+                f"{max(0, self.end - start):,} are left",
+                offset=self.at,
+            )
+        return Blob(start, size, text)
+
+    def _text(self, size: int) -> None:
+        if size >= BLOB_TEXT or self.position + size > self.end:
+            self.stack.append(self._blob(self.position, size, True))
+        else:
+            self.stack.append(str(self._take(size), "utf-8", "surrogatepass"))
+
+    def _bytes(self, size: int) -> None:
+        if size >= BLOB_BYTES or self.position + size > self.end:
+            self.stack.append(self._blob(self.position, size, False))
+        else:
+            self.stack.append(self._take(size))
+
+    def _string(self, data: bytes) -> None:
+        # Python 2 str: text where it is ASCII (torch.load's default encoding), else the bytes
+        try:
+            self.stack.append(data.decode("ascii"))
+        except UnicodeDecodeError:
+            self.stack.append(data)
+
+    def _marked(self) -> list[object]:
+        items = self.stack
+        self.stack = self.marks.pop()
+        return items
+
+    # --- numbers and strings
+
+    def int_(self) -> None:
+        line = self._line()
+        if line == b"00":
+            self.stack.append(False)
+        elif line == b"01":
+            self.stack.append(True)
+        else:
+            self.stack.append(self._integer(line, 0))
+
+    def long_(self) -> None:
+        self.stack.append(self._integer(self._line().removesuffix(b"L"), 0))
+
+    def _integer(self, line: bytes, base: int) -> int:
+        if len(line) > MAX_DIGITS:
+            raise LimitExceeded(f"an integer literal has {len(line):,} digits")
+        text = line.strip()
+        try:
+            number = int(text, base)
+            if not text.lstrip(b"+-").isdigit():
+                self._odd("an integer literal that is not plain decimal")
+        except ValueError:
+            # C's strtol, which reads the literal first, takes a leading zero as octal
+            try:
+                number = int(text, 8)
+            except ValueError:
+                raise ValueError(f"{line[:40]!r} is no integer") from None
+            self._odd("an integer literal with a leading zero, which only some unpicklers take")
+        return number
+
+    def binlong1(self) -> None:
+        self.stack.append(int.from_bytes(self._take(self._take(1)[0]), "little", signed=True))
+
+    def binlong4(self) -> None:
+        size = _I32(self._take(4))[0]
+        if size < 0:
+            raise ValueError("an integer of negative size")
+        self.stack.append(int.from_bytes(self._take(size), "little", signed=True))
+
+    def float_(self) -> None:
+        line = self._line()
+        try:
+            self.stack.append(float(line))
+        except ValueError:
+            raise ValueError(f"{line[:40]!r} is no number") from None
+
+    def string(self) -> None:
+        line = self._line().strip()
+        if len(line) < 2 or line[0] != line[-1] or line[:1] not in (b'"', b"'"):
+            raise ValueError("a string without its quotes")
+        body = line[1:-1]
+        self._string(_unescape(body) if b"\\" in body else body)
+
+    def binstring(self) -> None:
+        size = _I32(self._take(4))[0]
+        if size < 0:
+            raise ValueError("a string of negative size")
+        self._legacy_string(size)
+
+    def short_binstring(self) -> None:
+        self._legacy_string(self._take(1)[0])
+
+    def _legacy_string(self, size: int) -> None:
+        if size >= BLOB_BYTES or self.position + size > self.end:
+            self.stack.append(self._blob(self.position, size, False))
+        else:
+            self._string(self._take(size))
+
+    def unicode(self) -> None:
+        line = self._line()
+        self.stack.append(str(line, "raw-unicode-escape") if b"\\" in line else str(line, "latin-1"))
+
+    def binunicode8(self) -> None:
+        self._text(_U64(self._take(8))[0])
+
+    def binbytes(self) -> None:
+        self._bytes(_U32(self._take(4))[0])
+
+    def short_binbytes(self) -> None:
+        self._bytes(self._take(1)[0])
+
+    def binbytes8(self) -> None:
+        self._bytes(_U64(self._take(8))[0])
+
+    bytearray8 = binbytes8
+
+    def next_buffer(self) -> None:
+        self.stack.append(PersistentId("out-of-band buffer"))
+
+    def readonly_buffer(self) -> None:
+        self.stack[-1]
+
+    # --- containers
+
+    def list_(self) -> None:
+        items = self._marked()
+        self.stack.append(items)
+
+    def dict_(self) -> None:
+        items = self._marked()
+        target: dict[object, object] = {}
+        self._set(target, items)
+        self.stack.append(target)
+
+    def empty_set(self) -> None:
+        self.stack.append(set())
+
+    def frozenset_(self) -> None:
+        items = self._marked()
+        for item in items:
+            _check_key(item)
+        self.stack.append(frozenset(items))
+
+    def append(self) -> None:
+        self._extend([self.stack.pop()])
+
+    def appends(self) -> None:
+        self._extend(self._marked())
+
+    def additems(self) -> None:
+        self._extend(self._marked())
+
+    def _extend(self, items: list[object]) -> None:
+        target = self.stack[-1]
+        if type(target) is list:
+            target.extend(items)
+        elif type(target) is set:
+            for item in items:
+                _check_key(item)
+            target.update(items)
+        elif type(target) is Call:
+            if target.items is None:
+                target.items = items
+            else:
+                target.items.extend(items)
+        else:
+            self._method_on(target, "append")
+
+    def setitem(self) -> None:
+        value = self.stack.pop()
+        key = self.stack.pop()
+        self._set(self.stack[-1], [key, value])
+
+    def setitems(self) -> None:
+        items = self._marked()
+        self._set(self.stack[-1], items)
+
+    def _set(self, target: object, items: list[object]) -> None:
+        if len(items) % 2:
+            raise ValueError("a key without its value")
+        pairs = iter(items)
+        if isinstance(target, dict):
+            for key in pairs:
+                if type(key) is not str:
+                    _check_key(key)
+                target[key] = next(pairs)
+        elif type(target) is Call:
+            if target.entries is None:
+                target.entries = []
+            target.entries.extend((key, next(pairs)) for key in pairs)
+        elif type(target) is list:
+            for key in pairs:
+                value = next(pairs)
+                if type(key) is not int or not -len(target) <= key < len(target):
+                    raise ValueError("SETITEM on a list, beyond its end")
+                target[key] = value
+            self._odd("SETITEM on a list")
+        else:
+            self._method_on(target, "set item")
+
+    def _method_on(self, target: object, use: str) -> None:
+        """An opcode that would call a method of something that is not a container."""
+        if type(target) is Global:
+            target.uses.add(use)
+        elif not isinstance(target, PersistentId | Call):
+            raise ValueError(f"{use} on a {type(target).__name__}")
+        self._odd(f"an opcode calls a method ({use}) of what is no container")
+
+    # --- stack and memo
+
+    def pop(self) -> None:
+        if self.stack:
+            self.stack.pop()
+        else:
+            self._marked()
+
+    def pop_mark(self) -> None:
+        self._marked()
+
+    def dup(self) -> None:
+        self.stack.append(self.stack[-1])
+
+    def get(self) -> None:
+        self.stack.append(self.memo[self._index()])
+
+    def put(self) -> None:
+        self.memo[self._index()] = self.stack[-1]
+
+    def _index(self) -> int:
+        index = self._integer(self._line(), 10)
+        if index < 0:
+            raise ValueError("a negative memo index")
+        return index
+
+    def proto(self) -> None:
+        version = self._take(1)[0]
+        if version > 5:
+            raise ValueError(f"pickle protocol {version} is not known")
+        if self.at != self.result.start:
+            self._odd("PROTO in the middle of the stream")
+        self.result.protocol = max(version, self.result.protocol)
+
+    def frame(self) -> None:
+        size = _U64(self._take(8))[0]
+        if self.position + size > self.end:
+            raise CorruptFile(
+                f"a frame of {size:,} bytes is declared where {self.end - self.position:,} are left",
+                offset=self.at,
+            )
+
+    # --- names and objects
+
+    def _global(self, module: object, name: object, opcode: str) -> Global:
+        if type(module) is not str or type(name) is not str:
+            raise ValueError(f"{opcode} names something by what is no string")
+        known = self.result.globals.get((module, name))
+        if known is None:
+            mapped = NAME_MAPPING.get((module, name))
+            if mapped is None or self.result.protocol >= 3:
+                old = self.result.protocol < 3
+                path = f"{IMPORT_MAPPING.get(module, module) if old else module}.{name}"
+            else:
+                path = ".".join(mapped)
+            known = Global(module, name, path, opcode, self.at)
+            self.result.globals[module, name] = known
+        return known
+
+    def global_(self) -> None:
+        module = str(self._line(), "utf-8")
+        self.stack.append(self._global(module, str(self._line(), "utf-8"), "GLOBAL"))
+
+    def stack_global(self) -> None:
+        name = self.stack.pop()
+        self.stack[-1] = self._global(self.stack[-1], name, "STACK_GLOBAL")
+
+    def ext1(self) -> None:
+        self._extension(self._take(1)[0])
+
+    def ext2(self) -> None:
+        self._extension(_U16(self._take(2))[0])
+
+    def ext4(self) -> None:
+        self._extension(_I32(self._take(4))[0])
+
+    def _extension(self, code: int) -> None:
+        # what a code stands for is settled in the reading process (copyreg's registry), not in the file
+        self.stack.append(self._global("copyreg", f"extension {code}", "EXT"))
+
+    def persid(self) -> None:
+        self.stack.append(PersistentId(str(self._line(), "utf-8")))
+
+    def inst(self) -> None:
+        module = str(self._line(), "utf-8")
+        cls = self._global(module, str(self._line(), "utf-8"), "INST")
+        cls.uses.add("call")
+        self._call(cls, tuple(self._marked()))
+
+    def obj(self) -> None:
+        items = self._marked()
+        cls = items[0]
+        if type(cls) is Global:
+            cls.uses.add("call")
+        self._call(cls, tuple(items[1:]))
+
+    def newobj(self) -> None:
+        args = self.stack.pop()
+        self._new(self.stack.pop(), args, None)
+
+    def newobj_ex(self) -> None:
+        kwargs = self.stack.pop()
+        args = self.stack.pop()
+        self._new(self.stack.pop(), args, kwargs)
+
+    def _new(self, cls: object, args: object, kwargs: object) -> None:
+        if type(cls) is Global:
+            cls.uses.add("new")
+            if cls.path == "collections.OrderedDict":
+                self.stack.append(OrderedDict())
+                return
+        self._call(cls, args, new=True).kwargs = kwargs
+
+    def _call(self, func: object, args: object, new: bool = False) -> Call:
+        call = Call(func, args, self.at, new)
+        self.result.calls.append(call)
+        self.stack.append(call)
+        return call
+
+    def build(self) -> None:
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, Call | OrderedDict):
+            if target.state is None:
+                target.state = state
+            elif isinstance(target.state, dict) and isinstance(state, dict):
+                target.state = {**target.state, **state}
+            else:
+                self._odd("an object's state is set twice")
+                target.state = state
+        elif type(target) is Global:
+            target.uses.add("build")
+            self._odd("attributes are set on what a name refers to, not on an instance of it")
+        else:
+            self._odd(f"BUILD on a {type(target).__name__}")
+
+    def _odd(self, what: str) -> None:
+        anomalies = self.result.anomalies
+        if len(anomalies) < 1000:
+            anomalies.append((what, self.at))
+
+
+def _ordered_dict(args: object) -> OrderedDict:
+    """``OrderedDict(*args)``: empty since Python 3; Python 2 gives the items as one list of pairs."""
+    made = OrderedDict()
+    if type(args) is tuple and args and isinstance(args[0], list | tuple):
+        for pair in args[0]:
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise ValueError("an OrderedDict is made from what are no pairs")
+            _check_key(pair[0])
+            made[pair[0]] = pair[1]
+    elif args != ():
+        raise ValueError("an OrderedDict is made from what are no pairs")
+    return made
+
+
+def _check_key(key: object) -> None:
+    """Refuse what cannot be hashed, or only at a cost that a few bytes can drive up without bound."""
+    if type(key) is tuple:
+        pending: list[object] = [key]
+        budget = MAX_KEY_NODES
+        while pending:
+            budget -= 1
+            if budget < 0:
+                raise LimitExceeded(f"a key is a tuple of more than {MAX_KEY_NODES} elements")
+            item = pending.pop()
+            if type(item) is tuple:
+                pending.extend(item[: budget + 1])
+            else:
+                _check_key(item)
+    elif isinstance(key, list | dict | set):
+        raise ValueError(f"a {type(key).__name__} is used as a key")
+    elif type(key) is int and key.bit_length() > 1024:
+        raise LimitExceeded(f"a key is an integer of {key.bit_length():,} bits")
+
+
+def _unescape(body: bytes) -> bytes:
+    """The bytes that a Python 2 string literal stands for (``codecs.escape_decode``)."""
+    import codecs
+
+    return codecs.escape_decode(body)[0]
+
+
+_METHODS: dict[int, Callable[[_Machine], None]] = {
+    0x30: _Machine.pop,
+    0x31: _Machine.pop_mark,
+    0x32: _Machine.dup,
+    0x46: _Machine.float_,
+    0x49: _Machine.int_,
+    0x4C: _Machine.long_,
+    0x50: _Machine.persid,
+    0x53: _Machine.string,
+    0x54: _Machine.binstring,
+    0x55: _Machine.short_binstring,
+    0x56: _Machine.unicode,
+    0x61: _Machine.append,
+    0x62: _Machine.build,
+    0x63: _Machine.global_,
+    0x64: _Machine.dict_,
+    0x65: _Machine.appends,
+    0x67: _Machine.get,
+    0x69: _Machine.inst,
+    0x6C: _Machine.list_,
+    0x6F: _Machine.obj,
+    0x70: _Machine.put,
+    0x73: _Machine.setitem,
+    0x75: _Machine.setitems,
+    0x80: _Machine.proto,
+    0x81: _Machine.newobj,
+    0x82: _Machine.ext1,
+    0x83: _Machine.ext2,
+    0x84: _Machine.ext4,
+    0x8A: _Machine.binlong1,
+    0x8B: _Machine.binlong4,
+    0x42: _Machine.binbytes,
+    0x43: _Machine.short_binbytes,
+    0x8D: _Machine.binunicode8,
+    0x8E: _Machine.binbytes8,
+    0x8F: _Machine.empty_set,
+    0x90: _Machine.additems,
+    0x91: _Machine.frozenset_,
+    0x92: _Machine.newobj_ex,
+    0x93: _Machine.stack_global,
+    0x95: _Machine.frame,
+    0x96: _Machine.bytearray8,
+    0x97: _Machine.next_buffer,
+    0x98: _Machine.readonly_buffer,
+}

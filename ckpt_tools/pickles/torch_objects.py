@@ -1,0 +1,611 @@
+"""From inert calls to what they stand for: tensors, modules, containers, arrays.
+
+Each rebuild function that torch pickles is read here as a statement about a tensor (torch/_utils.py,
+torch/_tensor.py, torch/nn/parameter.py of torch 0.1 to 2.14). Calls with no entry in the table keep no
+meaning; they remain visible as calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ckpt_tools.checkpoint import Module, Storage, TensorInfo
+from ckpt_tools.dtypes import BY_NAME, BY_STORAGE, UINT8, DType
+from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded
+from ckpt_tools.pickles import arrays
+from ckpt_tools.pickles.machine import Evaluation
+from ckpt_tools.pickles.values import UNSET, Call, Global, OrderedDict, PersistentId, plain
+from ckpt_tools.sources import Source
+
+MAX_NESTING = 64
+"""How deep tensors may be made of tensors."""
+MAX_MODULE_DEPTH = 500
+"""torch itself walks modules recursively and gives up near Python's limit of 1000."""
+MAX_MODULES = 1_000_000
+"""Modules in a tree, shared ones counted each time they occur."""
+MAX_RANK = 64
+"""torch's own limit on dimensions."""
+
+_TENSOR_CLASSES = {
+    f"torch.{where}{storage.removesuffix('Storage')}Tensor": dtype
+    for storage, dtype in BY_STORAGE.items()
+    for where in ("", "cuda.")
+}
+
+
+class Interpreter:
+    """Reads the calls of one evaluated pickle.
+
+    *persistent* turns a persistent id into a `Storage`; *stream* is the source the pickle was read from, for
+    bytes that lie in it; *nested* turns the bytes given to ``torch.storage._load_from_bytes`` into a storage.
+    """
+
+    def __init__(
+        self,
+        persistent: Callable[[object], Storage],
+        stream: Source,
+        nested: Callable[[Source], Storage] | None = None,
+    ) -> None:
+        self._persistent = persistent
+        self._stream = stream
+        self._nested = nested
+        self._measured: dict[int, tuple[int, int]] = {}  # modules in, and height of, each module's tree
+        self._open: set[int] = set()
+
+    def run(self, evaluation: Evaluation) -> object:
+        """Give every call its meaning; returns what the root stands for."""
+        # parents are made before the children that their state holds: children first keeps recursion flat
+        for call in reversed(evaluation.calls):
+            self.meaning(call)
+        root = evaluation.root
+        return self.storage(root) if type(root) is PersistentId else plain(root)
+
+    def meaning(self, value: object, depth: int = 0) -> object:
+        """What *value* stands for; a call without meaning gives None, anything else itself."""
+        if type(value) is not Call:
+            return value
+        if value.meaning is UNSET:
+            if depth > MAX_NESTING or id(value) in self._open:
+                raise LimitExceeded(
+                    "tensors or modules are nested too deep, or contain themselves", offset=value.offset
+                )
+            self._open.add(id(value))
+            try:
+                value.meaning = self._interpret(value, depth)
+            except CkptError as error:
+                error.offset = value.offset if error.offset is None else error.offset
+                raise
+            except (TypeError, ValueError, OverflowError) as error:
+                raise CorruptFile(
+                    f"{value.target or 'a call'} has arguments that torch would not take ({error})",
+                    offset=value.offset,
+                ) from None
+            finally:
+                self._open.discard(id(value))
+        return value.meaning
+
+    def _interpret(self, call: Call, depth: int) -> object:
+        reader = _READERS.get(call.target)
+        if reader is not None:
+            return reader(self, call, depth)
+        attributes = call.attributes
+        if "_modules" in attributes and "_parameters" in attributes:
+            return self._module(call.class_name, attributes, depth)
+        if call.class_name in _TENSOR_CLASSES:
+            return self._old_tensor(call)
+        return None
+
+    # --- pieces
+
+    def storage(self, value: object) -> Storage:
+        """The storage that *value* stands for."""
+        if type(value) is PersistentId:
+            if value.meaning is UNSET:
+                value.meaning = self._persistent(value.pid)
+            if isinstance(value.meaning, Storage):
+                return value.meaning
+        elif type(value) is Call and value.target == "torch.storage._load_from_bytes" and self._nested:
+            if not isinstance(value.meaning, Storage):
+                value.meaning = self._nested(self._bytes(value.arguments[0]))
+            return value.meaning
+        elif type(value) is Call and value.class_name.startswith("torch.storage.") and value.arguments:
+            return self.storage(value.arguments[0])
+        raise CorruptFile("a tensor is rebuilt from what is no storage")
+
+    def _bytes(self, value: object) -> Source:
+        source = arrays.byte_source(value, self._stream)
+        if source is None:
+            raise CorruptFile("bytes are wanted where the pickle gives something else")
+        return source
+
+    def _tensor(self, value: object, depth: int) -> TensorInfo:
+        meaning = self.meaning(value, depth + 1)
+        if not isinstance(meaning, TensorInfo):
+            raise CorruptFile("a tensor is wanted where the pickle gives something else")
+        return meaning
+
+    def strided(self, args: tuple[object, ...], dtype: DType | None = None) -> TensorInfo:
+        """A tensor from ``(storage, storage_offset, size, stride, …)``, checked to lie in its storage."""
+        storage = self.storage(args[0])
+        found = dtype or storage.dtype or UINT8
+        shape, stride = _sizes(args[2], self), _sizes(args[3], self)
+        offset = args[1]
+        if type(offset) is not int or offset < 0 or len(shape) != len(stride):
+            raise CorruptFile(f"a tensor of shape {shape} has the stride {stride} and the offset {offset!r}")
+        tensor = TensorInfo("", found, shape, stride, offset, storage, storage.device)
+        packing = _PACKED.get(found.name, 1)
+        needed = -(-tensor.extent[1] // packing) * found.itemsize
+        if tensor.numel and needed > storage.nbytes:
+            raise CorruptFile(
+                f"a tensor of shape {shape} reaches byte {needed:,} of storage {storage.key!r}, "
+                f"which has {storage.nbytes:,}"
+            )
+        return tensor
+
+    # --- tensors
+
+    def _rebuild_tensor(self, call: Call, depth: int) -> TensorInfo:
+        return self.strided(_arguments(call, 4))
+
+    def _rebuild_tensor_v2(self, call: Call, depth: int) -> TensorInfo:
+        args = _arguments(call, 6)
+        tensor = self.strided(args)
+        return _flagged(tensor, args[4], args[6] if len(args) > 6 else None)
+
+    def _rebuild_tensor_v3(self, call: Call, depth: int) -> TensorInfo:
+        args = _arguments(call, 7)
+        tensor = self.strided(args, _dtype(args[6]))
+        return _flagged(tensor, args[4], args[7] if len(args) > 7 else None)
+
+    def _rebuild_parameter(self, call: Call, depth: int) -> TensorInfo:
+        args = _arguments(call, 2)
+        state = args[3] if len(args) > 3 else None
+        return replace(
+            self._tensor(args[0], depth),
+            requires_grad=_flag(args[1]),
+            is_parameter=True,
+            attributes=self._attributes(state),
+        )
+
+    def _attributes(self, state: object) -> dict[str, object]:
+        """A ``__dict__``, or the pair of it and the slots, as text keys to meanings."""
+        found: dict[str, object] = {}
+        for part in state if type(state) is tuple else (state,):
+            if isinstance(part, dict):
+                for key, value in part.items():
+                    found[str(key)] = value
+        return found
+
+    def _rebuild_qtensor(self, call: Call, depth: int) -> TensorInfo:
+        args = _arguments(call, 6)
+        tensor = self.strided(args)
+        quantizer = args[4]
+        if type(quantizer) is not tuple or len(quantizer) not in (3, 4):
+            raise CorruptFile("a quantized tensor comes without its scale and zero point")
+        scheme = quantizer[0].path.removeprefix("torch.") if type(quantizer[0]) is Global else "unknown"
+        details: dict[str, object] = {"qscheme": scheme}
+        parts: tuple[tuple[str, TensorInfo], ...] = ()
+        if len(quantizer) == 3:
+            details |= {"scale": quantizer[1], "zero_point": quantizer[2]}
+        else:
+            details["axis"] = quantizer[3]
+            parts = (
+                ("scales", self._tensor(quantizer[1], depth)),
+                ("zero_points", self._tensor(quantizer[2], depth)),
+            )
+        return replace(tensor, requires_grad=_flag(args[5]), is_parameter=False, details=details, parts=parts)
+
+    def _rebuild_sparse(self, call: Call, depth: int) -> TensorInfo:
+        layout, data = _arguments(call, 2)[:2]
+        name = self._layout(layout)
+        if type(data) is not tuple or len(data) < 3:
+            raise CorruptFile("a sparse tensor comes without its parts")
+        details: dict[str, object] = {}
+        if name == "sparse_coo":
+            labels: tuple[str, ...] = ("indices", "values")
+            if len(data) > 3:
+                details["coalesced"] = data[3]
+        elif name in ("sparse_csr", "sparse_bsr"):
+            labels = ("crow_indices", "col_indices", "values")
+        else:
+            labels = ("ccol_indices", "row_indices", "values")
+        if len(data) <= len(labels):
+            raise CorruptFile("a sparse tensor comes without its size")
+        parts = tuple((label, self._tensor(data[i], depth)) for i, label in enumerate(labels))
+        values = parts[-1][1]
+        return TensorInfo(
+            "",
+            values.dtype,
+            _sizes(data[len(labels)], self),
+            device=values.device,
+            requires_grad=False,
+            is_parameter=False,
+            layout=name,
+            parts=parts,
+            details=details,
+        )
+
+    def _layout(self, value: object) -> str:
+        text = self.meaning(value)
+        if type(text) is Global:
+            text = text.path
+        return str(text).removeprefix("torch.")
+
+    def _rebuild_nested(self, call: Call, depth: int) -> TensorInfo:
+        args = _arguments(call, 4)
+        labels = ("buffer", "sizes", "strides", "offsets")
+        parts = tuple((label, self._tensor(args[i], depth)) for i, label in enumerate(labels))
+        buffer, sizes = parts[0][1], parts[1][1]
+        # shapes differ from item to item; what they share is their number and rank
+        return TensorInfo(
+            "",
+            buffer.dtype,
+            buffer.shape,
+            device=buffer.device,
+            requires_grad=False,
+            is_parameter=False,
+            layout="nested",
+            parts=parts,
+            details={"items": sizes.shape[0] if sizes.shape else 0},
+        )
+
+    def _rebuild_meta(self, call: Call, depth: int) -> TensorInfo:
+        dtype, size, stride, requires_grad = _arguments(call, 4)[:4]
+        return TensorInfo(
+            "",
+            _dtype(dtype),
+            _sizes(size, self),
+            _sizes(stride, self),
+            device="meta",
+            requires_grad=_flag(requires_grad),
+            is_parameter=False,
+        )
+
+    def _rebuild_wrapper(self, call: Call, depth: int) -> TensorInfo:
+        args = _arguments(call, 8)
+        cls, dtype, size, stride, offset, layout, device, requires_grad = args[:8]
+        return TensorInfo(
+            "",
+            _dtype(dtype),
+            _sizes(size, self),
+            _sizes(stride, self),
+            offset if type(offset) is int else 0,
+            device=str(self.meaning(device)),
+            requires_grad=_flag(requires_grad),
+            is_parameter=False,
+            layout=self._layout(layout),
+            subclass=cls.path if type(cls) is Global else "unknown",
+        )
+
+    def _rebuild_on_device(self, call: Call, depth: int) -> TensorInfo:
+        data, dtype, device, requires_grad = _arguments(call, 4)[:4]
+        tensor = self._tensor(data, depth)
+        wanted = _dtype(dtype)
+        details = {} if tensor.dtype == wanted else {"cast_to": wanted.name}
+        return replace(
+            tensor,
+            device=str(self.meaning(device)),
+            requires_grad=_flag(requires_grad),
+            is_parameter=False,
+            subclass=None,
+            details=details,
+        )
+
+    def _rebuild_from_type(self, call: Call, depth: int) -> TensorInfo:
+        func, cls, args, state = _arguments(call, 4)[:4]
+        inner = Call(func, args, call.offset)
+        tensor = self._tensor(inner, depth)
+        name = cls.path if type(cls) is Global else "unknown"
+        is_parameter = tensor.is_parameter
+        if name in _PARAMETERS:
+            is_parameter, name = True, "torch.Tensor"
+        attributes = {**tensor.attributes, **self._attributes(state)}
+        parts = tensor.parts
+        if tensor.storage is None and not parts:
+            found = ((key, self.meaning(value, depth + 1)) for key, value in attributes.items())
+            parts = tuple((key, value) for key, value in found if isinstance(value, TensorInfo))
+        return replace(
+            tensor,
+            is_parameter=is_parameter,
+            subclass=None if name == "torch.Tensor" else name,
+            attributes=attributes,
+            parts=parts,
+        )
+
+    def _parameter(self, call: Call, depth: int) -> TensorInfo | None:
+        """``Parameter`` or ``Variable`` made with its data as first argument, or given it by BUILD."""
+        state = call.state
+        if type(state) is tuple and len(state) >= 2:
+            # torch < 0.4: (data, requires_grad, [volatile,] backward hooks)
+            data, requires_grad = state[:2]
+        elif call.arguments:
+            data = call.arguments[0]
+            requires_grad = call.arguments[1] if len(call.arguments) > 1 else True
+        else:
+            return None
+        tensor = self.meaning(data, depth + 1)
+        if not isinstance(tensor, TensorInfo):
+            return None
+        return replace(
+            tensor,
+            requires_grad=_flag(requires_grad),
+            is_parameter=call.class_name in _PARAMETERS,
+            attributes=self._attributes(state) if isinstance(state, dict) else {},
+        )
+
+    def _uninitialized(self, call: Call, depth: int) -> TensorInfo:
+        return TensorInfo(
+            "",
+            BY_NAME["float32"],
+            (),
+            requires_grad=True,
+            is_parameter=call.class_name.endswith("Parameter"),
+            subclass=call.class_name,
+            details={"uninitialized": True},
+        )
+
+    def _old_tensor(self, call: Call) -> TensorInfo | None:
+        """Torch < 0.2: an empty tensor, to which BUILD gives ``(storage, offset, size, stride)``."""
+        if type(call.state) is tuple and len(call.state) == 4:
+            return self.strided(call.state)
+        if call.state is None and not call.arguments:
+            return TensorInfo("", _TENSOR_CLASSES[call.class_name], (0,), (1,))
+        return None
+
+    # --- containers and scalars
+
+    def _size(self, call: Call, depth: int) -> tuple[object, ...]:
+        value = call.arguments[0] if call.arguments else ()
+        return tuple(value) if isinstance(value, list | tuple) else ()
+
+    def _device(self, call: Call, depth: int) -> str:
+        return ":".join(str(part) for part in call.arguments[:2])
+
+    def _first_argument(self, call: Call, depth: int) -> object:
+        return call.arguments[0] if call.arguments else None
+
+    def _set(self, call: Call, depth: int) -> object:
+        items = call.arguments[0] if call.arguments else []
+        if not isinstance(items, list | tuple | set | frozenset):
+            return None
+        return items  # a set's order and uniqueness are those of the list that pickle wrote
+
+    def _mapping(self, call: Call, depth: int) -> object:
+        first = next((a for a in call.arguments if isinstance(a, dict)), {})
+        made = OrderedDict()
+        made.update(first)
+        try:
+            made.update(call.entries or ())
+        except TypeError:
+            return None
+        made.state = call.state
+        return made
+
+    def _complex(self, call: Call, depth: int) -> complex | None:
+        parts = call.arguments
+        if len(parts) != 2:
+            return None
+        real, imaginary = parts
+        if isinstance(real, int | float) and isinstance(imaginary, int | float):
+            return complex(real, imaginary)
+        return None
+
+    def _encoded(self, call: Call, depth: int) -> object:
+        """``_codecs.encode(text, 'latin1')``: how protocol 2 writes bytes."""
+        text = call.arguments[0] if call.arguments else None
+        if type(text) is str and call.arguments[1:] in (("latin1",), ("latin-1",)):
+            try:
+                return text.encode("latin-1")
+            except UnicodeEncodeError:
+                return None
+        return None
+
+    # --- numpy
+
+    def _array(self, call: Call, depth: int) -> object:
+        return arrays.array(call, self._stream)
+
+    def _scalar(self, call: Call, depth: int) -> object:
+        return arrays.scalar(call)
+
+    # --- modules
+
+    def _compiled(self, call: Call, depth: int) -> Module | None:
+        """``torch.compile(model)``: rebuilt from the original module and a context."""
+        original = self.meaning(call.arguments[0], depth + 1) if call.arguments else None
+        if not isinstance(original, Module):
+            return None
+        attributes = {"_modules": {"_orig_mod": original}, "_parameters": {}, "training": original.training}
+        return self._module(call.class_name, attributes, depth)
+
+    def _graph_module(self, call: Call, depth: int) -> Module | None:
+        """``torch.fx.GraphModule``: rebuilt from its ``__dict__`` and generated source."""
+        body = call.arguments[0] if call.arguments else None
+        if isinstance(body, dict) and "_modules" in body:
+            return self._module("torch.fx.graph_module.GraphModule", body, depth)
+        return None
+
+    def _module(self, class_name: str, attributes: Mapping[Any, object], depth: int) -> Module:
+        """A module from its ``__dict__``, with its children, which are made first."""
+        children: dict[str, Module | None] = {}
+        expanded, height = 1, 0
+        for name, value in _mapping_of(attributes, "_modules").items():
+            child = self.meaning(value, depth + 1)
+            if isinstance(child, Module):
+                below, levels = self._measured[id(child)]
+                expanded, height = expanded + below, max(height, levels)
+            elif child is not None or type(value) is Call:
+                raise CorruptFile(f"the submodule {name!r} of a {class_name} is no module")
+            children[name] = child
+        if expanded > MAX_MODULES or height >= MAX_MODULE_DEPTH:
+            raise LimitExceeded(
+                f"the modules form a tree of {expanded:,} modules, {height + 1} levels deep, "
+                "which torch could not walk"
+            )
+        non_persistent = plain(attributes.get("_non_persistent_buffers_set", ()))
+        training = attributes.get("training")
+        module = Module(
+            "",
+            class_name,
+            children,
+            self._tensors(attributes, "_parameters", class_name),
+            self._tensors(attributes, "_buffers", class_name),
+            frozenset(str(n) for n in non_persistent)
+            if isinstance(non_persistent, Collection)
+            else frozenset(),
+            training if isinstance(training, bool) else None,
+            {k: v for k, v in attributes.items() if _is_hyperparameter(k, v)},
+            {k: v for k, v in attributes.items() if type(k) is str and k not in _STRUCTURE},
+            _VERSIONS.get(class_name, 1),
+            state_dict_hints=tuple(_hints(class_name, attributes)),
+        )
+        self._measured[id(module)] = (expanded, height + 1)
+        return module
+
+    def _tensors(
+        self, attributes: Mapping[Any, object], key: str, class_name: str
+    ) -> dict[str, TensorInfo | None]:
+        found: dict[str, TensorInfo | None] = {}
+        for name, value in _mapping_of(attributes, key).items():
+            meaning = self.meaning(value)
+            if isinstance(meaning, TensorInfo):
+                found[name] = meaning.renamed(name)
+            elif value is None:
+                found[name] = None
+            else:
+                raise CorruptFile(f"{key}[{name!r}] of a {class_name} is no tensor this version can read")
+        return found
+
+
+# --- helpers that need no interpreter
+
+
+def _arguments(call: Call, least: int) -> tuple[Any, ...]:
+    if len(call.arguments) < least:
+        raise CorruptFile(f"{call.target} is given {len(call.arguments)} arguments where it takes {least}")
+    return call.arguments
+
+
+def _flag(value: object) -> bool | None:
+    return value if isinstance(value, bool) else bool(value) if isinstance(value, int) else None
+
+
+def _flagged(tensor: TensorInfo, requires_grad: object, metadata: object) -> TensorInfo:
+    """*tensor* with the flag, and the conj and neg bits that torch keeps in *metadata*."""
+    details = {str(k): v for k, v in metadata.items()} if isinstance(metadata, dict) and metadata else {}
+    return replace(tensor, requires_grad=_flag(requires_grad), is_parameter=False, details=details)
+
+
+def _dtype(value: object) -> DType:
+    name = value.path.removeprefix("torch.") if type(value) is Global else ""
+    if name not in BY_NAME:
+        raise CorruptFile(f"{name or 'something'} is no dtype")
+    return BY_NAME[name]
+
+
+def _sizes(value: object, interpreter: Interpreter) -> tuple[int, ...]:
+    """A shape or stride: whole numbers, none of them negative, no more of them than torch takes."""
+    if type(value) is Call:
+        value = interpreter.meaning(value)
+    if not isinstance(value, tuple | list):
+        raise CorruptFile("a shape or stride is no tuple")
+    if len(value) > MAX_RANK:
+        raise LimitExceeded(f"a tensor of {len(value)} dimensions, where torch takes {MAX_RANK}")
+    for size in value:
+        if type(size) is not int or not 0 <= size < 1 << 63:
+            raise CorruptFile(f"{size!r:.40} is no size or stride")
+    return tuple(value)
+
+
+def _mapping_of(attributes: Mapping[Any, object], key: str) -> dict[str, object]:
+    value = plain(attributes.get(key, {}))
+    if not isinstance(value, dict):
+        raise CorruptFile(f"a module's {key} is no mapping")
+    return {str(name): item for name, item in value.items()}
+
+
+def _is_hyperparameter(name: object, value: object) -> bool:
+    """Whether an attribute is a plain setting, as layers have them: a number, a word, or a few of these."""
+    if type(name) is not str or name.startswith("_") or name in _STRUCTURE:
+        return False
+    if isinstance(value, tuple | list):
+        return 0 < len(value) <= 16 and all(isinstance(v, _SCALARS) for v in value)
+    return isinstance(value, _SCALARS)
+
+
+def _hints(class_name: str, attributes: Mapping[Any, object]) -> list[str]:
+    """What may make torch's own state_dict() differ from the one derived here."""
+    hints = []
+    hooks = plain(attributes.get("_state_dict_hooks"))
+    if isinstance(hooks, dict):
+        for hook in hooks.values():
+            name = hook.class_name if isinstance(hook, Call) else getattr(hook, "path", "of unknown name")
+            if name not in _HARMLESS_HOOKS:
+                hints.append(f"state_dict hook {name}")
+    if class_name.startswith(_OWN_STATE_DICT):
+        hints.append(f"{class_name} writes its own state_dict")
+    return hints
+
+
+_SCALARS = (bool, int, float, str, type(None))
+_STRUCTURE = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"})
+# torch/nn/utils/spectral_norm.py: the hook adds a version to the metadata, no key
+_HARMLESS_HOOKS = frozenset({"torch.nn.utils.spectral_norm.SpectralNormStateDictHook"})
+# packed weights are unpacked by _save_to_state_dict, which is code (torch/ao/nn/quantized)
+_OWN_STATE_DICT = ("torch.ao.nn.quantized.", "torch.nn.quantized.", "torch.nn.intrinsic.quantized.")
+# class attributes, which a pickle does not hold (torch/nn/modules/batchnorm.py and instancenorm.py)
+_VERSIONS = {
+    f"torch.nn.modules.{where}": 2
+    for where in (
+        *(f"batchnorm.{name}" for name in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")),
+        *(f"instancenorm.InstanceNorm{n}d" for n in (1, 2, 3)),
+    )
+}
+_PARAMETERS = frozenset({"torch.nn.parameter.Parameter", "torch.nn.Parameter"})
+_PACKED = {"quint4x2": 2, "quint2x4": 4}
+
+_Reader = Callable[[Interpreter, Call, int], object]
+_READERS: dict[str, _Reader] = {
+    "torch._utils._rebuild_tensor": Interpreter._rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": Interpreter._rebuild_tensor_v2,
+    "torch._utils._rebuild_tensor_v3": Interpreter._rebuild_tensor_v3,
+    "torch._utils._rebuild_parameter": Interpreter._rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": Interpreter._rebuild_parameter,
+    "torch._utils._rebuild_qtensor": Interpreter._rebuild_qtensor,
+    "torch._utils._rebuild_sparse_tensor": Interpreter._rebuild_sparse,
+    "torch._utils._rebuild_sparse_csr_tensor": Interpreter._rebuild_sparse,
+    "torch._utils._rebuild_nested_tensor": Interpreter._rebuild_nested,
+    "torch._utils._rebuild_meta_tensor_no_storage": Interpreter._rebuild_meta,
+    "torch._utils._rebuild_wrapper_subclass": Interpreter._rebuild_wrapper,
+    "torch._utils._rebuild_device_tensor_from_numpy": Interpreter._rebuild_on_device,
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": Interpreter._rebuild_on_device,
+    "torch._utils._rebuild_xla_tensor": Interpreter._rebuild_on_device,
+    "torch._tensor._rebuild_from_type_v2": Interpreter._rebuild_from_type,
+    "torch._tensor._rebuild_from_type": Interpreter._rebuild_from_type,
+    "torch.tensor._rebuild_from_type": Interpreter._rebuild_from_type,
+    "torch.nn.parameter.Parameter": Interpreter._parameter,
+    "torch.autograd.variable.Variable": Interpreter._parameter,
+    "torch.nn.parameter.UninitializedParameter": Interpreter._uninitialized,
+    "torch.nn.parameter.UninitializedBuffer": Interpreter._uninitialized,
+    "torch.Size": Interpreter._size,
+    "torch.device": Interpreter._device,
+    "torch.serialization._get_layout": Interpreter._first_argument,
+    "builtins.set": Interpreter._set,
+    "builtins.frozenset": Interpreter._set,
+    "builtins.bytearray": Interpreter._first_argument,
+    "builtins.complex": Interpreter._complex,
+    "_codecs.encode": Interpreter._encoded,
+    "collections.Counter": Interpreter._mapping,
+    "collections.defaultdict": Interpreter._mapping,
+    "builtins.dict": Interpreter._mapping,
+    "numpy.core.multiarray._reconstruct": Interpreter._array,
+    "numpy._core.multiarray._reconstruct": Interpreter._array,
+    "numpy.core.numeric._frombuffer": Interpreter._array,
+    "numpy._core.numeric._frombuffer": Interpreter._array,
+    "numpy.core.multiarray.scalar": Interpreter._scalar,
+    "numpy._core.multiarray.scalar": Interpreter._scalar,
+    "torch._dynamo.eval_frame.OptimizedModule": Interpreter._compiled,
+    "torch.fx.graph_module.reduce_graph_module": Interpreter._graph_module,
+}

@@ -1,0 +1,148 @@
+"""What a pickle stream evaluates to when nothing is resolved and nothing is called.
+
+Plain Python values stand for themselves (None, numbers, str, bytes, list, tuple, dict, set). What would need
+an import or a call stays inert in one of the types below. They are mutable while the machine builds them,
+since a pickle may refer to an object before it has filled it, and are compared by identity.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+UNSET: Final = object()
+"""Marks a `Call` whose meaning has not been looked for yet."""
+
+
+class Global:
+    """A module-level name that the file refers to; only the name.
+
+    *path* is ``module.name`` with Python 2's module names translated as an unpickler would
+    (``__builtin__`` → ``builtins``); *module* and *name* are as in the file.
+    """
+
+    __slots__ = ("module", "name", "offset", "opcode", "path", "uses")
+
+    def __init__(self, module: str, name: str, path: str, opcode: str, offset: int) -> None:
+        self.module = module
+        self.name = name
+        self.path = path
+        self.opcode = opcode
+        self.offset = offset
+        self.uses: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<global {self.path}>"
+
+
+class Call:
+    """A call that an unpickler would have made: ``func(*args, **kwargs)``, or ``func.__new__`` where *new*.
+
+    *state* is what BUILD would have set on the result, *items* what APPENDS would have appended, *entries*
+    the key-value pairs SETITEMS would have stored. *meaning* caches what it stands for, once interpreted.
+    """
+
+    __slots__ = ("args", "entries", "func", "items", "kwargs", "meaning", "new", "offset", "state")
+
+    def __init__(self, func: object, args: object, offset: int, new: bool = False) -> None:
+        self.func = func
+        self.args = args
+        self.kwargs: object = None
+        self.new = new
+        self.offset = offset
+        self.state: object = None
+        self.items: list[object] | None = None
+        self.entries: list[tuple[object, object]] | None = None
+        self.meaning: object = UNSET
+
+    @property
+    def target(self) -> str:
+        """The dotted name of what is called, "" where that is no global."""
+        name = as_global(self.func)
+        return name.path if name is not None else ""
+
+    @property
+    def class_name(self) -> str:
+        """The dotted name of the class it makes an instance of, seen through copyreg's helpers."""
+        if self.target in _HELPERS and type(self.args) is tuple and self.args:
+            first = as_global(self.args[0])
+            return first.path if first is not None else ""
+        return self.target
+
+    @property
+    def arguments(self) -> tuple[object, ...]:
+        """The positional arguments, () where the file gives something else."""
+        return self.args if type(self.args) is tuple else ()
+
+    @property
+    def attributes(self) -> dict[object, object]:
+        """The instance's attributes as far as BUILD gives them: the state, slots included."""
+        state = self.state
+        if type(state) is tuple and len(state) == 2:
+            both: dict[object, object] = {}
+            for part in state:
+                if isinstance(part, dict):
+                    both.update(part)
+            return both
+        return state if isinstance(state, dict) else {}
+
+    def __repr__(self) -> str:
+        return f"<{'new' if self.new else 'call'} {self.target or '?'}>"
+
+
+_HELPERS = frozenset({"copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__"})
+
+
+class OrderedDict(dict[object, object]):
+    """A ``collections.OrderedDict``; *state* holds attributes set on it, such as torch's ``_metadata``."""
+
+    __slots__ = ("state",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state: object = None
+
+
+class PersistentId:
+    """A reference to something outside the stream; torch uses it for storages."""
+
+    __slots__ = ("meaning", "pid")
+
+    def __init__(self, pid: object) -> None:
+        self.pid = pid
+        self.meaning: object = UNSET
+
+    def __repr__(self) -> str:
+        return "<persistent id>"
+
+
+class Blob:
+    """A long run of bytes inside the stream, left where it lies. *text* is true where it encodes a str."""
+
+    __slots__ = ("offset", "size", "text")
+
+    def __init__(self, offset: int, size: int, text: bool) -> None:
+        self.offset = offset
+        self.size = size
+        self.text = text
+
+    def __repr__(self) -> str:
+        return f"<{self.size:,} bytes{' of text' if self.text else ''}>"
+
+
+def as_global(value: object) -> Global | None:
+    """The global that *value* is, or that stands in its persistent id.
+
+    Legacy files wrap the classes of modules so: ``('module', class, source_file, source_text)``.
+    """
+    if type(value) is PersistentId:
+        pid = value.pid
+        if type(pid) is tuple and len(pid) == 4 and pid[0] == "module":
+            value = pid[1]
+    return value if type(value) is Global else None
+
+
+def plain(value: object) -> object:
+    """What *value* stands for: a call's meaning where it has one, else itself."""
+    if type(value) is Call and value.meaning is not UNSET and value.meaning is not None:
+        return value.meaning
+    return value

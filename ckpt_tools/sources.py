@@ -1,0 +1,249 @@
+"""Where bytes come from: local files, memory, and slices of these. Nothing is read until it is asked for.
+
+A `Source` is a run of bytes with a name and a size. Formats cut slices from slices, so that a storage of a
+checkpoint inside an archive still knows where in which file its bytes lie (`Source.locate`), which lets a
+converter copy them without passing them through Python.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from ckpt_tools.errors import CkptError, CorruptFile, NotFound
+
+CHUNK = 1 << 20
+"""Bytes read at a time where a source is streamed."""
+
+
+class Source:
+    """A named, sized run of bytes that can be read at any offset."""
+
+    __slots__ = ("name", "size")
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name = name
+        self.size = size
+
+    def peek(self, offset: int, count: int) -> bytes:
+        """Up to *count* bytes from *offset*; fewer only where the source ends."""
+        raise NotImplementedError
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Exactly *count* bytes from *offset*, or `CorruptFile` where the source ends before."""
+        if offset < 0 or count < 0 or offset + count > self.size:
+            raise CorruptFile(
+                f"{count:,} bytes are wanted at byte {offset:,}, but it ends at byte {self.size:,}",
+                path=self.name,
+            )
+        data = self.peek(offset, count)
+        if len(data) != count:
+            raise CorruptFile(f"the read at byte {offset:,} came up short", path=self.name)
+        return data
+
+    def chunks(self, offset: int = 0, count: int | None = None, size: int = CHUNK) -> Iterator[bytes]:
+        """The bytes of ``[offset, offset + count)`` in order, at most *size* at a time."""
+        end = self.size if count is None else offset + count
+        while offset < end:
+            data = self.read(offset, min(size, end - offset))
+            yield data
+            offset += len(data)
+
+    def locate(self, offset: int) -> tuple[str, int] | None:
+        """The local file and the offset in it where byte *offset* lies verbatim; None where there is none."""
+        return None
+
+    def slice(self, offset: int, size: int, name: str) -> Source:
+        """The *size* bytes from *offset* as a source of their own."""
+        if offset < 0 or size < 0 or offset + size > self.size:
+            raise CorruptFile(
+                f"{name} would take the bytes {offset:,} to {offset + size:,}, "
+                f"but the file ends at byte {self.size:,}",
+                path=self.name,
+            )
+        return Slice(self, offset, size, name)
+
+    def close(self) -> None:
+        """Give back the file descriptor, if one is held."""
+
+
+class FileSource(Source):
+    """A local regular file, opened when it is first read."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        name = os.fspath(path)
+        try:
+            status = os.stat(name)
+        except OSError as error:
+            raise NotFound(f"cannot be read: {error.strerror}", path=name) from None
+        except ValueError as error:  # a NUL in the name
+            raise NotFound(f"is no path: {error}", path=name) from None
+        if not stat.S_ISREG(status.st_mode):
+            raise NotFound("is not a regular file", path=name)
+        super().__init__(name, status.st_size)
+        self._fd = -1
+
+    def peek(self, offset: int, count: int) -> bytes:
+        if self._fd < 0:
+            try:
+                self._fd = os.open(self.name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            except OSError as error:
+                raise NotFound(f"cannot be read: {error.strerror}", path=self.name) from None
+        try:
+            data = os.pread(self._fd, count, offset)
+            while len(data) < count:  # one call returns at most 2 GiB, or less at a signal
+                more = os.pread(self._fd, count - len(data), offset + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            raise CkptError(f"reading failed: {error.strerror}", path=self.name, offset=offset) from None
+        return data
+
+    def locate(self, offset: int) -> tuple[str, int] | None:
+        return self.name, offset
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class MemorySource(Source):
+    """Bytes already in memory."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(name, len(data))
+        self._data = data
+
+    def peek(self, offset: int, count: int) -> bytes:
+        return self._data[offset : offset + count]
+
+
+class Slice(Source):
+    """A part of another source."""
+
+    __slots__ = ("offset", "parent")
+
+    def __init__(self, parent: Source, offset: int, size: int, name: str) -> None:
+        super().__init__(name, size)
+        self.parent = parent
+        self.offset = offset
+
+    def peek(self, offset: int, count: int) -> bytes:
+        return self.parent.peek(self.offset + offset, max(0, min(count, self.size - offset)))
+
+    def locate(self, offset: int) -> tuple[str, int] | None:
+        return self.parent.locate(self.offset + offset)
+
+
+class Inflated(Source):
+    """A deflated run of bytes, inflated forward as it is read; going back starts again.
+
+    *size* is what the archive declares. Inflating stops there, so that a bomb costs no more than it admits.
+    """
+
+    __slots__ = ("_buffer", "_compressed", "_consumed", "_inflater", "_position")
+
+    def __init__(self, compressed: Source, size: int, name: str) -> None:
+        # deflate expands at most 1032-fold (zlib's technical notes)
+        if size > 1032 * compressed.size + 64:
+            raise CorruptFile(
+                f"declares {size:,} bytes, more than {compressed.size:,} deflated bytes can hold",
+                path=compressed.name,
+            )
+        super().__init__(name, size)
+        self._compressed = compressed
+        self._restart()
+
+    def _restart(self) -> None:
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        self._consumed = 0
+        self._buffer = b""
+        self._position = 0  # of the buffer's first byte in the inflated stream
+
+    def peek(self, offset: int, count: int) -> bytes:
+        count = max(0, min(count, self.size - offset))
+        if offset < self._position:
+            self._restart()
+        parts: list[bytes] = []
+        missing = count
+        while missing:
+            start = offset + count - missing - self._position
+            if start < len(self._buffer):
+                part = self._buffer[start : start + missing]
+                parts.append(part)
+                missing -= len(part)
+                continue
+            self._position += len(self._buffer)
+            self._buffer = self._inflate()
+            if not self._buffer:
+                break
+        return b"".join(parts)
+
+    def _inflate(self) -> bytes:
+        try:
+            while not self._inflater.eof:
+                feed = self._inflater.unconsumed_tail
+                if not feed:
+                    feed = self._compressed.peek(self._consumed, CHUNK)
+                    self._consumed += len(feed)
+                    if not feed:
+                        break
+                data = self._inflater.decompress(feed, CHUNK)
+                if data:
+                    return data
+        except zlib.error as error:
+            raise CorruptFile(f"does not inflate: {error}", path=self.name) from None
+        return b""
+
+
+class Folder:
+    """A directory of files that make up one checkpoint together."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def names(self) -> list[str]:
+        """The names of the files directly in it, sorted."""
+        return sorted(entry.name for entry in os.scandir(self.name) if entry.is_file())
+
+    def folders(self) -> list[str]:
+        """The names of the folders directly in it, sorted."""
+        return sorted(entry.name for entry in os.scandir(self.name) if entry.is_dir())
+
+    def open(self, name: str) -> Source:
+        """The file *name*, which may not lead out of the folder."""
+        if os.path.isabs(name) or ".." in Path(name).parts:
+            raise CorruptFile(f"it names a file outside its folder: {name!r}", path=self.name)
+        return FileSource(os.path.join(self.name, name))
+
+
+def open_source(target: str | os.PathLike[str] | bytes | Source) -> Source | Folder:
+    """*target* as bytes to read: a path, ``-`` for standard input, bytes, or a source as it is.
+
+    Raises `NotFound` where there is nothing to read.
+    """
+    if isinstance(target, Source):
+        return target
+    if isinstance(target, bytes):
+        return MemorySource(target, "<bytes>")
+    name = os.fspath(target)
+    if name == "-":
+        return MemorySource(sys.stdin.buffer.read(), "<stdin>")
+    if os.path.isdir(name):
+        return Folder(name)
+    return FileSource(name)

@@ -226,9 +226,11 @@ class Found:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ParamGroup:
-    """One group of an optimizer: parameter indexes, their names where recorded, and the options."""
+    """One group of an optimizer: parameter indexes (names, where FSDP wrote it), the names that
+    ``named_parameters()`` gave where they are recorded, and the options.
+    """
 
-    params: tuple[int, ...]
+    params: tuple[int | str, ...]
     names: tuple[str, ...] | None
     options: Mapping[str, object]
 
@@ -239,7 +241,7 @@ class Optimizer:
 
     path: KeyPath
     groups: tuple[ParamGroup, ...]
-    state: Mapping[int, Mapping[str, object]]
+    state: Mapping[int | str, Mapping[str, object]]
     algorithm: str | None = None
 
     def tensors(self) -> Iterator[TensorInfo]:
@@ -290,7 +292,6 @@ class Pickle:
     member: str
     size: int
     protocol: int
-    opcodes: Mapping[str, int]
     globals: tuple[GlobalUse, ...]
     root: object = None
 
@@ -321,8 +322,8 @@ class Checkpoint:
     """A checkpoint file or folder, described without being executed and without tensor bytes being read.
 
     *format* is a format's short name (``torch_zip``), *title* the same in words; *kind* is one of
-    state_dict, model, training, optimizer, tensor, tensors, archive, object. *values* is the inert root
-    object. *refusals* is None where the question does not arise (safetensors, npz).
+    state_dict, state_dicts, model, training, optimizer, tensor, tensors, archive, object. *values* is the
+    inert root object. *refusals* is None where the question does not arise (safetensors, npz).
     """
 
     path: str

@@ -12,10 +12,10 @@ from typing import NamedTuple
 class DType(NamedTuple):
     """An element type.
 
-    *name* is torch's (``float32``); *itemsize* the bytes one element takes in a storage; *kind* one of float,
-    int, uint, complex, bool, quantized, bits; *storage* the class torch pickles a typed storage under, if any;
-    *safetensors* the name in that format, if it can hold it; *numpy* the numpy type that reads its bytes, a
-    dotted name where ml_dtypes provides it.
+    *name* is torch's (``float32``); *itemsize* the bytes one element takes in a storage; *kind* one of
+    float, int, uint, complex, bool, quantized, bits; *storage* the class torch pickles a typed storage
+    under, if any; *safetensors* the name in that format, if it can hold it; *numpy* the numpy type that
+    reads its bytes, a dotted name where ml_dtypes provides it.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What can go wrong, as a tree that callers can catch at the height they care about.
+"""What can go wrong, as a tree that callers can catch at the height they care about::
 
 CkptError
 ├── NotFound             no such file, or no permission to read it

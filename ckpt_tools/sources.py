@@ -23,11 +23,13 @@ CHUNK = 1 << 20
 class Source:
     """A named, sized run of bytes that can be read at any offset."""
 
-    __slots__ = ("name", "size")
+    __slots__ = ("memo", "name", "size")
 
     def __init__(self, name: str, size: int) -> None:
         self.name = name
         self.size = size
+        self.memo: dict[type, object] = {}
+        """What has been parsed of it and is wanted by several formats, such as an archive's directory."""
 
     def peek(self, offset: int, count: int) -> bytes:
         """Up to *count* bytes from *offset*; fewer only where the source ends."""
@@ -77,6 +79,7 @@ class FileSource(Source):
     __slots__ = ("_fd",)
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._fd = -1
         name = os.fspath(path)
         try:
             status = os.stat(name)
@@ -87,7 +90,6 @@ class FileSource(Source):
         if not stat.S_ISREG(status.st_mode):
             raise NotFound("is not a regular file", path=name)
         super().__init__(name, status.st_size)
-        self._fd = -1
 
     def peek(self, offset: int, count: int) -> bytes:
         if self._fd < 0:

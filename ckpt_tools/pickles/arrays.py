@@ -2,7 +2,8 @@
 
 An array is ``_reconstruct(ndarray, (0,), b'b')`` with the state ``(version, shape, dtype, fortran, bytes)``
 set by BUILD, or ``_frombuffer(buffer, dtype, shape, order)`` in protocol 5; a dtype is
-``dtype('f4', False, True)`` with the state ``(3, '<', …)`` (numpy/_core/src/multiarray/methods.c, descriptor.c).
+``dtype('f4', False, True)`` with the state ``(3, '<', …)`` (methods.c and descriptor.c in
+numpy/_core/src/multiarray).
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ def tensor_over(
 
 
 def scalar(call: Call) -> object:
-    """The Python number that ``numpy.core.multiarray.scalar(dtype, bytes)`` stands for; None if it has none."""
+    """The Python number that ``numpy.core.multiarray.scalar(dtype, bytes)`` stands for, or None."""
     if len(call.arguments) != 2:
         return None
     found = dtype_of(call.arguments[0])

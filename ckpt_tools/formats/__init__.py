@@ -1,0 +1,40 @@
+"""The formats, one file each; `open_checkpoint` finds the one that recognises a file by its content."""
+
+from __future__ import annotations
+
+import os
+
+from ckpt_tools.checkpoint import Checkpoint
+from ckpt_tools.errors import CkptError, NotACheckpoint
+from ckpt_tools.formats import torch_zip
+from ckpt_tools.formats.base import HEAD_BYTES, Format
+from ckpt_tools.sources import Folder, Source, open_source
+
+FORMATS: tuple[Format, ...] = (torch_zip.FORMAT,)
+"""In the order in which they are asked; a file that several would take goes to the first, as in torch."""
+
+
+def open_checkpoint(target: str | os.PathLike[str] | bytes | Source) -> Checkpoint:
+    """Describe the checkpoint at *target*: a path, a folder, ``-`` for standard input, bytes or a source.
+
+    No tensor bytes are read, and nothing the file contains is imported or run. Raises a `CkptError` that
+    says what is wrong with the file.
+    """
+    source = open_source(target)
+    try:
+        return _open(source)
+    except CkptError as error:
+        raise error.at(path=source.name) from None
+
+
+def _open(source: Source | Folder) -> Checkpoint:
+    if isinstance(source, Folder):
+        for format in FORMATS:
+            if format.folder is not None and format.folder(source):
+                return format.read(source)  # type: ignore[arg-type]
+        raise NotACheckpoint("the folder holds no checkpoint that spans several files", path=source.name)
+    head = source.peek(0, HEAD_BYTES)
+    for format in FORMATS:
+        if format.detect is not None and format.detect(source, head):
+            return format.read(source)  # type: ignore[arg-type]
+    raise NotACheckpoint("not a checkpoint of any known format", path=source.name)

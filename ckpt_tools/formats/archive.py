@@ -1,0 +1,268 @@
+"""Zip archives, read as torch reads them.
+
+torch uses miniz: members are looked up case-insensitively by binary search, sizes come from the central
+directory, CRCs and the names in local headers are not compared (caffe2/serialize/inline_container.cc,
+third_party/miniz). Python's zipfile differs in each of these, hence a reader of our own. Field layouts:
+PKWARE APPNOTE 4.3.7 to 4.3.16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import Struct
+from typing import NamedTuple
+
+from ckpt_tools.errors import CorruptFile, UnsupportedFeature
+from ckpt_tools.sources import Inflated, Source
+
+_CENTRAL = Struct("<4s4B4HL2L5H2L")
+_END = Struct("<4s4H2LH")
+_END64 = Struct("<4sQ2H2L4Q")
+_LOCATOR64 = Struct("<4sLQL")
+LOCAL = Struct("<4s5H3L2H")
+"""signature, version, flags, method, time, date, crc, compressed size, size, name length, extra length"""
+
+_U16 = 0xFFFF
+_U32 = 0xFFFFFFFF
+
+
+class Member(NamedTuple):
+    """An entry of the central directory. *method* is 0 for stored, 8 for deflated; sizes are in bytes."""
+
+    name: str
+    header_offset: int
+    size: int
+    compressed_size: int
+    method: int
+    crc: int
+    flags: int
+
+
+class MissingDirectory(CorruptFile):
+    """There is no central directory: the archive is cut short, or no archive."""
+
+
+class Payload(Source):
+    """A stored member's bytes. Where they begin stands in the local header, which is read when needed."""
+
+    __slots__ = ("_archive", "_header_offset", "_start")
+
+    def __init__(self, archive: Source, member: Member) -> None:
+        super().__init__(f"{archive.name}: {member.name}", member.compressed_size)
+        self._archive = archive
+        self._header_offset = member.header_offset
+        self._start = -1
+
+    @property
+    def start(self) -> int:
+        """The offset of the first byte in the archive."""
+        if self._start < 0:
+            # the local header's extra field may be longer than the central directory's: torch pads there
+            fields = LOCAL.unpack(self._archive.read(self._header_offset, LOCAL.size))
+            if fields[0] != b"PK\x03\x04":
+                raise CorruptFile(
+                    "no local header stands where the central directory points",
+                    path=self.name,
+                    offset=self._header_offset,
+                )
+            start = self._header_offset + LOCAL.size + fields[9] + fields[10]
+            if start + self.size > self._archive.size:
+                raise CorruptFile(
+                    f"its {self.size:,} bytes reach past the end of the file", path=self.name, offset=start
+                )
+            self._start = start
+        return self._start
+
+    def peek(self, offset: int, count: int) -> bytes:
+        return self._archive.peek(self.start + offset, max(0, min(count, self.size - offset)))
+
+    def locate(self, offset: int) -> tuple[str, int] | None:
+        return self._archive.locate(self.start + offset)
+
+
+class Archive:
+    """The central directory of a zip file.
+
+    Raises `MissingDirectory` where there is none, `CorruptFile` where it contradicts the file.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        count, self.directory_offset, size = _find_directory(source)
+        self.members: tuple[Member, ...] = tuple(_parse(source, self.directory_offset, size, count))
+        self._by_name: dict[str, list[int]] = {}
+        for index, member in enumerate(self.members):
+            self._by_name.setdefault(_fold(member.name), []).append(index)
+        self._sorted: list[int] | None = None
+
+    @classmethod
+    def of(cls, source: Source) -> Archive:
+        """The archive in *source*, parsed once."""
+        known = source.memo.get(cls)
+        if not isinstance(known, Archive):
+            known = source.memo[cls] = cls(source)
+        return known
+
+    @property
+    def duplicates(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of member names that torch takes for the same."""
+        return tuple(
+            tuple(self.members[i].name for i in group) for group in self._by_name.values() if len(group) > 1
+        )
+
+    def find(self, name: str) -> Member | None:
+        """The member that torch opens as *name*; None where there is none."""
+        group = self._by_name.get(_fold(name))
+        if not group:
+            return None
+        if len(group) == 1:
+            return self.members[group[0]]
+        if self._sorted is None:
+            self._sorted = _heap_order([_sort_key(member.name) for member in self.members])
+        return self.members[_binary_search(self.members, self._sorted, _sort_key(name))]
+
+    def open(self, member: Member) -> Source:
+        """The bytes of *member*; nothing is read yet."""
+        if member.flags & 0x1:
+            raise UnsupportedFeature("the member is encrypted", path=self.source.name, member=member.name)
+        payload = Payload(self.source, member)
+        if member.method == 0:
+            return payload
+        if member.method == 8:
+            return Inflated(payload, member.size, payload.name)
+        raise UnsupportedFeature(
+            f"the member is compressed by method {member.method}; only stored and deflated ones can be read",
+            path=self.source.name,
+            member=member.name,
+        )
+
+
+def _find_directory(source: Source) -> tuple[int, int, int]:
+    """The number of entries, the offset and the size of the central directory."""
+    tail_size = min(source.size, _END.size + _U16)
+    tail_start = source.size - tail_size
+    tail = source.peek(tail_start, min(tail_size, 4096))
+    if tail_size > 4096:  # a comment is rare: look near the end first
+        tail_start = source.size - 4096
+        tail = source.peek(tail_start, 4096)
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 and tail_size > 4096:
+        tail_start = source.size - tail_size
+        tail = source.peek(tail_start, tail_size)
+        at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or at + _END.size > len(tail):
+        raise MissingDirectory("the zip archive has no central directory", path=source.name)
+    _, _, _, _, count, size, offset, _ = _END.unpack_from(tail, at)
+    end_at = tail_start + at
+    locator_at = end_at - _LOCATOR64.size
+    if locator_at >= 0 and _U32 in (size, offset, count | 0xFFFF0000):
+        signature, _, record_at, _ = _LOCATOR64.unpack(source.read(locator_at, _LOCATOR64.size))
+        if signature == b"PK\x06\x07":
+            fields = _END64.unpack(source.read(record_at, _END64.size))
+            if fields[0] != b"PK\x06\x06":
+                raise CorruptFile("the zip64 locator points to no zip64 record", path=source.name)
+            count, size, offset = fields[7], fields[8], fields[9]
+    if offset + size > end_at:
+        raise CorruptFile(
+            f"the central directory would take the bytes {offset:,} to {offset + size:,}, "
+            f"past its own end record at {end_at:,}",
+            path=source.name,
+        )
+    if count * _CENTRAL.size > size:
+        raise CorruptFile(
+            f"the central directory declares {count:,} entries in {size:,} bytes", path=source.name
+        )
+    return count, offset, size
+
+
+def _parse(source: Source, offset: int, size: int, count: int) -> list[Member]:
+    data = source.read(offset, size)
+    members: list[Member] = []
+    at = 0
+    for _ in range(count):
+        if at + _CENTRAL.size > size:
+            raise CorruptFile("the central directory breaks off", path=source.name, offset=offset + at)
+        fields = _CENTRAL.unpack_from(data, at)
+        if fields[0] != b"PK\x01\x02":
+            raise CorruptFile("the central directory is damaged", path=source.name, offset=offset + at)
+        flags, method, crc, packed, unpacked = fields[5], fields[6], fields[9], fields[10], fields[11]
+        name_size, extra_size, comment_size, header_offset = fields[12], fields[13], fields[14], fields[18]
+        start = at + _CENTRAL.size
+        name = data[start : start + name_size].decode("utf-8", "surrogateescape")
+        if _U32 in (packed, unpacked, header_offset):
+            extra = data[start + name_size : start + name_size + extra_size]
+            unpacked, packed, header_offset = _zip64(extra, unpacked, packed, header_offset)
+        at = start + name_size + extra_size + comment_size
+        if header_offset + LOCAL.size + packed > source.size:
+            raise CorruptFile(
+                f"its {packed:,} bytes at {header_offset:,} reach past the end of the file",
+                path=source.name,
+                member=name,
+            )
+        members.append(Member(name, header_offset, unpacked, packed, method, crc, flags))
+    return members
+
+
+def _zip64(extra: bytes, size: int, packed: int, header_offset: int) -> tuple[int, int, int]:
+    """The fields that are too large for 32 bits, from the extra field 0x0001, which has just those."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind = int.from_bytes(extra[at : at + 2], "little")
+        length = int.from_bytes(extra[at + 2 : at + 4], "little")
+        if kind == 1:
+            body = extra[at + 4 : at + 4 + length]
+            values = [int.from_bytes(body[i : i + 8], "little") for i in range(0, len(body) - 7, 8)]
+            wanted = [size, packed, header_offset]
+            for i, value in enumerate(wanted):
+                if value == _U32 and values:
+                    wanted[i] = values.pop(0)
+            return wanted[0], wanted[1], wanted[2]
+        at += 4 + length
+    return size, packed, header_offset
+
+
+# --- miniz's lookup, for archives in which several members answer to one name
+
+
+def _fold(name: str) -> str:
+    """*name* with ASCII letters lowered, as miniz compares."""
+    return name if name.islower() else "".join(chr(ord(c) + 32) if "A" <= c <= "Z" else c for c in name)
+
+
+def _sort_key(name: str) -> bytes:
+    return _fold(name).encode("utf-8", "surrogateescape")
+
+
+def _heap_order(keys: Sequence[bytes]) -> list[int]:
+    """Indexes of *keys* as miniz's (unstable) heap sort leaves them."""
+    order = list(range(len(keys)))
+
+    def sift(root: int, end: int) -> None:
+        while (child := 2 * root + 1) < end:
+            if child + 1 < end and keys[order[child]] < keys[order[child + 1]]:
+                child += 1
+            if not keys[order[root]] < keys[order[child]]:
+                return
+            order[root], order[child] = order[child], order[root]
+            root = child
+
+    for start in range((len(keys) - 2) >> 1, -1, -1):
+        sift(start, len(keys))
+    for end in range(len(keys) - 1, 0, -1):
+        order[end], order[0] = order[0], order[end]
+        sift(0, end)
+    return order
+
+
+def _binary_search(members: Sequence[Member], order: Sequence[int], key: bytes) -> int:
+    low, high = 0, len(order) - 1
+    while low <= high:
+        middle = low + ((high - low) >> 1)
+        found = _sort_key(members[order[middle]].name)
+        if found == key:
+            return order[middle]
+        if found < key:
+            low = middle + 1
+        else:
+            high = middle - 1
+    raise KeyError(key)

@@ -1,0 +1,107 @@
+"""What the pickle-based formats share: from one evaluated pickle to a `Checkpoint`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+
+from ckpt_tools.checkpoint import Anomaly, Checkpoint, GlobalUse, Module, Pickle, Refusal, Storage
+from ckpt_tools.errors import CkptError
+from ckpt_tools.pickles.machine import Buffer, Evaluation, evaluate
+from ckpt_tools.pickles.structure import survey
+from ckpt_tools.pickles.torch_objects import Interpreter
+from ckpt_tools.pickles.values import Global
+from ckpt_tools.pickles.weights_only import refusals
+from ckpt_tools.sources import Source
+
+PICKLE_LIMIT = 1 << 31
+"""The longest pickle that is read into memory: no program has written one beyond it (torch's own limit on
+protocol 2 strings is 4 GiB; state_dicts of a million tensors pickle to 150 MB)."""
+
+
+def load_buffer(source: Source) -> bytes:
+    """All bytes of a pickle, for the machine."""
+    if source.size > PICKLE_LIMIT:
+        raise CkptError(f"its pickle of {source.size:,} bytes is too long to be evaluated", path=source.name)
+    return source.read(0, source.size)
+
+
+def run_machine(data: Buffer, start: int, *, path: str, member: str | None) -> Evaluation:
+    """Evaluate the pickle at *start*; errors say which file and member they are about."""
+    try:
+        return evaluate(data, start)
+    except CkptError as error:
+        raise error.at(path=path, member=member) from None
+
+
+def describe(
+    evaluation: Evaluation,
+    persistent: Callable[[object], Storage],
+    *,
+    source: Source,
+    stream: Source,
+    member: str,
+    format: str,
+    title: str,
+    nested: Callable[[Source], Storage] | None = None,
+    metadata: Mapping[str, object] | None = None,
+    producer: Mapping[str, str] | None = None,
+    anomalies: Iterable[Anomaly] = (),
+    refused: Iterable[Refusal] = (),
+) -> Checkpoint:
+    """The checkpoint that the pickle *evaluation* of *source* makes.
+
+    *persistent* resolves its persistent ids to storages, *nested* the bytes of a pickled storage; *stream* is
+    the source the pickle was read from, *member* its name there. *refused* are reasons beyond the pickle's
+    own why ``weights_only`` does not take the file.
+    """
+    try:
+        root = Interpreter(persistent, stream, nested).run(evaluation)
+    except CkptError as error:
+        raise error.at(path=source.name, member=member) from None
+    found = survey(root)
+    oddities = [Anomaly(what, f"{member}, byte {offset}") for what, offset in evaluation.anomalies]
+    made: dict[str, str] = {**_numpy_era(evaluation.globals.values()), **(producer or {})}
+    return Checkpoint(
+        path=source.name,
+        source=source,
+        format=format,
+        title=title,
+        kind=found.kind,
+        state_dicts=tuple(found.state_dicts),
+        module=found.module,
+        module_path=found.module_path,
+        training=found.training,
+        values=root,
+        loose=tuple((p, t) for p, t in found.loose),
+        metadata=metadata or {},
+        producer=made,
+        pickles=(pickle_of(evaluation, member),),
+        refusals=tuple(chain(refused, refusals(evaluation))),
+        anomalies=(*anomalies, *oddities, *_module_hints(found.module)),
+        size=source.size,
+    )
+
+
+def pickle_of(evaluation: Evaluation, member: str) -> Pickle:
+    """The record of one evaluated stream."""
+    uses = tuple(
+        GlobalUse(name.module, name.name, name.opcode, name.offset, frozenset(name.uses))
+        for name in evaluation.globals.values()
+    )
+    return Pickle(member, evaluation.end - evaluation.start, evaluation.protocol, uses, evaluation.root)
+
+
+def _numpy_era(names: Iterable[Global]) -> dict[str, str]:
+    for name in names:
+        if name.path.startswith("numpy._core."):
+            return {"numpy": "2 or later (numpy._core)"}
+        if name.path.startswith("numpy.core."):
+            return {"numpy": "before 2 (numpy.core)"}
+    return {}
+
+
+def _module_hints(module: Module | None) -> list[Anomaly]:
+    if module is None:
+        return []
+    return [Anomaly(hint, name) for name, part in module.walk() for hint in part.state_dict_hints]

@@ -1,0 +1,316 @@
+"""What a file's values are: where the state_dicts stand, what is an optimizer, what belongs to the run.
+
+Everything is found by structure. A mapping of names to tensors is a state_dict whatever key it stands under;
+names decide only between roles (``ema``) and label single values (``epoch``, ``loss``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from ckpt_tools.checkpoint import (
+    Found,
+    KeyPath,
+    Module,
+    Optimizer,
+    ParamGroup,
+    Role,
+    StateDict,
+    TensorInfo,
+    TrainingState,
+)
+from ckpt_tools.pickles.values import Call, OrderedDict, plain
+
+_EMA = re.compile(r"(^|[^a-z])(ema|swa|shadow|averaged?|polyak|teacher)([^a-z]|$)", re.I)
+_NOT_MODEL = re.compile(r"(^|_)(rng|random|scheduler|scaler|sampler|replay|optim)", re.I)
+_EPOCH = re.compile(r"^(cur(rent)?_?|last_?|start_?|n_?|num_?)?epochs?$", re.I)
+_STEP = re.compile(
+    r"^(cur(rent)?_?|global_?|last_?|n_?|num_?)?(steps?|iter(ation)?s?|it|step_count|updates)$", re.I
+)
+_LOSS = re.compile(r"loss", re.I)
+_METRIC = re.compile(
+    r"(^|_)(acc(uracy)?\d*|top\d?|prec\d*|precision|recall|f1|auc|auroc|map|miou|iou|dice|psnr|ssim|bleu|wer|cer"
+    r"|fid|perplexity|ppl|score|metric|fitness|error|mae|mse|rmse|reward)s?($|_)|^best_|^(val|valid|test)_",
+    re.I,
+)
+_ARGUMENTS = re.compile(
+    r"^(args?|arguments|config(uration)?|cfg|hparams|hyper_?parameters|opts?|options|params)$", re.I
+)
+_SCHEDULER_KEYS = frozenset(
+    {"_step_count", "_last_lr", "base_lrs", "milestones", "_get_lr_called_within_step"}
+)
+
+
+@dataclass(slots=True)
+class Survey:
+    """What the walk over a file's values has found; see `survey`."""
+
+    kind: str = "object"
+    state_dicts: list[StateDict] = field(default_factory=list)
+    module: Module | None = None
+    module_path: KeyPath = ()
+    training: TrainingState | None = None
+    loose: list[tuple[KeyPath, TensorInfo]] = field(default_factory=list)
+
+
+def survey(root: object) -> Survey:
+    """Walk the values from *root*, breadth first and each object once, and say what is what."""
+    found = Survey()
+    optimizers: list[Optimizer] = []
+    schedulers: list[KeyPath] = []
+    rng: list[KeyPath] = []
+    seen: set[int] = set()
+    level: list[tuple[object, KeyPath]] = [(root, ())]
+    while level:
+        below: list[tuple[object, KeyPath]] = []
+        for raw, path in level:
+            value = plain(raw)
+            if isinstance(value, TensorInfo):
+                found.loose.append((path, value))
+                continue
+            if isinstance(value, Module):
+                if found.module is None:
+                    found.module, found.module_path = value, path
+                elif id(value) not in seen:
+                    found.state_dicts.append(_of_module(value, path))
+                seen.add(id(value))
+                continue
+            if isinstance(value, str | bytes | int | float | None) or id(value) in seen:
+                continue
+            seen.add(id(value))
+            if path and isinstance(path[-1], str) and "rng" in path[-1].lower():
+                rng.append(path)
+            optimizer = _optimizer(value, path)
+            if optimizer is not None:
+                optimizers.append(optimizer)
+                found.state_dicts.append(_of_optimizer(optimizer))
+                continue
+            children = list(_children(value, path))
+            if isinstance(value, dict):
+                if _SCHEDULER_KEYS & value.keys():
+                    schedulers.append(path)
+                if _is_state_dict(value, children):
+                    found.state_dicts.append(_state_dict(value, path))
+                    children = [(c, p) for c, p in children if not isinstance(c, TensorInfo)]
+            below += children
+        level = below
+    found.training = _training(root, optimizers, schedulers, rng)
+    found.kind = _kind(root, found)
+    return found
+
+
+def _children(value: object, path: KeyPath) -> Iterator[tuple[object, KeyPath]]:
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield plain(child), (*path, key if isinstance(key, str | int) else repr(key))
+    elif isinstance(value, list | tuple):
+        for index, child in enumerate(value):
+            yield plain(child), (*path, index)
+    elif type(value) is Call:
+        for key, child in value.attributes.items():
+            yield plain(child), (*path, str(key))
+        for key, child in value.entries or ():
+            yield plain(child), (*path, key if isinstance(key, str | int) else repr(key))
+        for index, child in enumerate(value.items or ()):
+            yield plain(child), (*path, index)
+        for child in value.arguments:
+            yield plain(child), path
+
+
+def _is_state_dict(value: Mapping[object, object], children: list[tuple[object, KeyPath]]) -> bool:
+    """Whether names map mostly to tensors; a few tensors beside nested mappings are a run's loose values."""
+    tensors = containers = dotted = 0
+    for (child, _), key in zip(children, value, strict=True):
+        if type(key) is not str:
+            return False
+        if isinstance(child, TensorInfo):
+            tensors += 1
+            dotted += "." in key
+        elif isinstance(child, dict | list | tuple | Call | Module) and child:
+            containers += 1
+    return tensors > containers or (tensors > 0 and dotted > 0)
+
+
+def _state_dict(value: dict[object, object], path: KeyPath) -> StateDict:
+    entries = {str(key): plain(child) for key, child in value.items()}
+    metadata = None
+    if isinstance(value, OrderedDict) and isinstance(value.state, dict):
+        versions = plain(value.state.get("_metadata"))
+        if isinstance(versions, dict):
+            metadata = {str(key): plain(version) for key, version in versions.items()}
+    return StateDict(path, role_of(path, entries), entries, metadata)
+
+
+def role_of(path: KeyPath, names: Mapping[str, object]) -> Role:
+    """What a state_dict at *path* is for, as far as the words in the path and in the *names* tell."""
+    words = [part for part in path if isinstance(part, str)]
+    if any(_EMA.search(word) for word in words):
+        return "ema"
+    if any(_NOT_MODEL.search(word) for word in words):
+        return "other"
+    if not any(isinstance(v, TensorInfo) and v.shape for v in names.values()):
+        return "other" if words else "model"
+    return "model"
+
+
+def _of_module(module: Module, path: KeyPath) -> StateDict:
+    made = module.state_dict()
+    return StateDict(path, role_of(path, made.entries), made.entries, made.metadata)
+
+
+def _optimizer(value: object, path: KeyPath) -> Optimizer | None:
+    """An optimizer's state_dict, or a pickled optimizer object: ``state`` beside ``param_groups``."""
+    algorithm = None
+    mapping: Mapping[object, object] = value if isinstance(value, dict) else {}
+    if type(value) is Call:
+        mapping, algorithm = value.attributes, value.class_name.rpartition(".")[2] or None
+    groups, state = plain(mapping.get("param_groups")), plain(mapping.get("state"))
+    if not isinstance(groups, list) or not isinstance(state, dict):
+        return None
+    read: list[ParamGroup] = []
+    position = 0
+    indexes: dict[object, int] = {}
+    for group in groups:
+        if not isinstance(group, dict) or not isinstance(group.get("params"), list):
+            return None
+        params: list[int | str] = []
+        for param in group["params"]:
+            if isinstance(param, int | str):
+                params.append(param)
+            else:  # the optimizer object itself: it holds the parameters, not their numbers
+                params.append(position)
+                indexes[_identity(param)] = position
+            position += 1
+        names = group.get("param_names")
+        options = {str(k): plain(v) for k, v in group.items() if k not in ("params", "param_names")}
+        read.append(
+            ParamGroup(tuple(params), tuple(map(str, names)) if isinstance(names, list) else None, options)
+        )
+    entries: dict[int | str, dict[str, object]] = {}
+    for key, per_parameter in state.items():
+        index = key if isinstance(key, int | str) else indexes.get(_identity(key))
+        per_parameter = plain(per_parameter)
+        if index is not None and isinstance(per_parameter, dict):
+            entries[index] = {str(k): plain(v) for k, v in per_parameter.items()}
+    return Optimizer(path, tuple(read), entries, algorithm or _algorithm(read, entries))
+
+
+def _identity(parameter: object) -> object:
+    return id(plain(parameter))
+
+
+_ALGORITHMS = (
+    # (options that only it has, its name); torch/optim, each class's defaults
+    ({"betas", "decoupled_weight_decay"}, "Adam or AdamW"),
+    ({"betas", "amsgrad"}, "Adam or AdamW"),
+    ({"betas", "momentum_decay"}, "NAdam or RAdam"),
+    ({"momentum", "dampening", "nesterov"}, "SGD"),
+    ({"alpha", "centered"}, "RMSprop"),
+    ({"lr_decay", "initial_accumulator_value"}, "Adagrad"),
+    ({"rho", "eps"}, "Adadelta"),
+    ({"etas", "step_sizes"}, "Rprop"),
+    ({"lambd", "alpha", "t0"}, "ASGD"),
+    ({"history_size", "line_search_fn"}, "LBFGS"),
+    ({"beta2_decay"}, "Adafactor"),
+    ({"ns_coefficients"}, "Muon"),
+    ({"betas", "weight_decay"}, "an Adam variant"),
+)
+
+
+def _algorithm(groups: list[ParamGroup], state: Mapping[int | str, Mapping[str, object]]) -> str | None:
+    options = groups[0].options if groups else {}
+    if options.get("decoupled_weight_decay") is True:
+        return "AdamW"
+    if options.get("decoupled_weight_decay") is False:
+        return "Adam"
+    return next((name for keys, name in _ALGORITHMS if keys <= options.keys()), None)
+
+
+def _of_optimizer(optimizer: Optimizer) -> StateDict:
+    entries: dict[str, object] = {}
+    for index, state in optimizer.state.items():
+        for key, value in state.items():
+            entries[f"state.{index}.{key}"] = value
+    return StateDict(optimizer.path, "optimizer", entries)
+
+
+def _training(
+    root: object, optimizers: list[Optimizer], schedulers: list[KeyPath], rng: list[KeyPath]
+) -> TrainingState | None:
+    """The run's own values: those at the root, and one mapping below it."""
+    named: dict[str, Found] = {}
+    metrics: dict[str, Found] = {}
+    for key, value, path in _scalars(root):
+        if _EPOCH.match(key) and _is_number(value):
+            named.setdefault("epoch", Found(value, path))
+        elif _STEP.match(key) and _is_number(value):
+            named.setdefault("step", Found(value, path))
+        elif _ARGUMENTS.match(key) and not isinstance(value, int | float | TensorInfo | None):
+            named.setdefault("arguments", Found(value, path))
+        elif _LOSS.search(key) and _is_value(value):
+            if key.lower() == "loss" or "loss" not in named:
+                named["loss"] = Found(value, path)
+            metrics[key] = Found(value, path)
+        elif _METRIC.search(key) and _is_value(value):
+            metrics[key] = Found(value, path)
+        elif key.lower() in ("lr", "learning_rate") and _is_number(value):
+            named.setdefault("lr", Found(value, path))
+    for number, optimizer in enumerate(optimizers):
+        for index, group in enumerate(optimizer.groups):
+            if number == index == 0 and "lr" in group.options:
+                named["lr"] = Found(group.options["lr"], (*optimizer.path, "param_groups", 0, "lr"))
+    if not named and not metrics and not optimizers and not schedulers and not rng:
+        return None
+    return TrainingState(
+        **named, metrics=metrics, optimizers=tuple(optimizers), schedulers=tuple(schedulers), rng=tuple(rng)
+    )
+
+
+def _scalars(root: object) -> Iterator[tuple[str, object, KeyPath]]:
+    if type(root) is Call:
+        root = root.attributes
+    if not isinstance(root, dict):
+        return
+    for key, raw in root.items():
+        value = plain(raw)
+        if type(key) is str:
+            yield key, value, (key,)
+    for key, raw in root.items():
+        value = plain(raw)
+        if type(key) is str and isinstance(value, dict) and len(value) <= 64:
+            for inner, below in value.items():
+                if type(inner) is str and _is_value(plain(below)) and not _SCHEDULER_KEYS & value.keys():
+                    yield inner, plain(below), (key, inner)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_value(value: object) -> bool:
+    """A number, or a tensor that holds just one."""
+    return _is_number(value) or (isinstance(value, TensorInfo) and value.shape == () and value.numel == 1)
+
+
+def _kind(root: object, found: Survey) -> str:
+    root = plain(root)
+    if isinstance(root, Module):
+        return "model"
+    if isinstance(root, TensorInfo):
+        return "tensor"
+    run = found.training
+    if run is not None and any(not optimizer.path for optimizer in run.optimizers):
+        return "optimizer"
+    models = [s for s in found.state_dicts if s.role in ("model", "ema")]
+    running = run is not None and (run.optimizers or run.schedulers or run.epoch or run.step or run.loss)
+    if running and (models or found.module or found.state_dicts):
+        return "training"
+    if found.module is not None:
+        return "model"
+    if models:
+        return "state_dict" if len(models) == 1 else "state_dicts"
+    if found.loose:
+        return "tensors"
+    return "object"

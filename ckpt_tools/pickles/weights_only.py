@@ -1,0 +1,178 @@
+"""Would ``torch.load(weights_only=True)`` take this pickle, and if not, all the reasons at once.
+
+torch stops at the first thing it refuses; here every opcode, name and call is judged. The rules are those of
+torch/_weights_only_unpickler.py in torch 2.14.
+"""
+
+from __future__ import annotations
+
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Iterable
+
+from ckpt_tools.checkpoint import KeyPath, Refusal
+from ckpt_tools.dtypes import BY_NAME, BY_STORAGE
+from ckpt_tools.pickles.machine import Evaluation
+from ckpt_tools.pickles.values import Call, Global, OrderedDict, PersistentId, as_global
+
+BLOCKED_MODULES = frozenset({"sys", "os", "posix", "nt"})
+"""Modules from which torch takes nothing, even where the user allows it."""
+
+# PROTO STOP MARK GLOBAL REDUCE NEWOBJ BUILD, APPEND(S) SETITEM(S), TUPLE and its short forms, NONE, booleans,
+# empty containers, BININT* BINFLOAT LONG1 BINUNICODE SHORT_BINSTRING, BINPERSID, BINGET BINPUT and long forms
+_OPCODES = frozenset(b"\x80.(cR\x81baesut\x85\x86\x87N\x88\x89)]}\x8fJKMG\x8aXUQhjqr")
+
+_CPU_AND_CUDA = ("torch.", "torch.cuda.")
+_ELEMENTS = ("Double", "Float", "Half", "Long", "Int", "Short", "Char", "Byte", "Bool", "BFloat16")
+
+ALLOWED_GLOBALS = frozenset(
+    [
+        "_codecs.encode",
+        *(f"builtins.{name}" for name in ("bytearray", "complex", "set")),
+        *(f"collections.{name}" for name in ("Counter", "OrderedDict")),
+        *(f"torch.{name}" for name in ("Size", "Tensor", "device")),
+        "torch.nn.parameter.Parameter",
+        "torch.serialization._get_layout",
+        "torch.storage.TypedStorage",
+        "torch.storage.UntypedStorage",
+        "torch._tensor._rebuild_from_type_v2",
+        *(
+            f"torch._utils._rebuild_{name}"
+            for name in (
+                "device_tensor_from_cpu_tensor",
+                "device_tensor_from_numpy",
+                "meta_tensor_no_storage",
+                "nested_tensor",
+                "parameter",
+                "parameter_with_state",
+                "qtensor",
+                "sparse_tensor",
+                "tensor",
+                "tensor_v2",
+                "tensor_v3",
+                "wrapper_subclass",
+            )
+        ),
+        *(f"{where}{name}Tensor" for where in _CPU_AND_CUDA for name in _ELEMENTS),
+        *(f"{where}sparse.{name}Tensor" for where in _CPU_AND_CUDA for name in _ELEMENTS if name != "Bool"),
+        *(f"torch.{storage}" for storage in BY_STORAGE),
+        *(f"torch.cuda.{storage}" for storage in BY_STORAGE if not storage.startswith("Q")),
+        *(f"torch.{dtype.name}" for dtype in BY_NAME.values() if dtype.name != "bit"),
+        *(
+            f"torch.{scheme}"
+            for scheme in (
+                "per_channel_affine",
+                "per_channel_affine_float_qparams",
+                "per_channel_symmetric",
+                "per_tensor_affine",
+                "per_tensor_symmetric",
+            )
+        ),
+    ]
+)
+"""What torch 2.14 takes without being told to."""
+
+
+def refusals(evaluation: Evaluation) -> tuple[Refusal, ...]:
+    """Every reason why torch would refuse the pickle, opcodes first, then names in the order of the file."""
+    found = [
+        Refusal(name, "the weights_only unpickler does not know this opcode", is_global=False)
+        for name in _opcode_names(evaluation.opcodes - _OPCODES)
+    ]
+    refused = [g for g in evaluation.globals.values() if _full_path(g) not in ALLOWED_GLOBALS]
+    where = locate_globals(evaluation.root, refused)
+    for name in refused:
+        path = _full_path(name)
+        blocked = path.rpartition(".")[0] in BLOCKED_MODULES
+        reason = "torch takes nothing from this module" if blocked else "not among the allowed globals"
+        found.append(Refusal(path, reason, where.get(name, ())))
+    if not found:
+        found += _refused_calls(evaluation.calls)
+    return tuple(found)
+
+
+def _full_path(name: Global) -> str:
+    # torch translates Python 2's names whatever the protocol
+    mapped = NAME_MAPPING.get((name.module, name.name))
+    if mapped is not None:
+        return ".".join(mapped)
+    return f"{IMPORT_MAPPING.get(name.module, name.module)}.{name.name}"
+
+
+def _opcode_names(codes: Iterable[int]) -> list[str]:
+    codes = frozenset(codes)
+    if not codes:
+        return []
+    from pickletools import opcodes  # slow to import, and rarely needed
+
+    return [opcode.name for opcode in opcodes if ord(opcode.code) in codes]
+
+
+def _refused_calls(calls: list[Call]) -> list[Refusal]:
+    """What torch refuses although every name in the file is allowed."""
+    found: dict[str, Refusal] = {}
+    for call in calls:
+        if type(call.func) is PersistentId:
+            subject, reason = "persistent id", "only storages may be loaded by persistent id"
+        elif as_global(call.func) is None:
+            subject, reason = "REDUCE", "the result of a call is called"
+        elif call.items is not None:
+            subject, reason = "APPENDS", f"a {call.target} is appended to, which is no list"
+        elif call.entries is not None and call.target != "collections.Counter":
+            subject, reason = "SETITEMS", f"items are set on a {call.target}, which is no dict"
+        else:
+            continue
+        found.setdefault(reason, Refusal(subject, reason, is_global=False))
+    return list(found.values())
+
+
+def locate_globals(root: object, names: Iterable[Global]) -> dict[Global, KeyPath]:
+    """The first key path at which each of *names* is used, by a breadth-first walk of the values."""
+    missing = set(names)
+    found: dict[Global, KeyPath] = {}
+    seen: set[int] = set()
+    level: list[tuple[object, KeyPath]] = [(root, ())]
+    while level and missing:
+        below: list[tuple[object, KeyPath]] = []
+        for value, path in level:
+            if type(value) is Global:
+                if value in missing:
+                    missing.discard(value)
+                    found[value] = path
+                continue
+            children = _children(value)
+            if children and id(value) not in seen:
+                seen.add(id(value))
+                below += [(child, path if key is None else (*path, key)) for key, child in children]
+        level = below
+    return found
+
+
+def _children(value: object) -> list[tuple[object, object]]:
+    """The values directly inside *value*, each with the key to add to the path; None adds nothing."""
+    if isinstance(value, dict):
+        children: list[tuple[object, object]] = [
+            (key if isinstance(key, str | int) else None, child) for key, child in value.items()
+        ]
+        children += [(None, key) for key in value if not isinstance(key, str | int)]
+        if isinstance(value, OrderedDict):
+            children.append((None, value.state))
+        return children
+    if isinstance(value, list):
+        return list(enumerate(value))
+    if isinstance(value, tuple | set | frozenset):
+        return [(None, child) for child in value]
+    if type(value) is PersistentId:
+        return [(None, value.pid)]
+    if type(value) is Call:
+        children = [(None, value.func), (None, value.args), (None, value.kwargs)]
+        attributes = value.attributes
+        for key, child in attributes.items():
+            # modules, parameters and buffers go by their own names
+            children.append((None if key in ("_modules", "_parameters", "_buffers") else key, child))
+        if value.state is not None and not attributes:
+            children.append((None, value.state))
+        children += [(None, item) for item in value.items or ()]
+        for key, child in value.entries or ():
+            children += [(None, key), (key if isinstance(key, str | int) else None, child)]
+        return children
+    return []

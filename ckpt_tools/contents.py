@@ -73,9 +73,7 @@ def chunks(tensor: TensorInfo, size: int = CHUNK) -> Iterator[bytes]:
         start = storage.offset + tensor.storage_offset * itemsize
         yield from storage.source.chunks(start, tensor.nbytes, size)
     elif tensor.nbytes != tensor.numel * itemsize:
-        raise UnsupportedFeature(
-            f"{tensor.name} packs several {tensor.dtype.name} in a byte and is not dense"
-        )
+        raise UnsupportedFeature(f"{tensor.name} packs several {tensor.dtype.name} in a byte and is not dense")
     else:
         for block in _blocks(tensor, max(size // itemsize, 1)):
             yield _gather(tensor, block)
@@ -93,9 +91,7 @@ def to_numpy(tensor: TensorInfo) -> numpy.ndarray[Any, Any]:
     """
     import numpy
 
-    return numpy.frombuffer(bytearray(read_bytes(tensor)), dtype=numpy_dtype(tensor.dtype)).reshape(
-        tensor.shape
-    )
+    return numpy.frombuffer(bytearray(read_bytes(tensor)), dtype=numpy_dtype(tensor.dtype)).reshape(tensor.shape)
 
 
 def numpy_dtype(dtype: DType) -> numpy.dtype[Any]:

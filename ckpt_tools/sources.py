@@ -63,8 +63,7 @@ class Source:
         """The *size* bytes from *offset* as a source of their own."""
         if offset < 0 or size < 0 or offset + size > self.size:
             raise CorruptFile(
-                f"{name} would take the bytes {offset:,} to {offset + size:,}, "
-                f"but the file ends at byte {self.size:,}",
+                f"{name} would take the bytes {offset:,} to {offset + size:,}, but the file ends at byte {self.size:,}",
                 path=self.name,
             )
         return Slice(self, offset, size, name)

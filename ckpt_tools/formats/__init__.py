@@ -13,6 +13,9 @@ from ckpt_tools.sources import Folder, Source, open_source
 FORMATS: tuple[Format, ...] = (torch_zip.FORMAT,)
 """In the order in which they are asked; a file that several would take goes to the first, as in torch."""
 
+SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".pth.tar", ".pt2", ".npz", ".gguf")
+"""Names that promise a checkpoint: such a file in a folder is looked at even if it turns out to be none."""
+
 
 def open_checkpoint(target: str | os.PathLike[str] | bytes | Source) -> Checkpoint:
     """Describe the checkpoint at *target*: a path, a folder, ``-`` for standard input, bytes or a source.
@@ -25,6 +28,20 @@ def open_checkpoint(target: str | os.PathLike[str] | bytes | Source) -> Checkpoi
         return _open(source)
     except CkptError as error:
         raise error.at(path=source.name) from None
+
+
+def looks_like_checkpoint(path: str) -> bool:
+    """Whether a folder is one checkpoint, or a file is one by its content or claims to be by its suffix."""
+    try:
+        source = open_source(path)
+        if isinstance(source, Folder):
+            return any(format.folder is not None and format.folder(source) for format in FORMATS)
+        if path.lower().endswith(SUFFIXES):
+            return True
+        head = source.peek(0, HEAD_BYTES)
+        return any(format.detect is not None and format.detect(source, head) for format in FORMATS)
+    except CkptError:
+        return False
 
 
 def _open(source: Source | Folder) -> Checkpoint:

@@ -106,9 +106,7 @@ class Archive:
     @property
     def duplicates(self) -> tuple[tuple[str, ...], ...]:
         """Groups of member names that torch takes for the same."""
-        return tuple(
-            tuple(self.members[i].name for i in group) for group in self._by_name.values() if len(group) > 1
-        )
+        return tuple(tuple(self.members[i].name for i in group) for group in self._by_name.values() if len(group) > 1)
 
     def find(self, name: str) -> Member | None:
         """The member that torch opens as *name*; None where there is none."""
@@ -169,9 +167,7 @@ def _find_directory(source: Source) -> tuple[int, int, int]:
             path=source.name,
         )
     if count * _CENTRAL.size > size:
-        raise CorruptFile(
-            f"the central directory declares {count:,} entries in {size:,} bytes", path=source.name
-        )
+        raise CorruptFile(f"the central directory declares {count:,} entries in {size:,} bytes", path=source.name)
     return count, offset, size
 
 

@@ -113,13 +113,9 @@ def _header_length(source: Source) -> int:
         raise CorruptFile(f"holds {source.size} of the 8 bytes that give the header's length: truncated")
     length = int.from_bytes(source.read(0, 8), "little")
     if length > MAX_HEADER:
-        raise CorruptFile(
-            f"declares a header of {length:,} bytes; the format allows {MAX_HEADER:,}", offset=0
-        )
+        raise CorruptFile(f"declares a header of {length:,} bytes; the format allows {MAX_HEADER:,}", offset=0)
     if 8 + length > source.size:
-        raise CorruptFile(
-            f"holds {source.size:,} of the {8 + length:,} bytes up to the header's end: truncated"
-        )
+        raise CorruptFile(f"holds {source.size:,} of the {8 + length:,} bytes up to the header's end: truncated")
     return length
 
 
@@ -278,8 +274,7 @@ def _check_layout(entries: list[_Entry], start: int, size: int) -> None:
     if start + position > size:
         whole = sum(1 for entry in entries if start + entry.end <= size)
         raise CorruptFile(
-            f"holds {size:,} of {start + position:,} bytes: truncated; {whole:,} of {len(entries):,} tensors "
-            "are whole",
+            f"holds {size:,} of {start + position:,} bytes: truncated; {whole:,} of {len(entries):,} tensors are whole",
             remedy="Download or copy the file again",
         )
     if start + position < size:

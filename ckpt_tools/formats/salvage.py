@@ -22,9 +22,7 @@ def explain(source: Source) -> CorruptFile:
     remedy = "Fetch it again: a download or a copy was cut short"
     first = _local_header(source, 0)
     if first is None:
-        return CorruptFile(
-            "a zip archive of which not even the first header is whole", path=source.name, remedy=remedy
-        )
+        return CorruptFile("a zip archive of which not even the first header is whole", path=source.name, remedy=remedy)
     name, start = first
     if not name.endswith("/data.pkl"):
         return CorruptFile(

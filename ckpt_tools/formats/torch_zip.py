@@ -123,9 +123,7 @@ def _read(source: Source, archive: Archive, root: str, pickle: Member) -> Checkp
     evaluation = run_machine(load_buffer(stream), 0, path=source.name, member=pickle.name)
     anomalies: list[Anomaly] = []
     if evaluation.end != pickle.size:
-        anomalies.append(
-            Anomaly(f"{pickle.size - evaluation.end:,} bytes follow the end of the pickle", pickle.name)
-        )
+        anomalies.append(Anomaly(f"{pickle.size - evaluation.end:,} bytes follow the end of the pickle", pickle.name))
     for names in archive.duplicates:
         chosen = archive.find(names[0])
         anomalies.append(

@@ -166,9 +166,7 @@ def tensor_over(
     storage = Storage(source, 0, source.size, element, "cpu", key, order)
     info = TensorInfo("", element, tuple(sizes), tuple(stride), 0, storage, subclass="numpy.ndarray")
     if info.nbytes > source.size:
-        raise CorruptFile(
-            f"an array of shape {info.shape} takes {info.nbytes:,} bytes, but {source.size:,} are there"
-        )
+        raise CorruptFile(f"an array of shape {info.shape} takes {info.nbytes:,} bytes, but {source.size:,} are there")
     return info
 
 

@@ -70,9 +70,7 @@ def evaluate(data: Buffer, start: int = 0) -> Evaluation:
     try:
         return machine.run()
     except (IndexError, struct_error):
-        problem = (
-            "the pickle breaks off" if machine.past_end() else "an opcode finds too few values on the stack"
-        )
+        problem = "the pickle breaks off" if machine.past_end() else "an opcode finds too few values on the stack"
     except KeyError as error:
         problem = f"memo entry {error.args[0]} is fetched before anything was stored there"
     except UnicodeDecodeError:

@@ -26,9 +26,7 @@ from ckpt_tools.pickles.values import Call, OrderedDict, plain
 _EMA = re.compile(r"(^|[^a-z])(ema|swa|shadow|averaged?|polyak|teacher)([^a-z]|$)", re.I)
 _NOT_MODEL = re.compile(r"(^|_)(rng|random|scheduler|scaler|sampler|replay|optim)", re.I)
 _EPOCH = re.compile(r"^(cur(rent)?_?|last_?|start_?|n_?|num_?)?epochs?$", re.I)
-_STEP = re.compile(
-    r"^(cur(rent)?_?|global_?|last_?|n_?|num_?)?(steps?|iter(ation)?s?|it|step_count|updates)$", re.I
-)
+_STEP = re.compile(r"^(cur(rent)?_?|global_?|last_?|n_?|num_?)?(steps?|iter(ation)?s?|it|step_count|updates)$", re.I)
 _LOSS = re.compile(r"loss", re.I)
 _METRIC = re.compile(
     r"(^|_)(acc(uracy)?\d*|top\d?|prec\d*|precision|recall|f1|auc|auroc|map|miou|iou|dice|psnr|ssim|bleu|wer|cer"
@@ -38,9 +36,7 @@ _METRIC = re.compile(
 _ARGUMENTS = re.compile(
     r"^(args?|arguments|config(uration)?|cfg|hparams|hyper_?parameters|opts?|options|params)$", re.I
 )
-_SCHEDULER_KEYS = frozenset(
-    {"_step_count", "_last_lr", "base_lrs", "milestones", "_get_lr_called_within_step"}
-)
+_SCHEDULER_KEYS = frozenset({"_step_count", "_last_lr", "base_lrs", "milestones", "_get_lr_called_within_step"})
 
 
 @dataclass(slots=True)
@@ -185,9 +181,7 @@ def _optimizer(value: object, path: KeyPath) -> Optimizer | None:
             position += 1
         names = group.get("param_names")
         options = {str(k): plain(v) for k, v in group.items() if k not in ("params", "param_names")}
-        read.append(
-            ParamGroup(tuple(params), tuple(map(str, names)) if isinstance(names, list) else None, options)
-        )
+        read.append(ParamGroup(tuple(params), tuple(map(str, names)) if isinstance(names, list) else None, options))
     entries: dict[int | str, dict[str, object]] = {}
     for key, per_parameter in state.items():
         index = key if isinstance(key, int | str) else indexes.get(_identity(key))

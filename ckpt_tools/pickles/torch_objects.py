@@ -441,8 +441,7 @@ class Interpreter:
             children[name] = child
         if expanded > MAX_MODULES or height >= MAX_MODULE_DEPTH:
             raise LimitExceeded(
-                f"the modules form a tree of {expanded:,} modules, {height + 1} levels deep, "
-                "which torch could not walk"
+                f"the modules form a tree of {expanded:,} modules, {height + 1} levels deep, which torch could not walk"
             )
         non_persistent = plain(attributes.get("_non_persistent_buffers_set", ()))
         training = attributes.get("training")
@@ -452,9 +451,7 @@ class Interpreter:
             children,
             self._tensors(attributes, "_parameters", class_name),
             self._tensors(attributes, "_buffers", class_name),
-            frozenset(str(n) for n in non_persistent)
-            if isinstance(non_persistent, Collection)
-            else frozenset(),
+            frozenset(str(n) for n in non_persistent) if isinstance(non_persistent, Collection) else frozenset(),
             training if isinstance(training, bool) else None,
             {k: v for k, v in attributes.items() if _is_hyperparameter(k, v)},
             {k: v for k, v in attributes.items() if type(k) is str and k not in _STRUCTURE},
@@ -464,9 +461,7 @@ class Interpreter:
         self._measured[id(module)] = (expanded, height + 1)
         return module
 
-    def _tensors(
-        self, attributes: Mapping[Any, object], key: str, class_name: str
-    ) -> dict[str, TensorInfo | None]:
+    def _tensors(self, attributes: Mapping[Any, object], key: str, class_name: str) -> dict[str, TensorInfo | None]:
         found: dict[str, TensorInfo | None] = {}
         for name, value in _mapping_of(attributes, key).items():
             meaning = self.meaning(value)

@@ -1,0 +1,1 @@
+"""What follows from descriptions: overviews, summaries, comparisons. Pure functions, no output."""

@@ -1,0 +1,90 @@
+"""Counting tensors honestly: memory that several names share is counted once, slack is told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ckpt_tools.checkpoint import Storage, TensorInfo
+
+# torch/nn/modules/batchnorm.py and utils/spectral_norm.py: names that only buffers have
+BUFFER_NAMES = frozenset({"running_mean", "running_var", "num_batches_tracked"})
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """*tensors* names, *elements* and *nbytes* of distinct memory, *slack* bytes of storages no tensor uses."""
+
+    tensors: int = 0
+    elements: int = 0
+    nbytes: int = 0
+    slack: int = 0
+
+
+def distinct(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
+    """The tensors without those that name the very elements of an earlier one, transposed or not."""
+    seen: set[object] = set()
+    kept: list[TensorInfo] = []
+    for tensor in tensors:
+        key = _memory(tensor)
+        if key is None or key not in seen:
+            seen.add(key)
+            kept.append(tensor)
+    return kept
+
+
+def tied(tensors: Iterable[TensorInfo]) -> list[list[str]]:
+    """Groups of names for the same elements, in file order."""
+    groups: dict[object, list[str]] = {}
+    for tensor in tensors:
+        key = _memory(tensor)
+        if key is not None and tensor.numel:
+            groups.setdefault(key, []).append(tensor.name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def _memory(tensor: TensorInfo) -> object:
+    if tensor.storage is None:
+        return None
+    return (id(tensor.storage), tensor.extent, tensor.numel)
+
+
+def tally(tensors: Iterable[TensorInfo]) -> Tally:
+    """Count *tensors*; bytes are those of the storages that some tensor reaches, overlaps once."""
+    listed = list(tensors)
+    elements = sum(tensor.numel for tensor in distinct(listed))
+    extents: dict[int, tuple[Storage, list[tuple[int, int]]]] = {}
+    for tensor in listed:
+        for part in _stored(tensor):
+            storage = part.storage
+            if storage is not None:
+                low, high = part.extent
+                item = part.dtype.itemsize
+                pair = (low * item, min(high * item, storage.nbytes))
+                extents.setdefault(id(storage), (storage, []))[1].append(pair)
+    used = slack = 0
+    for storage, pairs in extents.values():
+        covered = _covered(pairs)
+        used += covered
+        slack += storage.nbytes - covered
+    return Tally(len(listed), elements, used, slack)
+
+
+def _stored(tensor: TensorInfo) -> Iterable[TensorInfo]:
+    yield tensor
+    for _, part in tensor.parts:
+        yield from _stored(part)
+
+
+def _covered(pairs: list[tuple[int, int]]) -> int:
+    total = end = 0
+    for low, high in sorted(pairs):
+        if high > end:
+            total += high - max(low, end)
+            end = high
+    return total
+
+
+def looks_like_buffer(name: str) -> bool:
+    """Whether a name is one that BatchNorm's buffers have; an inference, not a record."""
+    return name.rpartition(".")[2] in BUFFER_NAMES

@@ -1,0 +1,63 @@
+"""What a file's name says of the run: ``epoch=3-val_loss=0.12.ckpt``, ``checkpoint_model_3_0.3_0.9.pt``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePath
+from typing import NamedTuple
+
+_SUFFIX = re.compile(r"(\.(pt|pth|ckpt|bin|tar|pkl|pickle|safetensors|zip|model))+$", re.I)
+_LABELLED = re.compile(
+    r"(?<![A-Za-z])(epoch|ep|e|step|iter|iteration|it|loss|acc|accuracy|val_loss|val_acc|lr|map|f1|auc|best)"
+    r"(?:s)?[=_\-]?(\d+(?:\.\d+)?(?:e-?\d+)?)(?![A-Za-z0-9])",
+    re.I,
+)
+_EQUALS = re.compile(r"(?:^|[-_.,])([A-Za-z][A-Za-z0-9_/]*)=(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
+_BARE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)(?![A-Za-z0-9])")
+_HASH = re.compile(r"-([0-9a-f]{8,64})$")
+_LONG = {"ep": "epoch", "e": "epoch", "iter": "step", "it": "step", "iteration": "step", "acc": "accuracy"}
+
+
+class NameHint(NamedTuple):
+    """A value that the file's name seems to give. *guess* is true where the label is a guess by position."""
+
+    label: str
+    value: float | int | str
+    guess: bool
+
+
+def name_hints(path: str) -> tuple[NameHint, ...]:
+    """The hints in the last part of *path*, labelled ones first.
+
+    Unlabelled numbers are taken by position, as people write them: a whole number is the epoch, the first
+    fraction after it a loss, a second one a metric; these are guesses and marked so.
+    """
+    stem = _SUFFIX.sub("", PurePath(path).name)
+    hash_match = _HASH.search(stem)
+    hints: list[NameHint] = []
+    if hash_match and not hash_match[1].isdecimal():
+        # torch.hub checks downloads against it
+        hints.append(NameHint("sha256 prefix", hash_match[1], False))
+        stem = stem[: hash_match.start()]
+    seen: set[str] = set()
+    for pattern in (_EQUALS, _LABELLED):
+        for match in pattern.finditer(stem):
+            label = _LONG.get(match[1].lower(), match[1].lower().lstrip("_"))
+            if label not in seen:
+                seen.add(label)
+                hints.append(NameHint(label, _number(match[2]), False))
+        stem = pattern.sub("-", stem)
+    if not seen:
+        numbers = _BARE.findall(stem)
+        whole = [n for n in numbers if "." not in n]
+        fractions = [n for n in numbers if "." in n]
+        if fractions and len(whole) <= 1 and len(numbers) > 1:
+            labels = [*(["epoch"] if whole else []), "loss", "metric"]
+            hints += [
+                NameHint(label, _number(text), True) for label, text in zip(labels, whole + fractions, strict=False)
+            ]
+    return tuple(hints)
+
+
+def _number(text: str) -> float | int:
+    return float(text) if "." in text or "e" in text.lower() else int(text[:18])

@@ -1,0 +1,37 @@
+"""``ckpt inspect``: what a checkpoint is and what is in it."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ckpt_tools.analysis.overview import overview
+from ckpt_tools.cli.output import emit, output_options, report_each
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option("--keys", metavar="GLOB", help="List the tensors whose name matches.")
+@click.option("--depth", type=click.IntRange(1), help="Levels of layers to show. [default: what fits a screen]")
+@output_options
+def inspect(
+    paths: tuple[str, ...],
+    tensors: bool,
+    keys: str | None,
+    depth: int | None,
+    format: str,
+    output: str | None,
+) -> None:
+    """Say what each checkpoint is, who made it, and what is in it.
+
+    PATH is a file, a folder, a glob, or - for standard input. Nothing the file contains is run, and no
+    tensor bytes are read. Exit code 2 if any file could not be read.
+    """
+    reports, code = report_each(
+        paths, lambda checkpoint: overview(checkpoint, all_tensors=tensors, keys=keys, depth=depth)
+    )
+    if reports:
+        emit(reports, command="inspect", format=format, output=output)
+    sys.exit(code)

@@ -1,0 +1,111 @@
+"""What every reporting command shares: finding its inputs, its output options, and writing the result."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import click
+
+from ckpt_tools.atomic import replacing
+from ckpt_tools.checkpoint import Checkpoint
+from ckpt_tools.errors import CkptError, NotACheckpoint, NotFound
+from ckpt_tools.formats import looks_like_checkpoint, open_checkpoint
+from ckpt_tools.render import FORMATS, render
+from ckpt_tools.report import Report
+
+
+def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--format`` and ``-o`` to a command."""
+    function = click.option(
+        "-o", "--output", type=click.Path(dir_okay=False), help="Write to this file, not to standard output."
+    )(function)
+    return click.option(
+        "--format",
+        "format",
+        type=click.Choice(FORMATS),
+        default="text",
+        show_default=True,
+        help="Output format.",
+    )(function)
+
+
+def report_each(paths: Sequence[str], make: Callable[[Checkpoint], Report]) -> tuple[list[Report], int]:
+    """The reports of all files, and 2 where one could not be read (each told on standard error), else 0."""
+    reports: list[Report] = []
+    code = 0
+    for path in paths:
+        try:
+            matches = list(expand(path))
+        except CkptError as error:
+            click.echo(f"ckpt: {error}", err=True)
+            code = 2
+            continue
+        for match in matches:
+            try:
+                reports.append(make(open_checkpoint(match)))
+            except CkptError as error:
+                click.echo(f"ckpt: {error.at(path=match)}", err=True)
+                code = 2
+    return reports, code
+
+
+def expand(path: str) -> Iterator[str]:
+    """The files that *path* names: a glob expanded, a folder walked for what is or claims to be a checkpoint.
+
+    Raises `NotFound` where it names nothing, `NotACheckpoint` for a folder without any.
+    """
+    matches = [path] if path == "-" or os.path.lexists(path) else sorted(glob.glob(path, recursive=True))
+    if not matches:
+        raise NotFound("no such file", path=path)
+    for match in matches:
+        if os.path.isdir(match):
+            yield from _in_folder(match)
+        else:
+            yield match
+
+
+def _in_folder(folder: str) -> Iterator[str]:
+    if looks_like_checkpoint(folder):
+        yield folder
+        return
+    found = False
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        for name in [*folders, *sorted(names)]:
+            path = os.path.join(root, name)
+            if looks_like_checkpoint(path):
+                found = True
+                yield path
+                if name in folders:
+                    folders.remove(name)
+    if not found:
+        raise NotACheckpoint("no checkpoint is in this folder or below it", path=folder)
+
+
+def emit(reports: Sequence[Report], *, command: str, format: str, output: str | None) -> None:
+    """Render and write: to *output*, whole or not at all, or to standard output."""
+    if output is not None:
+        with replacing(output) as file:
+            file.write(render(reports, format, command=command).encode("utf-8", "backslashreplace"))
+        return
+    terminal = sys.stdout.isatty()
+    color = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    text = render(reports, format, command=command, width=_width(terminal), color=color)
+    sys.stdout.buffer.write(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+    sys.stdout.flush()
+
+
+def _width(terminal: bool) -> int:
+    """The columns to fill: COLUMNS where set, else those of the terminal; 0 (no limit) in a pipe."""
+    try:
+        return int(os.environ["COLUMNS"])
+    except (KeyError, ValueError):
+        pass
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns if terminal else 0
+    except (OSError, ValueError):
+        return 0

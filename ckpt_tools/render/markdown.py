@@ -1,0 +1,47 @@
+"""Markdown as GitHub shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ckpt_tools.report import Block, Facts, Report
+
+_ESCAPES = str.maketrans({c: "\\" + c for c in "\\`*_{}[]<>#|~"})
+
+
+def render(reports: Sequence[Report], command: str, width: int, color: bool) -> str:
+    """A heading a report, a table a block."""
+    return "\n".join(_report(report) for report in reports)
+
+
+def _report(report: Report) -> str:
+    parts = [f"## {_escape(report.title)}"]
+    if report.verdict:
+        parts.append(_escape(report.verdict))
+    parts += [text for block in report.blocks if (text := _block(block))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _block(block: Block) -> str:
+    if not block.rows:
+        return ""
+    columns = ("", "") if isinstance(block, Facts) else block.columns
+    lines = [f"### {_escape(block.title)}\n"] if block.title else []
+    lines.append(f"| {' | '.join(name.removeprefix('>') for name in columns)} |")
+    lines.append(f"|{'|'.join('---:' if name.startswith('>') else '---' for name in columns)}|")
+    for row in block.rows:
+        lines.append(f"| {' | '.join(_cell(cell) for cell in row)} |")
+    note = getattr(block, "note", "")
+    if note:
+        lines.append(f"\n{_escape(note)}")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    indent = len(text) - len(text.lstrip(" "))
+    return "&nbsp;" * indent + _escape(text.strip()).replace("\n", "<br>")
+
+
+def _escape(text: str) -> str:
+    printable = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return printable.translate(_ESCAPES)

@@ -1,0 +1,81 @@
+"""What a command has to say, before it is text, JSON or a page: `Report`.
+
+The *data* of a report is what machines read; its *blocks* are what people read. Renderers turn either into
+output and add nothing of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Labelled single values: ``[("format", "PyTorch zip archive"), …]``. A value may have several lines."""
+
+    title: str
+    rows: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows under column names. A name that begins with ``>`` is of a column of numbers, set to the right."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+Block = Facts | Table
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The answer of a command for one file: *title* names it, *verdict* is the answer in a sentence."""
+
+    title: str
+    data: Mapping[str, object]
+    blocks: Sequence[Block] = ()
+    verdict: str = ""
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """``1 tensor``, ``1,024 tensors``."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def size(nbytes: int) -> str:
+    """Bytes for people, in powers of 1000 as disks and downloads count them: ``44.7 MB``."""
+    if nbytes < 1000:
+        return f"{nbytes} B"
+    value = float(nbytes)
+    for unit in ("kB", "MB", "GB", "TB"):
+        value /= 1000
+        if value < 999.95 or unit == "TB":
+            return f"{value:,.1f} {unit}"
+    raise AssertionError("unreachable")
+
+
+def number(value: object) -> str:
+    """A number as people write it: ``0.001``, ``1e-05``, ``12``."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return str(value) if abs(value) < 1 << 63 else "an integer beyond 64 bits"
+    return f"{value:.6g}"
+
+
+def plain_json(value: object) -> object:
+    """*value* with NaN and infinities as the strings ``NaN``, ``Infinity``, ``-Infinity``, as JSON has none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 1 << 64:
+        return hex(value) if value.bit_length() < 4096 else "an integer beyond 4096 bits"
+    if isinstance(value, Mapping):
+        return {str(key): plain_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(item) for item in value]
+    return value

@@ -38,6 +38,16 @@ _KINDS = {
     "object": "pickled object without tensors",
 }
 
+# who puts each prefix before the names of a state_dict
+_WRAPPERS = {
+    "module": "DataParallel, DistributedDataParallel or AveragedModel",
+    "_orig_mod": "torch.compile",
+    "model": "often a Lightning module's attribute",
+    "_forward_module": "Lightning Fabric",
+    "_fsdp_wrapped_module": "FullyShardedDataParallel",
+    "_checkpoint_wrapped_module": "activation checkpointing",
+}
+
 
 def overview(
     checkpoint: Checkpoint, *, all_tensors: bool = False, keys: str | None = None, depth: int | None = None
@@ -159,7 +169,35 @@ def _what(checkpoint: Checkpoint, sections: list[StateDict]) -> Facts:
     if devices and devices != ["cpu"]:
         rows.append(("devices", ", ".join(devices)))
     rows.append(("weights_only", _weights_only(checkpoint)))
+    rows += _loading(checkpoint, sections)
     return Facts("", rows)
+
+
+def _loading(checkpoint: Checkpoint, sections: list[StateDict]) -> list[tuple[str, str]]:
+    """What trips people who load it: the key under which the weights stand, the prefix of every name."""
+    rows: list[tuple[str, str]] = []
+    models = [section for section in sections if section.role == "model" and section.tensors]
+    if checkpoint.pickles and checkpoint.module is None and len(models) == 1 and models[0].path:
+        keys = "".join(f"[{key!r}]" for key in models[0].path)
+        rows.append(("to load", f"the weights are not at the root: model.load_state_dict(torch.load(…){keys})"))
+    for section in models:
+        prefix = wrapper_prefix(section.entries)
+        if prefix:
+            rows.append(("prefix", f"every name begins with {prefix} ({_WRAPPERS[prefix.split('.')[0]]})"))
+    return rows
+
+
+def wrapper_prefix(names: Iterable[str]) -> str:
+    """The wrappers' prefix that every name carries, stacked ones together; "" where there is none."""
+    prefix = ""
+    listed = list(names)
+    while listed:
+        first = listed[0].partition(".")[0]
+        if first not in _WRAPPERS or not all(name.startswith(f"{first}.") for name in listed):
+            break
+        prefix += f"{first}."
+        listed = [name[len(first) + 1 :] for name in listed]
+    return prefix
 
 
 def _bare_counts(sections: list[StateDict]) -> list[tuple[str, str]]:

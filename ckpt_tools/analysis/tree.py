@@ -76,33 +76,47 @@ def fold(root: Node) -> Node:
 
 def _folded(node: Node, signatures: Mapping[int, int]) -> Node:
     made = Node(node.name, node.path, node.tensors, {}, node.class_name, node.repeats)
-    run: list[Node] = []
-
-    def flush() -> None:
-        if len(run) > 2 or (len(run) == 2 and run[0].children):
-            first, last = run[0], run[-1]
-            name = f"{{{first.name}-{last.name}}}"
-            folded = _folded(first, signatures)
+    for run in _runs(list(node.children.values()), signatures):
+        if len(run) > 2 or (len(run) == 2 and run[0].children and run[0].name.isdecimal()):
+            first, last = _numbered(run[0].name), _numbered(run[-1].name)
+            name = f"{first[0]}{{{first[1]}-{last[1]}}}"
+            folded = _folded(run[0], signatures)
             folded.name, folded.repeats = name, len(run)
             folded.path = f"{made.path}.{name}" if made.path else name
             made.children[name] = folded
         else:
             for child in run:
                 made.children[child.name] = _folded(child, signatures)
-        run.clear()
-
-    for child in node.children.values():
-        follows = run and (
-            child.name.isdecimal()
-            and run[-1].name.isdecimal()
-            and int(child.name[:18]) == int(run[-1].name[:18]) + 1
-            and signatures[id(child)] == signatures[id(run[-1])]
-        )
-        if not follows:
-            flush()
-        run.append(child)
-    flush()
     return made
+
+
+def _runs(children: list[Node], signatures: Mapping[int, int]) -> Iterator[list[Node]]:
+    """*children* in order, cut into runs of equal ones whose numbers follow each other."""
+    run: list[Node] = []
+    for child in children:
+        if run:
+            stem, digits = _numbered(child.name)
+            before_stem, before = _numbered(run[-1].name)
+            if not (
+                digits
+                and before
+                and stem == before_stem
+                and int(digits) == int(before) + 1
+                and signatures[id(child)] == signatures[id(run[-1])]
+            ):
+                yield run
+                run = []
+        run.append(child)
+    if run:
+        yield run
+
+
+def _numbered(name: str) -> tuple[str, str]:
+    """A name cut before its last digits (18 of them at most); the digits are "" where it ends in none."""
+    stem = name.rstrip("0123456789")
+    if len(name) - len(stem) > 18:
+        return name, ""
+    return stem, name[len(stem) :]
 
 
 def rows_at(root: Node, depth: int) -> list[tuple[int, Node]]:

@@ -15,7 +15,7 @@ from ckpt_tools.formats import salvage
 from ckpt_tools.formats.archive import Archive, Member, MissingDirectory
 from ckpt_tools.formats.base import Format
 from ckpt_tools.formats.unpickled import describe, load_buffer, run_machine
-from ckpt_tools.pickles.values import Global
+from ckpt_tools.pickles.values import Global, brief
 from ckpt_tools.sources import Source
 
 # The oldest torch that writes each member, from the history of torch/serialization.py and inline_container.cc
@@ -77,10 +77,10 @@ class Members:
     def storage(self, pid: object, folder: str = "data/") -> Storage:
         """The storage that ``('storage', class, key, location, numel)`` refers to; one a key."""
         if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
-            raise CorruptFile(f"a persistent id is no reference to a storage: {pid!r:.80}")
+            raise CorruptFile(f"a persistent id is no reference to a storage: {brief(pid)}")
         _, cls, key, location, numel = pid
-        if type(key) is not str or type(numel) is not int or numel < 0 or type(cls) is not Global:
-            raise CorruptFile(f"a storage is referred to by a malformed persistent id: {pid!r:.120}")
+        if type(key) is not str or type(numel) is not int or type(cls) is not Global or not 0 <= numel < 1 << 63:
+            raise CorruptFile(f"a storage is referred to by a malformed persistent id: {brief(pid)}")
         known = self._storages.get(key)
         if known is not None:
             return known

@@ -2,28 +2,77 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 
 from ckpt_tools.checkpoint import Anomaly, Checkpoint, GlobalUse, Module, Pickle, Refusal, Storage
 from ckpt_tools.errors import CkptError
-from ckpt_tools.pickles.machine import Buffer, Evaluation, evaluate
+from ckpt_tools.pickles.machine import Buffer, Evaluation, Truncated, evaluate
 from ckpt_tools.pickles.structure import survey
-from ckpt_tools.pickles.torch_objects import Interpreter
+from ckpt_tools.pickles.torch_objects import Interpreter, View
 from ckpt_tools.pickles.values import Global
 from ckpt_tools.pickles.weights_only import refusals
 from ckpt_tools.sources import Source
 
+FIRST_BYTES = 1 << 16
+"""How much is read to begin with where pickles stand before what is not to be read."""
+MAP_BYTES = 16 << 20
+"""Local files from this size on are mapped instead of being read."""
 PICKLE_LIMIT = 1 << 31
 """The longest pickle that is read into memory: no program has written one beyond it (torch's own limit on
 protocol 2 strings is 4 GiB; state_dicts of a million tensors pickle to 150 MB)."""
 
 
-def load_buffer(source: Source) -> bytes:
-    """All bytes of a pickle, for the machine."""
+def load_buffer(source: Source) -> Buffer:
+    """All bytes of a pickle, for the machine; those of a large local file are mapped, not read."""
+    mapped = _map(source)
+    if mapped is not None:
+        return mapped
     if source.size > PICKLE_LIMIT:
         raise CkptError(f"its pickle of {source.size:,} bytes is too long to be evaluated", path=source.name)
     return source.read(0, source.size)
+
+
+def _map(source: Source) -> mmap.mmap | None:
+    """*source* mapped into memory, where it is large and the beginning of a local file."""
+    if source.size < MAP_BYTES:
+        return None
+    place = source.locate(0)
+    if place is None or place[1] != 0:
+        return None
+    try:
+        with open(place[0], "rb") as file:
+            return mmap.mmap(file.fileno(), source.size, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):  # no mappable file system, or shorter than a moment ago
+        return None
+
+
+class Pickles:
+    """The pickles that stand back to back at the beginning of a source, whatever follows them.
+
+    No more of it is read than they take, or twice that where it cannot be mapped.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.end = 0
+        self._data: Buffer = _map(source) or source.peek(0, FIRST_BYTES)
+
+    def next(self) -> Evaluation:
+        """Evaluate the pickle that begins where the last one ended. Raises as `evaluate` does."""
+        while True:
+            try:
+                evaluation = evaluate(self._data, self.end)
+            except Truncated:
+                known = len(self._data)
+                more = b"" if known >= PICKLE_LIMIT else self.source.peek(known, known)
+                if not more or not isinstance(self._data, bytes):
+                    raise
+                self._data += more
+                continue
+            self.end = evaluation.end
+            return evaluation
 
 
 def run_machine(data: Buffer, start: int, *, path: str, member: str | None) -> Evaluation:
@@ -36,14 +85,14 @@ def run_machine(data: Buffer, start: int, *, path: str, member: str | None) -> E
 
 def describe(
     evaluation: Evaluation,
-    persistent: Callable[[object], Storage],
+    persistent: Callable[[object], object],
     *,
     source: Source,
     stream: Source,
     member: str,
     format: str,
     title: str,
-    nested: Callable[[Source], Storage] | None = None,
+    nested: Callable[[Source], Storage | View] | None = None,
     metadata: Mapping[str, object] | None = None,
     producer: Mapping[str, str] | None = None,
     anomalies: Iterable[Anomaly] = (),
@@ -51,9 +100,9 @@ def describe(
 ) -> Checkpoint:
     """The checkpoint that the pickle *evaluation* of *source* makes.
 
-    *persistent* resolves its persistent ids to storages, *nested* the bytes of a pickled storage; *stream* is
-    the source the pickle was read from, *member* its name there. *refused* are reasons beyond the pickle's
-    own why ``weights_only`` does not take the file.
+    *persistent* resolves its persistent ids, *nested* the bytes of a pickled storage; *stream* is the source
+    the pickle was read from, *member* its name there. *refused* are reasons beyond the pickle's own why
+    ``weights_only`` does not take the file.
     """
     try:
         root = Interpreter(persistent, stream, nested).run(evaluation)

@@ -14,10 +14,12 @@ from typing import Literal
 from ckpt_tools.checkpoint import Storage, TensorInfo
 from ckpt_tools.dtypes import BY_NAME, DType
 from ckpt_tools.errors import CorruptFile
-from ckpt_tools.pickles.values import Blob, Call
+from ckpt_tools.pickles.values import Blob, Call, brief
 from ckpt_tools.sources import MemorySource, Source
 
 Order = Literal["little", "big"]
+
+_CONTINUATIONS = bytes(range(0x80, 0xC0))
 
 _KINDS = {"f": "float", "i": "int", "u": "uint", "c": "complex"}
 _SCALAR_CODES = {
@@ -96,7 +98,7 @@ class Latin1(Source):
 
     def __init__(self, text: Source) -> None:
         # every character is one or two bytes; the second of two has its top bits 10
-        size = sum(sum(1 for byte in chunk if byte & 0xC0 != 0x80) for chunk in text.chunks())
+        size = sum(len(chunk.translate(None, _CONTINUATIONS)) for chunk in text.chunks())
         super().__init__(text.name, size)
         self._text = text
         self._mark = (0, 0)  # decoded offset, encoded offset: where the last read ended
@@ -155,7 +157,7 @@ def tensor_over(
     sizes: list[int] = []
     for size in shape:
         if type(size) is not int or not 0 <= size < 1 << 63:
-            raise CorruptFile(f"an array has the impossible shape {shape!r:.80}")
+            raise CorruptFile(f"an array has the impossible shape {brief(shape)}")
         sizes.append(size)
     stride = [1] * len(sizes)
     axes = range(len(sizes)) if fortran else range(len(sizes) - 1, -1, -1)

@@ -41,11 +41,21 @@ class Evaluation:
     """What a stream evaluates to.
 
     *root* is the value at STOP, *end* the offset after it. *calls* holds every `Call` in the order they would
-    be made, *globals* every name in order of first mention, *opcodes* the codes that occur, *anomalies* pairs
-    of an oddity and its offset.
+    be made, *persistent* every persistent id likewise, *globals* every name in order of first mention,
+    *opcodes* the codes that occur, *anomalies* pairs of an oddity and its offset.
     """
 
-    __slots__ = ("anomalies", "calls", "end", "globals", "opcodes", "protocol", "root", "start")
+    __slots__ = (
+        "anomalies",
+        "calls",
+        "end",
+        "globals",
+        "opcodes",
+        "persistent",
+        "protocol",
+        "root",
+        "start",
+    )
 
     def __init__(self, start: int) -> None:
         self.start = start
@@ -53,18 +63,24 @@ class Evaluation:
         self.root: object = None
         self.protocol = 0
         self.calls: list[Call] = []
+        self.persistent: list[PersistentId] = []
         self.globals: dict[tuple[str, str], Global] = {}
         self.opcodes: frozenset[int] = frozenset()
         self.anomalies: list[tuple[str, int]] = []
+
+
+class Truncated(CorruptFile):
+    """The bytes end before the pickle does."""
 
 
 def evaluate(data: Buffer, start: int = 0) -> Evaluation:
     """Evaluate the one pickle that begins at *start* of *data*.
 
     Raises `CorruptFile` (with ``offset``, and what was read so far in its ``partial`` attribute) where the
-    stream breaks off or cannot be evaluated.
+    stream cannot be evaluated, `Truncated` where more bytes might help.
     """
     machine = _Machine(data, start)
+    kind = CorruptFile
     collecting = gc.isenabled()
     gc.disable()  # nothing becomes garbage meanwhile, and looking for it takes a third of the time
     try:
@@ -85,7 +101,7 @@ def evaluate(data: Buffer, start: int = 0) -> Evaluation:
     finally:
         if collecting:
             gc.enable()
-    failure = CorruptFile(problem, offset=machine.at)
+    failure = kind(problem, offset=machine.at)
     failure.partial = machine.result  # type: ignore[attr-defined]
     raise failure from None
 
@@ -110,6 +126,7 @@ class _Machine:
     def run(self) -> Evaluation:
         data, end, result = self.data, self.end, self.result
         memo, calls, marks = self.memo, result.calls, self.marks
+        persistent = result.persistent
         stack = self.stack
         seen = bytearray(256)
         methods = _METHODS
@@ -157,11 +174,10 @@ class _Machine:
                 elif code == 0x8C:  # SHORT_BINUNICODE
                     size = data[position]
                     position += 1
-                    stop = position + size
-                    if stop > end:
+                    start, position = position, position + size
+                    if position > end:
                         raise IndexError
-                    stack.append(str(data[position:stop], "utf-8", "surrogatepass"))
-                    position = stop
+                    stack.append(str(data[start:position], "utf-8", "surrogatepass"))
                 elif code == 0x52:  # REDUCE
                     args = stack.pop()
                     func = stack[-1]
@@ -174,7 +190,8 @@ class _Machine:
                     calls.append(call)
                     stack[-1] = call
                 elif code == 0x51:  # BINPERSID
-                    stack[-1] = PersistentId(stack[-1])
+                    stack[-1] = pid = PersistentId(stack[-1])
+                    persistent.append(pid)
                 elif code == 0x29:  # EMPTY_TUPLE
                     stack.append(())
                 elif code == 0x85:  # TUPLE1
@@ -243,7 +260,7 @@ class _Machine:
     def _blob(self, start: int, size: int, text: bool) -> object:
         self.position = start + size
         if self.position > self.end:
-            raise CorruptFile(
+            raise Truncated(
                 f"{'a string' if text else 'a byte string'} of {size:,} bytes is declared where "
                 f"{max(0, self.end - start):,} are left",
                 offset=self.at,
@@ -362,7 +379,7 @@ class _Machine:
     bytearray8 = binbytes8
 
     def next_buffer(self) -> None:
-        self.stack.append(PersistentId("out-of-band buffer"))
+        self._persistent("out-of-band buffer")
 
     def readonly_buffer(self) -> None:
         self.stack[-1]
@@ -490,7 +507,7 @@ class _Machine:
     def frame(self) -> None:
         size = _U64(self._take(8))[0]
         if self.position + size > self.end:
-            raise CorruptFile(
+            raise Truncated(
                 f"a frame of {size:,} bytes is declared where {self.end - self.position:,} are left",
                 offset=self.at,
             )
@@ -534,7 +551,12 @@ class _Machine:
         self.stack.append(self._global("copyreg", f"extension {code}", "EXT"))
 
     def persid(self) -> None:
-        self.stack.append(PersistentId(str(self._line(), "utf-8")))
+        self._persistent(str(self._line(), "utf-8"))
+
+    def _persistent(self, pid: object) -> None:
+        made = PersistentId(pid)
+        self.result.persistent.append(made)
+        self.stack.append(made)
 
     def inst(self) -> None:
         module = str(self._line(), "utf-8")

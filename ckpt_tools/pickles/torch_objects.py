@@ -8,15 +8,15 @@ meaning; they remain visible as calls.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckpt_tools.checkpoint import Module, Storage, TensorInfo
 from ckpt_tools.dtypes import BY_NAME, BY_STORAGE, UINT8, DType
-from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded
+from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded, UnsupportedFeature
 from ckpt_tools.pickles import arrays
 from ckpt_tools.pickles.machine import Evaluation
-from ckpt_tools.pickles.values import UNSET, Call, Global, OrderedDict, PersistentId, plain
+from ckpt_tools.pickles.values import UNSET, Call, Global, OrderedDict, PersistentId, brief, plain
 from ckpt_tools.sources import Source
 
 MAX_NESTING = 64
@@ -35,18 +35,29 @@ _TENSOR_CLASSES = {
 }
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """A run of bytes within a storage that is used as a storage of its own; *offset* and *nbytes* are bytes."""
+
+    storage: Storage
+    offset: int
+    nbytes: int
+    dtype: DType | None
+
+
 class Interpreter:
     """Reads the calls of one evaluated pickle.
 
-    *persistent* turns a persistent id into a `Storage`; *stream* is the source the pickle was read from, for
-    bytes that lie in it; *nested* turns the bytes given to ``torch.storage._load_from_bytes`` into a storage.
+    *persistent* says what a persistent id refers to (a `Storage`, a `View` of one, a `TensorInfo`), None
+    where that needs no meaning; *stream* is the source the pickle was read from, for bytes that lie in it;
+    *nested* turns the bytes given to ``torch.storage._load_from_bytes`` into a storage.
     """
 
     def __init__(
         self,
-        persistent: Callable[[object], Storage],
+        persistent: Callable[[object], object],
         stream: Source,
-        nested: Callable[[Source], Storage] | None = None,
+        nested: Callable[[Source], Storage | View] | None = None,
     ) -> None:
         self._persistent = persistent
         self._stream = stream
@@ -55,15 +66,20 @@ class Interpreter:
         self._open: set[int] = set()
 
     def run(self, evaluation: Evaluation) -> object:
-        """Give every call its meaning; returns what the root stands for."""
+        """Give every persistent id and every call its meaning; returns what the root stands for."""
+        for reference in evaluation.persistent:
+            self.meaning(reference)
         # parents are made before the children that their state holds: children first keeps recursion flat
         for call in reversed(evaluation.calls):
             self.meaning(call)
-        root = evaluation.root
-        return self.storage(root) if type(root) is PersistentId else plain(root)
+        return plain(evaluation.root)
 
     def meaning(self, value: object, depth: int = 0) -> object:
-        """What *value* stands for; a call without meaning gives None, anything else itself."""
+        """What *value* stands for; a call or persistent id without meaning gives None, anything else itself."""
+        if type(value) is PersistentId:
+            if value.meaning is UNSET:
+                value.meaning = self._persistent(value.pid)
+            return value.meaning
         if type(value) is not Call:
             return value
         if value.meaning is UNSET:
@@ -99,19 +115,21 @@ class Interpreter:
 
     # --- pieces
 
-    def storage(self, value: object) -> Storage:
+    def storage(self, value: object) -> Storage | View:
         """The storage that *value* stands for."""
-        if type(value) is PersistentId:
-            if value.meaning is UNSET:
-                value.meaning = self._persistent(value.pid)
-            if isinstance(value.meaning, Storage):
+        for _ in range(MAX_NESTING):
+            if type(value) is PersistentId:
+                found = self.meaning(value)
+                if isinstance(found, Storage | View):
+                    return found
+            elif type(value) is Call and value.target == "torch.storage._load_from_bytes" and self._nested:
+                if not isinstance(value.meaning, Storage | View):
+                    value.meaning = self._nested(self._bytes(_arguments(value, 1)[0]))
                 return value.meaning
-        elif type(value) is Call and value.target == "torch.storage._load_from_bytes" and self._nested:
-            if not isinstance(value.meaning, Storage):
-                value.meaning = self._nested(self._bytes(value.arguments[0]))
-            return value.meaning
-        elif type(value) is Call and value.class_name.startswith("torch.storage.") and value.arguments:
-            return self.storage(value.arguments[0])
+            elif type(value) is Call and value.class_name.startswith("torch.storage.") and value.arguments:
+                value = value.arguments[0]  # TypedStorage(wrap_storage, …)
+                continue
+            break
         raise CorruptFile("a tensor is rebuilt from what is no storage")
 
     def _bytes(self, value: object) -> Source:
@@ -126,37 +144,24 @@ class Interpreter:
             raise CorruptFile("a tensor is wanted where the pickle gives something else")
         return meaning
 
-    def strided(self, args: tuple[object, ...], dtype: DType | None = None) -> TensorInfo:
-        """A tensor from ``(storage, storage_offset, size, stride, …)``, checked to lie in its storage."""
-        storage = self.storage(args[0])
-        found = dtype or storage.dtype or UINT8
+    def _strided(self, args: tuple[object, ...], dtype: DType | None = None) -> TensorInfo:
+        """A tensor from ``(storage, storage_offset, size, stride, …)``."""
         shape, stride = _sizes(args[2], self), _sizes(args[3], self)
-        offset = args[1]
-        if type(offset) is not int or offset < 0 or len(shape) != len(stride):
-            raise CorruptFile(f"a tensor of shape {shape} has the stride {stride} and the offset {offset!r}")
-        tensor = TensorInfo("", found, shape, stride, offset, storage, storage.device)
-        packing = _PACKED.get(found.name, 1)
-        needed = -(-tensor.extent[1] // packing) * found.itemsize
-        if tensor.numel and needed > storage.nbytes:
-            raise CorruptFile(
-                f"a tensor of shape {shape} reaches byte {needed:,} of storage {storage.key!r}, "
-                f"which has {storage.nbytes:,}"
-            )
-        return tensor
+        return strided(self.storage(args[0]), args[1], shape, stride, dtype)
 
     # --- tensors
 
     def _rebuild_tensor(self, call: Call, depth: int) -> TensorInfo:
-        return self.strided(_arguments(call, 4))
+        return self._strided(_arguments(call, 4))
 
     def _rebuild_tensor_v2(self, call: Call, depth: int) -> TensorInfo:
         args = _arguments(call, 6)
-        tensor = self.strided(args)
+        tensor = self._strided(args)
         return _flagged(tensor, args[4], args[6] if len(args) > 6 else None)
 
     def _rebuild_tensor_v3(self, call: Call, depth: int) -> TensorInfo:
         args = _arguments(call, 7)
-        tensor = self.strided(args, _dtype(args[6]))
+        tensor = self._strided(args, _dtype(args[6]))
         return _flagged(tensor, args[4], args[7] if len(args) > 7 else None)
 
     def _rebuild_parameter(self, call: Call, depth: int) -> TensorInfo:
@@ -180,7 +185,7 @@ class Interpreter:
 
     def _rebuild_qtensor(self, call: Call, depth: int) -> TensorInfo:
         args = _arguments(call, 6)
-        tensor = self.strided(args)
+        tensor = self._strided(args)
         quantizer = args[4]
         if type(quantizer) is not tuple or len(quantizer) not in (3, 4):
             raise CorruptFile("a quantized tensor comes without its scale and zero point")
@@ -349,7 +354,7 @@ class Interpreter:
     def _old_tensor(self, call: Call) -> TensorInfo | None:
         """Torch < 0.2: an empty tensor, to which BUILD gives ``(storage, offset, size, stride)``."""
         if type(call.state) is tuple and len(call.state) == 4:
-            return self.strided(call.state)
+            return self._strided(call.state)
         if call.state is None and not call.arguments:
             return TensorInfo("", _TENSOR_CLASSES[call.class_name], (0,), (1,))
         return None
@@ -477,6 +482,36 @@ class Interpreter:
 # --- helpers that need no interpreter
 
 
+def strided(
+    storage: Storage | View,
+    offset: object,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    dtype: DType | None = None,
+) -> TensorInfo:
+    """A tensor over *storage*, from element *offset* on; *dtype* is the storage's own unless given.
+
+    Raises `CorruptFile` where the tensor does not lie in the storage.
+    """
+    view = storage if isinstance(storage, View) else View(storage, 0, storage.nbytes, storage.dtype)
+    whole, found = view.storage, dtype or view.dtype or UINT8
+    if type(offset) is not int or not 0 <= offset < 1 << 63 or len(shape) != len(stride):
+        raise CorruptFile(f"a tensor of shape {shape} has the stride {stride} and the offset {brief(offset)}")
+    start, rest = divmod(view.offset, found.itemsize)
+    if rest:
+        raise UnsupportedFeature(
+            f"a view of storage {whole.key!r} begins at byte {view.offset:,}, within an element of {found.name}"
+        )
+    tensor = TensorInfo("", found, shape, stride, start + offset, whole, whole.device)
+    packing = _PACKED.get(found.name, 1)
+    needed = -(-(tensor.extent[1] - start) // packing) * found.itemsize
+    if tensor.numel and needed > view.nbytes:
+        raise CorruptFile(
+            f"a tensor of shape {shape} reaches byte {needed:,} of storage {whole.key!r}, which has {view.nbytes:,}"
+        )
+    return tensor
+
+
 def _arguments(call: Call, least: int) -> tuple[Any, ...]:
     if len(call.arguments) < least:
         raise CorruptFile(f"{call.target} is given {len(call.arguments)} arguments where it takes {least}")
@@ -510,7 +545,7 @@ def _sizes(value: object, interpreter: Interpreter) -> tuple[int, ...]:
         raise LimitExceeded(f"a tensor of {len(value)} dimensions, where torch takes {MAX_RANK}")
     for size in value:
         if type(size) is not int or not 0 <= size < 1 << 63:
-            raise CorruptFile(f"{size!r:.40} is no size or stride")
+            raise CorruptFile(f"{brief(size)} is no size or stride")
     return tuple(value)
 
 

@@ -103,7 +103,10 @@ class OrderedDict(dict[object, object]):
 
 
 class PersistentId:
-    """A reference to something outside the stream; torch uses it for storages."""
+    """A reference to something outside the stream; torch uses it for storages, long ago also for tensors.
+
+    *meaning* is what it refers to, once resolved.
+    """
 
     __slots__ = ("meaning", "pid")
 
@@ -132,17 +135,34 @@ class Blob:
 def as_global(value: object) -> Global | None:
     """The global that *value* is, or that stands in its persistent id.
 
-    Legacy files wrap the classes of modules so: ``('module', class, source_file, source_text)``.
+    Legacy files wrap the classes of modules so: ``('module', class, source_file, source_text)``; tar files
+    have the last three.
     """
     if type(value) is PersistentId:
         pid = value.pid
         if type(pid) is tuple and len(pid) == 4 and pid[0] == "module":
             value = pid[1]
+        elif type(pid) is tuple and len(pid) == 3:
+            value = pid[0]
     return value if type(value) is Global else None
 
 
 def plain(value: object) -> object:
-    """What *value* stands for: a call's meaning where it has one, else itself."""
-    if type(value) is Call and value.meaning is not UNSET and value.meaning is not None:
-        return value.meaning
+    """What *value* stands for: the meaning of a call or a persistent id where it has one, else itself."""
+    if type(value) is Call or type(value) is PersistentId:
+        return value if value.meaning is UNSET or value.meaning is None else value.meaning
     return value
+
+
+def brief(value: object) -> str:
+    """*value* in a few words for a message, at a bounded cost whatever a file makes it."""
+    if type(value) is tuple:
+        items = [f"a {type(v).__name__}" if type(v) is tuple else brief(v) for v in value[:6]]
+        return f"({', '.join(items)}{', …' if len(value) > 6 else ''})"
+    if isinstance(value, str | bytes):
+        return repr(value[:60])
+    if value is None or isinstance(value, float | Global):
+        return repr(value)
+    if isinstance(value, int) and value.bit_length() <= 64:
+        return repr(value)
+    return f"a {type(value).__name__}"

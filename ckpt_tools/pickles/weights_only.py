@@ -85,6 +85,9 @@ def refusals(evaluation: Evaluation) -> tuple[Refusal, ...]:
         blocked = path.rpartition(".")[0] in BLOCKED_MODULES
         reason = "torch takes nothing from this module" if blocked else "not among the allowed globals"
         found.append(Refusal(path, reason, where.get(name, ())))
+    if any(type(p.pid) is tuple and p.pid[:1] not in ((), ("storage",)) for p in evaluation.persistent):
+        reason = "only storages may be loaded by persistent id"
+        found.append(Refusal("persistent id", reason, is_global=False))
     if not found:
         found += _refused_calls(evaluation.calls)
     return tuple(found)
@@ -111,9 +114,7 @@ def _refused_calls(calls: list[Call]) -> list[Refusal]:
     """What torch refuses although every name in the file is allowed."""
     found: dict[str, Refusal] = {}
     for call in calls:
-        if type(call.func) is PersistentId:
-            subject, reason = "persistent id", "only storages may be loaded by persistent id"
-        elif as_global(call.func) is None:
+        if as_global(call.func) is None:
             subject, reason = "REDUCE", "the result of a call is called"
         elif call.items is not None:
             subject, reason = "APPENDS", f"a {call.target} is appended to, which is no list"

@@ -164,7 +164,9 @@ def _what(checkpoint: Checkpoint, sections: list[StateDict]) -> Facts:
         rows.append(("tied", "\n".join(" = ".join(names) for names in groups)))
     kinds = _dtypes(_all_tensors(checkpoint, sections))
     if kinds:
-        rows.append(("dtypes", ", ".join(f"{name} ({count(n, 'tensor')})" for name, (n, _) in kinds.items())))
+        listed = [f"{name} ({count(n, 'tensor')})" for name, (n, _) in kinds.items()]
+        more = f", and {len(listed) - 8} more" if len(listed) > 8 else ""
+        rows.append(("dtypes", ", ".join(listed[:8]) + more))
     devices = sorted({t.device for t in _all_tensors(checkpoint, sections)})
     if devices and devices != ["cpu"]:
         rows.append(("devices", ", ".join(devices)))

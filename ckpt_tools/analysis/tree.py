@@ -56,18 +56,19 @@ def grow(tensors: Iterable[TensorInfo], classes: Mapping[str, str] | None = None
     return root
 
 
-def fold(root: Node) -> Node:
+def fold(root: Node, marks: Mapping[str, str] | None = None) -> Node:
     """The same tree with runs of equal, numbered siblings made one node.
 
-    Equal means the same names, shapes, dtypes and classes all the way down. A block that differs stays on its
-    own between the runs.
+    Equal means the same names, shapes, dtypes, classes and *marks* (by tensor name) all the way down. A block
+    that differs stays on its own between the runs.
     """
+    marks = marks or {}
     known: dict[object, int] = {}
     signatures: dict[int, int] = {}
     for node in reversed(list(root.walk())):  # children first
         key = (
             node.class_name,
-            tuple((name, t.dtype.name, t.shape) for name, t in node.tensors.items()),
+            tuple((name, t.dtype.name, t.shape, marks.get(t.name)) for name, t in node.tensors.items()),
             tuple((name, signatures[id(child)]) for name, child in node.children.items()),
         )
         signatures[id(node)] = known.setdefault(key, len(known))

@@ -14,23 +14,27 @@ from ckpt_tools.atomic import replacing
 from ckpt_tools.checkpoint import Checkpoint
 from ckpt_tools.errors import CkptError, NotACheckpoint, NotFound
 from ckpt_tools.formats import looks_like_checkpoint, open_checkpoint
-from ckpt_tools.render import FORMATS, render
+from ckpt_tools.render import render
 from ckpt_tools.report import Report
 
 
-def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--format`` and ``-o`` to a command."""
-    function = click.option(
-        "-o", "--output", type=click.Path(dir_okay=False), help="Write to this file, not to standard output."
-    )(function)
-    return click.option(
-        "--format",
-        "format",
-        type=click.Choice(FORMATS),
-        default="text",
-        show_default=True,
-        help="Output format.",
-    )(function)
+def output_options(*formats: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add ``--format`` (one of *formats*, the first by default) and ``-o`` to a command."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        function = click.option(
+            "-o", "--output", type=click.Path(dir_okay=False), help="Write to this file, not to standard output."
+        )(function)
+        return click.option(
+            "--format",
+            "format",
+            type=click.Choice(formats),
+            default=formats[0],
+            show_default=True,
+            help="Output format.",
+        )(function)
+
+    return add
 
 
 def report_each(paths: Sequence[str], make: Callable[[Checkpoint], Report]) -> tuple[list[Report], int]:

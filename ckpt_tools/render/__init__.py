@@ -1,4 +1,4 @@
-"""From reports to output, one file a format; `RENDERERS` lists them."""
+"""From reports to output: one file a format, with a function ``render``, imported when it is wanted."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from ckpt_tools.report import Report
-
-FORMATS = ("text", "json", "markdown")
-"""The output formats; each is a module here with a function ``render``."""
 
 Renderer = Callable[[Sequence[Report], str, int, bool], str]
 

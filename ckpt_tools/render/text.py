@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 from tabulate import tabulate
 
@@ -27,32 +28,37 @@ def _bold(text: str, color: bool) -> str:
 
 
 def _block(block: Block, width: int, color: bool) -> str:
-    body = _facts(block) if isinstance(block, Facts) else _table(block)
-    if not body:
+    lines = _facts(block, width) if isinstance(block, Facts) else _table(block, width)
+    if not lines:
         return ""
-    lines = [line if not width else _cut(line, width) for line in body.splitlines()]
     note = getattr(block, "note", "")
     if note:
-        lines.append(f"  {note}")
+        lines += _wrapped(note, width, "  ", "  ")
     heading = [_bold(block.title, color)] if block.title else []
     return "\n".join(heading + lines)
 
 
-def _facts(block: Facts) -> str:
-    if not block.rows:
-        return ""
-    label_width = max(len(label) for label, _ in block.rows)
+def _facts(block: Facts, width: int) -> list[str]:
+    label_width = max((len(label) for label, _ in block.rows), default=0)
     lines: list[str] = []
     for label, value in block.rows:
-        first, *rest = _printable(value).splitlines() or [""]
-        lines.append(f"  {label:<{label_width}}  {first}")
-        lines += [f"  {'':<{label_width}}  {line}" for line in rest]
-    return "\n".join(lines)
+        start = f"  {_printable(label):<{label_width}}  "
+        for line in _printable(value).splitlines() or [""]:
+            lines += _wrapped(line, width, start, " " * len(start))
+            start = " " * len(start)
+    return lines
 
 
-def _table(block: Table) -> str:
+def _wrapped(text: str, width: int, first: str, rest: str) -> list[str]:
+    """*text* broken at spaces to *width* columns (0: not at all), after the indents *first* and *rest*."""
+    if not width or len(first) + len(text) <= width:
+        return [first + text]
+    return wrap(text, max(width, MIN_WIDTH), initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
+
+
+def _table(block: Table, width: int) -> list[str]:
     if not block.rows:
-        return ""
+        return []
     names = [name.removeprefix(">") for name in block.columns]
     align = ["right" if name.startswith(">") else "left" for name in block.columns]
     rows = [[_printable(cell) for cell in row] for row in block.rows]
@@ -66,7 +72,8 @@ def _table(block: Table) -> str:
         disable_numparse=True,
         preserve_whitespace=True,
     )
-    return "\n".join("  " + line.rstrip() for line in body.splitlines())
+    lines = ["  " + line.rstrip() for line in body.splitlines()]
+    return [_cut(line, width) for line in lines] if width else lines
 
 
 def _cut(line: str, width: int) -> str:

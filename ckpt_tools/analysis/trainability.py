@@ -1,0 +1,362 @@
+"""Frozen or trainable, with the evidence: what the file records, what follows, and what nobody can know.
+
+Every parameter gets the evidence of each source that has any, and one verdict: that of the strongest source.
+Sources that disagree are reported as contradictions; none of them is dropped in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ckpt_tools.analysis.counting import looks_like_buffer
+from ckpt_tools.checkpoint import Checkpoint, Module, Optimizer, StateDict, TensorInfo
+from ckpt_tools.contents import chunks
+from ckpt_tools.errors import CkptError
+
+Verdict = Literal["trainable", "frozen", "unknown"]
+EvidenceSource = Literal["recorded", "class", "base", "optimizer", "none"]
+Confidence = Literal["certain", "likely", "unclear"]
+
+# the strongest first: a flag is what autograd obeys; the rest is what happened
+_STRENGTH: tuple[EvidenceSource, ...] = ("recorded", "class", "base", "optimizer", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One source's word on one parameter, and why."""
+
+    verdict: Verdict
+    source: EvidenceSource
+    confidence: Confidence
+    reason: str
+
+
+NO_EVIDENCE = Evidence("unknown", "none", "certain", "the file does not record it")
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The *verdict* on a parameter, the *evidence* for it strongest first, and the *contradictions* in that."""
+
+    verdict: Verdict
+    evidence: tuple[Evidence, ...]
+    contradictions: tuple[str, ...]
+
+    @property
+    def basis(self) -> Evidence:
+        """The evidence that decided."""
+        return self.evidence[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """A stray attribute that was probably meant to freeze or unfreeze: *where* it is, *what* it does."""
+
+    where: str
+    attribute: str
+    value: object
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trainability:
+    """The judgement on each parameter by name, and what holds for the file as a whole."""
+
+    parameters: Mapping[str, Judgement]
+    mistakes: tuple[Mistake, ...] = ()
+    notes: tuple[str, ...] = ()
+    drifted_buffers: tuple[str, ...] = ()
+
+
+def judge(
+    checkpoint: Checkpoint,
+    state_dict: StateDict,
+    module: Module | None,
+    *,
+    base: StateDict | None = None,
+    from_class: Mapping[str, bool] | None = None,
+) -> Trainability:
+    """Judge every parameter of *state_dict* (which is *module*'s own, where there is one).
+
+    *base* is an older state_dict to compare bytes with, *from_class* the ``requires_grad`` flags of a model
+    built from its class. Names are compared as they are; strip wrappers' prefixes before.
+    """
+    parameters = parameters_of(state_dict, module)
+    notes: list[str] = []
+    by_name: dict[str, list[Evidence]] = {tensor.name: [] for tensor in parameters}
+    for tensor in parameters:
+        if tensor.is_parameter and tensor.requires_grad is not None:
+            verdict: Verdict = "trainable" if tensor.requires_grad else "frozen"
+            by_name[tensor.name].append(
+                Evidence(verdict, "recorded", "certain", f"requires_grad={tensor.requires_grad} in the file")
+            )
+        if from_class is not None and tensor.name in from_class:
+            verdict = "trainable" if from_class[tensor.name] else "frozen"
+            by_name[tensor.name].append(
+                Evidence(verdict, "class", "likely", f"requires_grad={from_class[tensor.name]} as the class builds it")
+            )
+    drifted: tuple[str, ...] = ()
+    if base is not None:
+        drifted = _compare(parameters, state_dict, base, by_name)
+    run = checkpoint.training
+    if run is not None and len(run.optimizers) == 1:
+        notes += _from_optimizer(parameters, run.optimizers[0], by_name)
+    elif run is not None and len(run.optimizers) > 1:
+        notes.append(f"the file holds {len(run.optimizers)} optimizers; which one trains this model is not recorded")
+    judgements = {name: _weigh(evidence) for name, evidence in by_name.items()}
+    return Trainability(judgements, tuple(_mistakes(parameters, module)), tuple(notes), drifted)
+
+
+def parameters_of(state_dict: StateDict, module: Module | None) -> list[TensorInfo]:
+    """The parameters among the tensors: recorded where a module or Parameters are pickled, else by name."""
+    if module is not None:
+        return [
+            parameter.renamed(f"{path}.{name}" if path else name)
+            for path, part in module.walk()
+            for name, parameter in part.parameters.items()
+            if parameter is not None
+        ]
+    tensors = state_dict.tensors
+    if any(tensor.is_parameter for tensor in tensors):
+        return [tensor for tensor in tensors if tensor.is_parameter]
+    return [tensor for tensor in tensors if not looks_like_buffer(tensor.name)]
+
+
+def _weigh(evidence: list[Evidence]) -> Judgement:
+    ordered = sorted(evidence, key=lambda e: _STRENGTH.index(e.source)) or [NO_EVIDENCE]
+    decided = next((e for e in ordered if e.verdict != "unknown"), ordered[0])
+    ordered = [decided, *(e for e in ordered if e is not decided)]
+    contradictions = tuple(
+        f"{decided.reason}, but {other.reason}"
+        for other in ordered[1:]
+        if other.verdict != "unknown" and other.verdict != decided.verdict
+    )
+    return Judgement(decided.verdict, tuple(ordered), contradictions)
+
+
+# --- compared with a base
+
+
+def _compare(
+    parameters: Sequence[TensorInfo], state_dict: StateDict, base: StateDict, by_name: Mapping[str, list[Evidence]]
+) -> tuple[str, ...]:
+    """Add the evidence of equal and changed bytes; returns the buffers that moved where no parameter did."""
+    known = {tensor.name: tensor for tensor in base.tensors}
+    changed_layers: set[str] = set()
+    for tensor in parameters:
+        other = known.get(tensor.name)
+        layer = tensor.name.rpartition(".")[0]
+        if other is None:
+            evidence = Evidence("trainable", "base", "unclear", "the base has no such parameter: it is new")
+            changed_layers.add(layer)
+        elif other.shape != tensor.shape:
+            shapes = f"{_shape(other)} in the base, {_shape(tensor)} here"
+            evidence = Evidence("trainable", "base", "unclear", f"it was replaced ({shapes})")
+            changed_layers.add(layer)
+        elif same_bytes(tensor, other):
+            evidence = Evidence("frozen", "base", "likely", "its bytes are those of the base")
+        else:
+            evidence = Evidence("trainable", "base", "certain", "its bytes differ from the base")
+            changed_layers.add(layer)
+        by_name[tensor.name].append(evidence)
+    drifted = []
+    for tensor in state_dict.tensors:
+        other = known.get(tensor.name)
+        if tensor.name in by_name or other is None or other.shape != tensor.shape:
+            continue
+        if tensor.name.rpartition(".")[0] not in changed_layers and not same_bytes(tensor, other):
+            drifted.append(tensor.name)
+    return tuple(drifted)
+
+
+def same_bytes(a: TensorInfo, b: TensorInfo) -> bool:
+    """Whether two tensors of one shape have one dtype and the same bits."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if (
+        a.storage is not None
+        and a.storage is b.storage
+        and (a.storage_offset, a.stride) == (b.storage_offset, b.stride)
+    ):
+        return True
+    try:
+        left, right = chunks(a), chunks(b)
+        rest_left = rest_right = b""
+        while True:
+            rest_left = rest_left or next(left, b"")
+            rest_right = rest_right or next(right, b"")
+            count = min(len(rest_left), len(rest_right))
+            if count == 0:
+                return not rest_left and not rest_right
+            if rest_left[:count] != rest_right[:count]:
+                return False
+            rest_left, rest_right = rest_left[count:], rest_right[count:]
+    except CkptError:
+        return False
+
+
+# --- what the optimizer holds
+
+
+def _from_optimizer(
+    parameters: Sequence[TensorInfo], optimizer: Optimizer, by_name: Mapping[str, list[Evidence]]
+) -> list[str]:
+    """Add what the optimizer's groups and state say; returns remarks on how sure the mapping is."""
+    indexes = [index for group in optimizer.groups for index in group.params]
+    names = [name for group in optimizer.groups for name in group.names or ()]
+    stateful = any(optimizer.state.values())
+    if len(names) == len(indexes) and names:
+        mapping = dict(zip(names, indexes, strict=True))
+        confidence: Confidence = "certain"
+        notes = ["the optimizer records its parameters' names"]
+        ambiguous: set[str] = set()
+    elif indexes and all(isinstance(index, str) for index in indexes):
+        mapping = {str(index): index for index in indexes}
+        confidence, notes, ambiguous = "certain", ["the optimizer's parameters go by name"], set()
+    else:
+        mapping, ambiguous, notes = _by_order(parameters, indexes, optimizer)
+        confidence = "likely"
+    rates = {index: group.options.get("lr") for group in optimizer.groups for index in group.params}
+    for tensor in parameters:
+        if tensor.name in ambiguous:
+            reason = "whether the optimizer holds it cannot be told from order and shapes"
+            by_name[tensor.name].append(Evidence("unknown", "optimizer", "unclear", reason))
+        elif tensor.name not in mapping:
+            if len(mapping) + len(ambiguous) or len(indexes) < len(parameters):
+                if not mapping and not ambiguous and not stateful:
+                    continue
+                reason = "it is not in the optimizer"
+                by_name[tensor.name].append(Evidence("frozen", "optimizer", confidence, reason))
+        else:
+            index = mapping[tensor.name]
+            rate = rates.get(index)
+            suffix = f" (lr {rate:g})" if isinstance(rate, int | float) else ""
+            if optimizer.state.get(index):
+                evidence = Evidence("trainable", "optimizer", confidence, f"the optimizer stepped it{suffix}")
+            elif stateful:
+                reason = f"it is in the optimizer{suffix} without state: frozen, or it never received a gradient"
+                evidence = Evidence("frozen", "optimizer", "unclear", reason)
+            else:
+                reason = f"it is in the optimizer{suffix}, which keeps no state (plain SGD, or no step was made)"
+                evidence = Evidence("unknown", "optimizer", "unclear", reason)
+            by_name[tensor.name].append(evidence)
+    return notes
+
+
+def _by_order(
+    parameters: Sequence[TensorInfo], indexes: Sequence[object], optimizer: Optimizer
+) -> tuple[dict[str, int | str], set[str], list[str]]:
+    """Map parameter names to optimizer indexes by order and the shapes of the state.
+
+    An optimizer numbers its parameters in the order it was given them: those of ``model.parameters()``, or of
+    a filtered part. Returns the sure pairs, the names about which order and shapes leave doubt, and remarks.
+    """
+    shapes = [_state_shape(optimizer.state.get(index, {})) for index in indexes]  # type: ignore[call-overload]
+    wanted = [tensor.shape for tensor in parameters]
+    if len(indexes) == len(parameters):
+        fits = [shape is None or shape == want for shape, want in zip(shapes, wanted, strict=True)]
+        stale = [i for i, fit in enumerate(fits) if not fit]
+        if len(stale) <= max(2, len(fits) // 4):
+            pairs = {t.name: index for t, index, fit in zip(parameters, indexes, fits, strict=True) if fit}
+            notes = ["the optimizer's parameters are matched to names by their order"]
+            for i in stale:
+                notes.append(
+                    f"the optimizer's parameter {indexes[i]} has the shape {_text(shapes[i])} where "
+                    f"{parameters[i].name} has {_shape(parameters[i])}: it was bound before that layer was replaced"
+                )
+            return pairs, set(), notes  # type: ignore[return-value]
+    if len(indexes) > len(parameters):
+        return (
+            {},
+            {t.name for t in parameters},
+            [f"the optimizer holds {len(indexes)} parameters, the model {len(parameters)}: they cannot be matched"],
+        )
+    first = _embed(shapes, wanted)
+    last = _embed(shapes[::-1], wanted[::-1])
+    if first is None or last is None:
+        return (
+            {},
+            {t.name for t in parameters},
+            ["the shapes of the optimizer's state do not fit the model's parameters in any order-keeping way"],
+        )
+    last = [len(wanted) - 1 - position for position in reversed(last)]
+    sure: dict[str, int | str] = {}
+    doubtful: set[str] = set()
+    for index, low, high, shape in zip(indexes, first, last, shapes, strict=True):
+        if low == high:
+            sure[parameters[low].name] = index  # type: ignore[assignment]
+        else:
+            doubtful |= {parameters[p].name for p in range(low, high + 1) if shape in (None, wanted[p])}
+    doubtful -= sure.keys()
+    notes = [f"the optimizer holds {len(indexes)} of {len(parameters)} parameters, matched by order and shapes"]
+    if doubtful:
+        notes.append(f"for {len(doubtful)} parameters order and shapes leave doubt")
+    return sure, doubtful, notes
+
+
+def _embed(shapes: Sequence[tuple[int, ...] | None], wanted: Sequence[tuple[int, ...]]) -> list[int] | None:
+    """The leftmost positions in *wanted* at which *shapes* fit in order; None in *shapes* fits any."""
+    positions: list[int] = []
+    at = 0
+    for shape in shapes:
+        while at < len(wanted) and shape is not None and wanted[at] != shape:
+            at += 1
+        if at == len(wanted):
+            return None
+        positions.append(at)
+        at += 1
+    return positions
+
+
+def _state_shape(state: Mapping[str, object]) -> tuple[int, ...] | None:
+    """The shape of the parameter that a state is for: that of its largest tensor, None where there is none."""
+    tensors = [value for value in state.values() if isinstance(value, TensorInfo) and value.shape]
+    return max(tensors, key=lambda t: t.numel).shape if tensors else None
+
+
+# --- attributes that were meant to freeze
+
+
+def _mistakes(parameters: Iterable[TensorInfo], module: Module | None) -> Iterable[Mistake]:
+    for tensor in parameters:
+        for name, value in tensor.attributes.items():
+            if resembles_requires_grad(name):
+                what = f"sets a new attribute and leaves requires_grad={tensor.requires_grad}; meant: requires_grad = "
+                yield Mistake(tensor.name, name, value, what + str(value))
+    if module is not None:
+        for path, part in module.walk():
+            for name, value in part.attributes.items():
+                if name == "requires_grad":
+                    what = "does nothing on a module; meant: .requires_grad_("
+                    yield Mistake(path or "the model", name, value, f"{what}{value})")
+                elif resembles_requires_grad(name):
+                    what = f"does nothing; meant: .requires_grad_({value})"
+                    yield Mistake(path or "the model", name, value, what)
+
+
+def resembles_requires_grad(name: str) -> bool:
+    """Whether an attribute's name is ``requires_grad`` misspelt: a few letters missing, doubled or swapped."""
+    wanted = "requires_grad"
+    if name in (wanted, "_requires_grad") or not 8 <= len(name) <= 20:
+        return False
+    return _edits(name.lower(), wanted) <= 3 or _edits(name.lower().replace("_", ""), "requiresgrad") <= 2
+
+
+def _edits(a: str, b: str) -> int:
+    """The Levenshtein distance of two short words."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        previous, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
+    return row[-1]
+
+
+def _shape(tensor: TensorInfo) -> str:
+    return _text(tensor.shape)
+
+
+def _text(shape: tuple[int, ...] | None) -> str:
+    return "×".join(map(str, shape)) if shape else "scalar"

@@ -43,6 +43,11 @@ class CkptError(Exception):
         self.member = self.member or member
         return self
 
+    def name(self, subject: str) -> None:
+        """Put what the error is about, such as a tensor's name, before the problem."""
+        if subject and not self.problem.startswith(subject):
+            self.problem = f"{subject}: {self.problem}"
+
     @property
     def place(self) -> str:
         """``file: member, byte N``, as far as each is known."""

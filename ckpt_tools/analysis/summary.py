@@ -372,7 +372,7 @@ def _evidence(parameters: Iterable[TensorInfo], verdicts: Mapping[str, Judgement
         )
         for (verdict, source, confidence, reason), tensors in groups.items()
     ]
-    return Table("How we know", ("verdict", "source", "confidence", "reason", ">tensors", ">elements", "which"), rows)
+    return Table("How we know", ("verdict", "source", "confidence", ">tensors", ">elements", "which", "reason"), rows)
 
 
 def _some(tensors: Sequence[TensorInfo]) -> str:

@@ -255,45 +255,45 @@ def _by_order(
     """
     shapes = [_state_shape(optimizer.state.get(index, {})) for index in indexes]  # type: ignore[call-overload]
     wanted = [tensor.shape for tensor in parameters]
-    if len(indexes) == len(parameters):
-        fits = [shape is None or shape == want for shape, want in zip(shapes, wanted, strict=True)]
-        stale = [i for i, fit in enumerate(fits) if not fit]
-        if len(stale) <= max(2, len(fits) // 4):
-            pairs = {t.name: index for t, index, fit in zip(parameters, indexes, fits, strict=True) if fit}
-            notes = ["the optimizer's parameters are matched to names by their order"]
-            for i in stale:
-                notes.append(
-                    f"the optimizer's parameter {indexes[i]} has the shape {_text(shapes[i])} where "
-                    f"{parameters[i].name} has {_shape(parameters[i])}: it was bound before that layer was replaced"
-                )
-            return pairs, set(), notes  # type: ignore[return-value]
-    if len(indexes) > len(parameters):
-        return (
-            {},
-            {t.name for t in parameters},
-            [f"the optimizer holds {len(indexes)} parameters, the model {len(parameters)}: they cannot be matched"],
-        )
-    first = _embed(shapes, wanted)
-    last = _embed(shapes[::-1], wanted[::-1])
-    if first is None or last is None:
-        return (
-            {},
-            {t.name for t in parameters},
-            ["the shapes of the optimizer's state do not fit the model's parameters in any order-keeping way"],
-        )
-    last = [len(wanted) - 1 - position for position in reversed(last)]
     sure: dict[str, int | str] = {}
     doubtful: set[str] = set()
-    for index, low, high, shape in zip(indexes, first, last, shapes, strict=True):
-        if low == high:
-            sure[parameters[low].name] = index  # type: ignore[assignment]
-        else:
-            doubtful |= {parameters[p].name for p in range(low, high + 1) if shape in (None, wanted[p])}
-    doubtful -= sure.keys()
-    notes = [f"the optimizer holds {len(indexes)} of {len(parameters)} parameters, matched by order and shapes"]
-    if doubtful:
-        notes.append(f"for {len(doubtful)} parameters order and shapes leave doubt")
-    return sure, doubtful, notes
+    first, last = _embed(shapes, wanted), _embed(shapes[::-1], wanted[::-1])
+    if first is not None and last is not None:
+        highest = [len(wanted) - 1 - position for position in reversed(last)]
+        for index, low, high, shape in zip(indexes, first, highest, shapes, strict=True):
+            if low == high:
+                sure[parameters[low].name] = index  # type: ignore[assignment]
+            else:
+                doubtful |= {parameters[p].name for p in range(low, high + 1) if shape in (None, wanted[p])}
+        doubtful -= sure.keys()
+        notes = [f"the optimizer holds {len(indexes)} of {len(parameters)} parameters, matched by order and shapes"]
+        if doubtful:
+            notes.append(f"for {len(doubtful)} parameters order and shapes leave doubt")
+        return sure, doubtful, notes
+    # a layer was replaced after the optimizer was made: what stands before it and after it still fits
+    pairs = _ends(shapes, wanted)
+    if 2 * len(pairs) < len(indexes):
+        doubtful = {tensor.name for tensor in parameters}
+        return {}, doubtful, ["the shapes of the optimizer's state do not fit the model's parameters"]
+    sure = {parameters[at].name: indexes[i] for i, at in pairs}  # type: ignore[misc]
+    notes = ["the optimizer was bound before part of the model was replaced: by order and shapes"]
+    matched = {i for i, _ in pairs}
+    stale = [f"{index} {_text(shapes[i])}" for i, index in enumerate(indexes) if i not in matched and shapes[i]]
+    notes[0] += f" its parameters {', '.join(stale[:6])}{', …' if len(stale) > 6 else ''} are of no layer there is now"
+    return sure, set(), notes
+
+
+def _ends(shapes: Sequence[tuple[int, ...] | None], wanted: Sequence[tuple[int, ...]]) -> list[tuple[int, int]]:
+    """Pairs of positions in *shapes* and *wanted* that fit from the front, and then from the back."""
+    shorter = min(len(shapes), len(wanted))
+    front = 0
+    while front < shorter and shapes[front] in (None, wanted[front]):
+        front += 1
+    back = 0
+    while back < shorter - front and shapes[-1 - back] in (None, wanted[-1 - back]):
+        back += 1
+    pairs = [(i, i) for i in range(front)]
+    return pairs + [(len(shapes) - i, len(wanted) - i) for i in range(back, 0, -1)]
 
 
 def _embed(shapes: Sequence[tuple[int, ...] | None], wanted: Sequence[tuple[int, ...]]) -> list[int] | None:

@@ -11,6 +11,7 @@ from ckpt_tools.errors import CkptError, CorruptFile
 from ckpt_tools.formats.archive import LOCAL
 from ckpt_tools.pickles.machine import evaluate
 from ckpt_tools.pickles.values import Global, PersistentId
+from ckpt_tools.report import count
 from ckpt_tools.sources import Source
 
 _SIGNATURE = b"PK\x03\x04"
@@ -26,7 +27,7 @@ def explain(source: Source) -> CorruptFile:
     name, start = first
     if not name.endswith("/data.pkl"):
         return CorruptFile(
-            f"a zip archive cut short after {source.size:,} bytes; its first member is {name!r}",
+            f"a zip archive, truncated after {source.size:,} bytes; its first member is {name!r}",
             path=source.name,
             remedy=remedy,
         )
@@ -35,7 +36,7 @@ def explain(source: Source) -> CorruptFile:
         evaluation = evaluate(data)
     except CkptError:
         return CorruptFile(
-            f"a PyTorch zip archive cut short after {source.size:,} bytes, within its pickle",
+            f"a PyTorch zip archive, truncated after {source.size:,} bytes, within its pickle",
             path=source.name,
             remedy=remedy,
         )
@@ -46,13 +47,12 @@ def explain(source: Source) -> CorruptFile:
                 _, cls, key, _, numel = argument.pid
                 if type(cls) is Global and type(numel) is int and type(key) is str:
                     sizes[key] = numel * BY_STORAGE.get(cls.name, UINT8).itemsize
-    whole, cut = _walk(source, start + evaluation.end, sizes)
-    total = sum(sizes.values())
-    missing = f"; storage {cut!r} is cut" if cut is not None else ""
+    whole, cut, reached = _walk(source, start + evaluation.end, sizes)
+    missing = sum(size for key, size in sizes.items() if key not in whole)
+    where = f"; storage {cut!r} is cut" if cut is not None else ""
     return CorruptFile(
-        f"a PyTorch zip archive cut short: {source.size:,} bytes are there of at least "
-        f"{start + evaluation.end + total:,}; its pickle is whole and names {len(sizes):,} storages, "
-        f"of which {whole:,} are complete{missing}",
+        f"a truncated PyTorch zip archive: {source.size:,} bytes are there of at least {reached + missing:,}; "
+        f"its pickle is whole and names {count(len(sizes), 'storage')}, of which {len(whole):,} are complete{where}",
         path=source.name,
         remedy=remedy,
     )
@@ -71,31 +71,27 @@ def _local_header(source: Source, offset: int) -> tuple[str, int] | None:
     return name.decode("utf-8", "replace"), start
 
 
-def _walk(source: Source, offset: int, sizes: dict[str, int]) -> tuple[int, str | None]:
-    """How many storages are whole, and which one is cut, going from header to header."""
-    whole = 0
+def _walk(source: Source, offset: int, sizes: dict[str, int]) -> tuple[set[str], str | None, int]:
+    """Go from header to header: the storages that are whole, the one that is cut, and the offset reached."""
+    whole: set[str] = set()
     for _ in range(MAX_MEMBERS):
         # between members stands a data descriptor of 16 or 24 bytes
-        window = source.peek(offset, 64)
-        at = window.find(_SIGNATURE)
-        if at < 0:
-            return whole, None
-        header = _local_header(source, offset + at)
+        at = source.peek(offset, 64).find(_SIGNATURE)
+        header = _local_header(source, offset + at) if at >= 0 else None
         if header is None:
-            return whole, None
+            break
         name, start = header
-        _, _, key = name.rpartition("/data/")
+        key = name.rpartition("/data/")[2]
         size = sizes.get(key)
         if size is None:
             # a short member whose size its local header does not tell
-            tail = source.peek(start, 256)
-            following = tail.find(b"PK\x07\x08")
+            following = source.peek(start, 256).find(b"PK\x07\x08")
             if following < 0:
-                return whole, None
+                break
             offset = start + following
             continue
         if start + size > source.size:
-            return whole, key
-        whole += 1
+            return whole, key, start
+        whole.add(key)
         offset = start + size
-    return whole, None
+    return whole, None, max(offset, source.size)

@@ -6,13 +6,13 @@ import mmap
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 
-from ckpt_tools.checkpoint import Anomaly, Checkpoint, GlobalUse, Module, Pickle, Refusal, Storage
+from ckpt_tools.checkpoint import Anomaly, Checkpoint, GlobalUse, Module, Pickle, Refusal, Storage, format_path
 from ckpt_tools.errors import CkptError
 from ckpt_tools.pickles.machine import Buffer, Evaluation, Truncated, evaluate
 from ckpt_tools.pickles.structure import survey
 from ckpt_tools.pickles.torch_objects import Interpreter, View
 from ckpt_tools.pickles.values import Global
-from ckpt_tools.pickles.weights_only import refusals
+from ckpt_tools.pickles.weights_only import locate, refusals
 from ckpt_tools.sources import Source
 
 FIRST_BYTES = 1 << 16
@@ -107,6 +107,9 @@ def describe(
     try:
         root = Interpreter(persistent, stream, nested).run(evaluation)
     except CkptError as error:
+        faulty = [call for call in evaluation.calls if call.offset == error.offset]
+        for path in locate(evaluation.root, faulty).values():
+            error.name(format_path(path))
         raise error.at(path=source.name, member=member) from None
     found = survey(root)
     oddities = [Anomaly(what, f"{member}, byte {offset}") for what, offset in evaluation.anomalies]

@@ -79,7 +79,7 @@ def refusals(evaluation: Evaluation) -> tuple[Refusal, ...]:
         for name in _opcode_names(evaluation.opcodes - _OPCODES)
     ]
     refused = [g for g in evaluation.globals.values() if _full_path(g) not in ALLOWED_GLOBALS]
-    where = locate_globals(evaluation.root, refused)
+    where = locate(evaluation.root, refused)
     for name in refused:
         path = _full_path(name)
         blocked = path.rpartition(".")[0] in BLOCKED_MODULES
@@ -126,20 +126,18 @@ def _refused_calls(calls: list[Call]) -> list[Refusal]:
     return list(found.values())
 
 
-def locate_globals(root: object, names: Iterable[Global]) -> dict[Global, KeyPath]:
-    """The first key path at which each of *names* is used, by a breadth-first walk of the values."""
-    missing = set(names)
-    found: dict[Global, KeyPath] = {}
+def locate(root: object, wanted: Iterable[Global | Call]) -> dict[Global | Call, KeyPath]:
+    """The first key path at which each of *wanted* stands, by a breadth-first walk of the values."""
+    missing = set(wanted)
+    found: dict[Global | Call, KeyPath] = {}
     seen: set[int] = set()
     level: list[tuple[object, KeyPath]] = [(root, ())]
     while level and missing:
         below: list[tuple[object, KeyPath]] = []
         for value, path in level:
-            if type(value) is Global:
-                if value in missing:
-                    missing.discard(value)
-                    found[value] = path
-                continue
+            if isinstance(value, Global | Call) and value in missing:
+                missing.discard(value)
+                found[value] = path
             children = _children(value)
             if children and id(value) not in seen:
                 seen.add(id(value))

@@ -10,6 +10,7 @@ from tabulate import tabulate
 from ckpt_tools.report import Block, Facts, Report, Table
 
 MIN_WIDTH = 40
+MIN_CELL = 16
 
 
 def render(reports: Sequence[Report], command: str, width: int, color: bool) -> str:
@@ -64,9 +65,11 @@ def _table(block: Table, width: int) -> list[str]:
     rows = [[_printable(cell) for cell in row] for row in block.rows]
     # columns in which nothing stands say nothing
     used = [i for i in range(len(names)) if any(row[i].strip() for row in rows)]
+    if width:
+        _fit(rows, names, [i for i in used if align[i] == "left"], used, width)
     body = tabulate(
-        [[row[i] for i in used] for row in rows],
-        headers=[names[i] for i in used],
+        # the names as a row: as headers, tabulate pads them
+        [[line[i] for i in used] for line in (names, *rows)],
         colalign=[align[i] for i in used],
         tablefmt="plain",
         disable_numparse=True,
@@ -74,6 +77,20 @@ def _table(block: Table, width: int) -> list[str]:
     )
     lines = ["  " + line.rstrip() for line in body.splitlines()]
     return [_cut(line, width) for line in lines] if width else lines
+
+
+def _fit(rows: list[list[str]], names: Sequence[str], texts: Sequence[int], used: Sequence[int], width: int) -> None:
+    """Break the cells of the widest columns of text until the table is *width* columns wide."""
+    widths = {i: max(len(names[i]), *(len(row[i]) for row in rows)) for i in used}
+    for i in sorted(texts, key=lambda i: -widths[i]):
+        excess = 2 * len(used) + sum(widths.values()) - max(width, MIN_WIDTH)
+        if excess <= 0:
+            return
+        widths[i] = max(widths[i] - excess, MIN_CELL, len(names[i]))
+        for row in rows:
+            if len(row[i]) > widths[i]:
+                indent = " " * (len(row[i]) - len(row[i].lstrip(" ")))
+                row[i] = "\n".join(wrap(row[i], widths[i], subsequent_indent=indent + " ", break_on_hyphens=False))
 
 
 def _cut(line: str, width: int) -> str:

@@ -80,13 +80,18 @@ def evaluate(data: Buffer, start: int = 0) -> Evaluation:
     stream cannot be evaluated, `Truncated` where more bytes might help.
     """
     machine = _Machine(data, start)
-    kind = CorruptFile
+    kind: type[CorruptFile] = CorruptFile
     collecting = gc.isenabled()
     gc.disable()  # nothing becomes garbage meanwhile, and looking for it takes a third of the time
     try:
         return machine.run()
-    except (IndexError, struct_error):
-        problem = "the pickle breaks off" if machine.past_end() else "an opcode finds too few values on the stack"
+    except struct_error:
+        kind, problem = Truncated, "the pickle breaks off"
+    except IndexError:
+        if machine.past_end():
+            kind, problem = Truncated, "the pickle breaks off"
+        else:
+            problem = "an opcode finds too few values on the stack"
     except KeyError as error:
         problem = f"memo entry {error.args[0]} is fetched before anything was stored there"
     except UnicodeDecodeError:

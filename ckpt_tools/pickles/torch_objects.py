@@ -320,23 +320,25 @@ class Interpreter:
         )
 
     def _parameter(self, call: Call, depth: int) -> TensorInfo | None:
-        """``Parameter`` or ``Variable`` made with its data as first argument, or given it by BUILD."""
-        state = call.state
-        if type(state) is tuple and len(state) >= 2:
-            # torch < 0.4: (data, requires_grad, [volatile,] backward hooks)
-            data, requires_grad = state[:2]
-        elif call.arguments:
-            data = call.arguments[0]
-            requires_grad = call.arguments[1] if len(call.arguments) > 1 else True
+        """``Parameter`` or ``Variable``, made with its data and given the rest by BUILD, or all by BUILD."""
+        state, is_parameter = call.state, call.class_name in _PARAMETERS
+        data: object = call.arguments[0] if call.arguments else None
+        requires_grad: object = call.arguments[1] if len(call.arguments) > 1 else is_parameter
+        # torch/_tensor.py, Tensor.__setstate__
+        if type(state) is tuple and len(state) == 3:  # requires_grad, volatile, hooks
+            requires_grad = state[0]
+        elif type(state) is tuple and len(state) == 5:  # data, gradient, hooks, requires_grad, volatile
+            data, requires_grad = state[0], state[3]
+        if type(state) is tuple and len(state) == 4:  # storage, offset, size, stride
+            tensor: object = self._strided(state)
         else:
-            return None
-        tensor = self.meaning(data, depth + 1)
+            tensor = self.meaning(data, depth + 1)
         if not isinstance(tensor, TensorInfo):
             return None
         return replace(
             tensor,
             requires_grad=_flag(requires_grad),
-            is_parameter=call.class_name in _PARAMETERS,
+            is_parameter=is_parameter,
             attributes=self._attributes(state) if isinstance(state, dict) else {},
         )
 

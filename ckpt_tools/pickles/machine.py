@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import gc
 import mmap
+import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from struct import Struct
 from struct import error as struct_error
 
 from ckpt_tools.errors import CorruptFile, LimitExceeded
-from ckpt_tools.pickles.values import Blob, Call, Global, OrderedDict, PersistentId
+from ckpt_tools.pickles.values import Blob, Call, Global, OrderedDict, PersistentId, as_global
 
 BLOB_BYTES = 4096
 """Byte strings from this size on are left in the file as a `Blob`."""
@@ -25,8 +26,14 @@ BLOB_TEXT = 1 << 16
 """The same for text, which is rarely that long unless it carries an array (protocols below 3)."""
 MAX_DIGITS = 4300
 """Python's own limit on the digits of a decimal integer literal (sys.int_info)."""
-MAX_KEY_NODES = 64
-"""The most nested elements in a tuple used as a key: hashing visits every one, each time."""
+MAX_KEY_NODES = 4096
+"""The most elements, nested ones counted each time they occur, in a tuple or frozenset used as a key."""
+MAX_KEY_DEPTH = 32
+"""How deep such keys may nest: hashing and comparing them recurse in C."""
+MAX_SAME_HASH = 256
+"""The most keys of one mapping with the same hash; tuples and wide integers can be made to collide."""
+SPARE_WORK = 1_000_000
+"""Copies, in elements, that any stream may ask for; beyond it, four times its length."""
 
 Buffer = bytes | mmap.mmap
 
@@ -41,8 +48,9 @@ class Evaluation:
     """What a stream evaluates to.
 
     *root* is the value at STOP, *end* the offset after it. *calls* holds every `Call` in the order they would
-    be made, *persistent* every persistent id likewise, *globals* every name in order of first mention,
-    *opcodes* the codes that occur, *anomalies* pairs of an oddity and its offset.
+    be made, *persistent* every persistent id likewise, *globals* every name in order of first mention (its
+    key says whether Python 2's names were in force), *opcodes* the codes that occur, *anomalies* pairs of an
+    oddity and its offset.
     """
 
     __slots__ = (
@@ -64,7 +72,7 @@ class Evaluation:
         self.protocol = 0
         self.calls: list[Call] = []
         self.persistent: list[PersistentId] = []
-        self.globals: dict[tuple[str, str], Global] = {}
+        self.globals: dict[tuple[str, str, bool], Global] = {}
         self.opcodes: frozenset[int] = frozenset()
         self.anomalies: list[tuple[str, int]] = []
 
@@ -85,23 +93,22 @@ def evaluate(data: Buffer, start: int = 0) -> Evaluation:
     gc.disable()  # nothing becomes garbage meanwhile, and looking for it takes a third of the time
     try:
         return machine.run()
-    except struct_error:
+    except (_Short, struct_error):
         kind, problem = Truncated, "the pickle breaks off"
     except IndexError:
-        if machine.past_end():
+        if machine.cut():
             kind, problem = Truncated, "the pickle breaks off"
         else:
             problem = "an opcode finds too few values on the stack"
     except KeyError as error:
         problem = f"memo entry {error.args[0]} is fetched before anything was stored there"
     except UnicodeDecodeError:
-        problem = "a string is not valid UTF-8"
+        problem = "a string or name is not validly encoded"
     except ValueError as error:
         problem = str(error)
     except CorruptFile as error:
         error.partial = machine.result  # type: ignore[attr-defined]
-        if error.offset is None:
-            error.offset = machine.at
+        error.offset = machine.at
         raise
     finally:
         if collecting:
@@ -109,6 +116,10 @@ def evaluate(data: Buffer, start: int = 0) -> Evaluation:
     failure = kind(problem, offset=machine.at)
     failure.partial = machine.result  # type: ignore[attr-defined]
     raise failure from None
+
+
+class _Short(Exception):
+    """An argument reaches past the end of the data."""
 
 
 class _Machine:
@@ -122,11 +133,21 @@ class _Machine:
         self.stack: list[object] = []
         self.marks: list[list[object]] = []
         self.memo: dict[int, object] = {}
+        self.protocol = 0  # that of the last PROTO, which is what unpicklers go by
+        self.budget = SPARE_WORK + 4 * (self.end - start)
+        self.merged: dict[int, object] = {}  # by id, the states that several BUILDs were merged into
+        self.same_hash: dict[tuple[int, int], int] = {}  # keys seen, by mapping and hash
         self.result = Evaluation(start)
 
-    def past_end(self) -> bool:
-        """Whether the opcode at hand wants bytes beyond the end."""
-        return max(self.at, self.position) >= self.end
+    def cut(self) -> bool:
+        """Whether the opcode at hand, or its one-byte argument, lies beyond the end."""
+        return self.at >= self.end or (self.at + 1 >= self.end and self.data[self.at] in b"qhK\x8c")
+
+    def spend(self, amount: int) -> None:
+        """Account for work that is not in proportion to the bytes which ask for it."""
+        self.budget -= amount
+        if self.budget < 0:
+            raise LimitExceeded("the pickle copies what it shares far more often than its length allows for")
 
     def run(self) -> Evaluation:
         data, end, result = self.data, self.end, self.result
@@ -181,19 +202,20 @@ class _Machine:
                     position += 1
                     start, position = position, position + size
                     if position > end:
-                        raise IndexError
+                        raise _Short
                     stack.append(str(data[start:position], "utf-8", "surrogatepass"))
                 elif code == 0x52:  # REDUCE
                     args = stack.pop()
                     func = stack[-1]
-                    if type(func) is Global:
+                    if type(func) is Global and type(args) is tuple:
                         func.uses.add("call")
-                        if func.path == "collections.OrderedDict":
-                            stack[-1] = _ordered_dict(args)
+                        if func.path != "collections.OrderedDict":
+                            call = Call(func, args, at)
+                            calls.append(call)
+                            stack[-1] = call
                             continue
-                    call = Call(func, args, at)
-                    calls.append(call)
-                    stack[-1] = call
+                    self.at, self.stack = at, stack
+                    stack[-1] = self._called(func, args)
                 elif code == 0x51:  # BINPERSID
                     stack[-1] = pid = PersistentId(stack[-1])
                     persistent.append(pid)
@@ -250,14 +272,13 @@ class _Machine:
         start = self.position
         self.position = start + count
         if self.position > self.end:
-            raise IndexError
+            raise _Short
         return self.data[start : self.position]
 
     def _line(self) -> bytes:
         stop = self.data.find(b"\n", self.position, self.end)
         if stop < 0:
-            self.position = self.end + 1
-            raise IndexError
+            raise _Short
         line = self.data[self.position : stop]
         self.position = stop + 1
         return line
@@ -267,8 +288,7 @@ class _Machine:
         if self.position > self.end:
             raise Truncated(
                 f"{'a string' if text else 'a byte string'} of {size:,} bytes is declared where "
-                f"{max(0, self.end - start):,} are left",
-                offset=self.at,
+                f"{max(0, self.end - start):,} are left"
             )
         return Blob(start, size, text)
 
@@ -285,10 +305,11 @@ class _Machine:
             self.stack.append(self._take(size))
 
     def _string(self, data: bytes) -> None:
-        # Python 2 str: text where it is ASCII (torch.load's default encoding), else the bytes
+        # Python 2's str: text where it is UTF-8, which is torch.load's default encoding, else the bytes
         try:
-            self.stack.append(data.decode("ascii"))
+            self.stack.append(data.decode("utf-8"))
         except UnicodeDecodeError:
+            self._odd("a Python 2 string that is not UTF-8: torch.load takes it with encoding='latin1'")
             self.stack.append(data)
 
     def _marked(self) -> list[object]:
@@ -300,32 +321,37 @@ class _Machine:
 
     def int_(self) -> None:
         line = self._line()
-        if line == b"00":
-            self.stack.append(False)
-        elif line == b"01":
-            self.stack.append(True)
+        text = line.partition(b"\0")[0]  # where C's strings end
+        if _OCTAL.fullmatch(text):
+            # C's strtol, which comes first, takes a leading zero as octal; Python's int() does not
+            number = int(text, 8)
+            if not -(1 << 63) <= number < 1 << 63:
+                raise ValueError(f"{line[:40]!r} is no integer")
+            if line not in (b"00", b"01"):
+                self._odd("an integer literal with a leading zero, which only some unpicklers take")
         else:
-            self.stack.append(self._integer(line, 0))
+            number = self._integer(text, 0)
+        # "01" and "00" are True and False since Python 2.3, and C goes by value and length alone
+        self.stack.append(bool(number) if len(line) == 2 and number in (0, 1) else number)
 
     def long_(self) -> None:
-        self.stack.append(self._integer(self._line().removesuffix(b"L"), 0))
+        line = self._line()
+        if not line:
+            raise _Short
+        self.stack.append(self._integer(line.removesuffix(b"L").partition(b"\0")[0], 0))
 
-    def _integer(self, line: bytes, base: int) -> int:
-        if len(line) > MAX_DIGITS:
-            raise LimitExceeded(f"an integer literal has {len(line):,} digits")
-        text = line.strip()
+    def _integer(self, text: bytes, base: int) -> int:
+        plain = _DECIMAL.fullmatch(text)
+        if plain is None:
+            self._odd("an integer literal that is not plain decimal")
+        if len(text) > MAX_DIGITS and not _PREFIXED.match(text):
+            digits = sum(48 <= byte <= 57 for byte in text)
+            if digits > MAX_DIGITS:
+                raise LimitExceeded(f"an integer literal has {digits:,} digits")
         try:
-            number = int(text, base)
-            if not text.lstrip(b"+-").isdigit():
-                self._odd("an integer literal that is not plain decimal")
+            return int(text, base)
         except ValueError:
-            # C's strtol, which reads the literal first, takes a leading zero as octal
-            try:
-                number = int(text, 8)
-            except ValueError:
-                raise ValueError(f"{line[:40]!r} is no integer") from None
-            self._odd("an integer literal with a leading zero, which only some unpicklers take")
-        return number
+            raise ValueError(f"{text[:40]!r} is no integer") from None
 
     def binlong1(self) -> None:
         self.stack.append(int.from_bytes(self._take(self._take(1)[0]), "little", signed=True))
@@ -338,13 +364,16 @@ class _Machine:
 
     def float_(self) -> None:
         line = self._line()
-        try:
-            self.stack.append(float(line))
-        except ValueError:
-            raise ValueError(f"{line[:40]!r} is no number") from None
+        text = line.partition(b"\0")[0]
+        if not _FLOAT.fullmatch(text):
+            raise ValueError(f"{line[:40]!r} is no number")
+        number = float(text)
+        if number in (_INFINITY, -_INFINITY) and b"n" not in text.lower():
+            raise ValueError(f"{line[:40]!r} is too large for a number")
+        self.stack.append(number)
 
     def string(self) -> None:
-        line = self._line().strip()
+        line = self._line()
         if len(line) < 2 or line[0] != line[-1] or line[:1] not in (b'"', b"'"):
             raise ValueError("a string without its quotes")
         body = line[1:-1]
@@ -384,10 +413,11 @@ class _Machine:
     bytearray8 = binbytes8
 
     def next_buffer(self) -> None:
-        self._persistent("out-of-band buffer")
+        raise ValueError("it wants a buffer that was pickled apart from it, which no file can give")
 
     def readonly_buffer(self) -> None:
-        self.stack[-1]
+        if not isinstance(self.stack[-1], bytes | Blob | Call | PersistentId):
+            raise ValueError(f"a {type(self.stack[-1]).__name__} is taken for a buffer")
 
     # --- containers
 
@@ -406,34 +436,42 @@ class _Machine:
 
     def frozenset_(self) -> None:
         items = self._marked()
-        for item in items:
-            _check_key(item)
+        self._check_keys(items, items)
         self.stack.append(frozenset(items))
 
     def append(self) -> None:
-        self._extend([self.stack.pop()])
+        item = self.stack.pop()
+        self._extend([item])
 
     def appends(self) -> None:
-        self._extend(self._marked())
-
-    def additems(self) -> None:
-        self._extend(self._marked())
+        items = self._marked()
+        self._extend(items)
 
     def _extend(self, items: list[object]) -> None:
         target = self.stack[-1]
         if type(target) is list:
             target.extend(items)
-        elif type(target) is set:
-            for item in items:
-                _check_key(item)
+        elif type(target) is Call:
+            self._add_items(target, items)
+        elif items:
+            self._method_on(target, "append")
+
+    def additems(self) -> None:
+        items = self._marked()
+        target = self.stack[-1]
+        if type(target) is set:
+            self._check_keys(target, items)
             target.update(items)
         elif type(target) is Call:
-            if target.items is None:
-                target.items = items
-            else:
-                target.items.extend(items)
+            self._add_items(target, items)
+        elif items:
+            self._method_on(target, "add")
+
+    def _add_items(self, target: Call, items: list[object]) -> None:
+        if target.items is None:
+            target.items = items
         else:
-            self._method_on(target, "append")
+            target.items.extend(items)
 
     def setitem(self) -> None:
         value = self.stack.pop()
@@ -447,15 +485,22 @@ class _Machine:
     def _set(self, target: object, items: list[object]) -> None:
         if len(items) % 2:
             raise ValueError("a key without its value")
+        if not items:
+            return
         pairs = iter(items)
         if isinstance(target, dict):
+            before = len(target)
             for key in pairs:
                 if type(key) is not str:
-                    _check_key(key)
+                    self._check_key(target, key)
                 target[key] = next(pairs)
+            if len(target) - before != len(items) // 2:
+                self._odd("a mapping sets a key twice")
         elif type(target) is Call:
             if target.entries is None:
                 target.entries = []
+            if target.target in _MAPPINGS:
+                self._check_keys(target, items[::2])
             target.entries.extend((key, next(pairs)) for key in pairs)
         elif type(target) is list:
             for key in pairs:
@@ -474,6 +519,27 @@ class _Machine:
         elif not isinstance(target, PersistentId | Call):
             raise ValueError(f"{use} on a {type(target).__name__}")
         self._odd(f"an opcode calls a method ({use}) of what is no container")
+
+    def _check_keys(self, target: object, keys: Iterable[object]) -> None:
+        for key in keys:
+            if type(key) is not str:
+                self._check_key(target, key)
+
+    def _check_key(self, target: object, key: object) -> None:
+        """Refuse what cannot be hashed, or only at a cost that a few bytes can drive up without bound."""
+        kind = type(key)
+        if kind is tuple or kind is frozenset:
+            self.spend(_nodes(key))
+        elif isinstance(key, list | dict | set):
+            raise ValueError(f"a {kind.__name__} is used as a key")
+        elif kind is int and (key >= _WIDE or key <= -_WIDE):  # type: ignore[operator]
+            _check_wide(key)  # type: ignore[arg-type]
+        else:
+            return
+        place = id(target), hash(key)
+        seen = self.same_hash[place] = self.same_hash.get(place, 0) + 1
+        if seen > MAX_SAME_HASH:
+            raise LimitExceeded("keys are made to collide")
 
     # --- stack and memo
 
@@ -496,7 +562,7 @@ class _Machine:
         self.memo[self._index()] = self.stack[-1]
 
     def _index(self) -> int:
-        index = self._integer(self._line(), 10)
+        index = self._integer(self._line().partition(b"\0")[0], 10)
         if index < 0:
             raise ValueError("a negative memo index")
         return index
@@ -507,31 +573,31 @@ class _Machine:
             raise ValueError(f"pickle protocol {version} is not known")
         if self.at != self.result.start:
             self._odd("PROTO in the middle of the stream")
+        self.protocol = version
         self.result.protocol = max(version, self.result.protocol)
 
     def frame(self) -> None:
         size = _U64(self._take(8))[0]
         if self.position + size > self.end:
-            raise Truncated(
-                f"a frame of {size:,} bytes is declared where {self.end - self.position:,} are left",
-                offset=self.at,
-            )
+            raise Truncated(f"a frame of {size:,} bytes is declared where {self.end - self.position:,} are left")
 
     # --- names and objects
 
     def _global(self, module: object, name: object, opcode: str) -> Global:
         if type(module) is not str or type(name) is not str:
             raise ValueError(f"{opcode} names something by what is no string")
-        known = self.result.globals.get((module, name))
+        if not module or not name:
+            raise ValueError(f"{opcode} has an empty name")
+        old = self.protocol < 3
+        known = self.result.globals.get((module, name, old))
         if known is None:
-            mapped = NAME_MAPPING.get((module, name))
-            if mapped is None or self.result.protocol >= 3:
-                old = self.result.protocol < 3
-                path = f"{IMPORT_MAPPING.get(module, module) if old else module}.{name}"
-            else:
+            mapped = NAME_MAPPING.get((module, name)) if old else None
+            if mapped is not None:
                 path = ".".join(mapped)
+            else:
+                path = f"{IMPORT_MAPPING.get(module, module) if old else module}.{name}"
             known = Global(module, name, path, opcode, self.at)
-            self.result.globals[module, name] = known
+            self.result.globals[module, name, old] = known
         return known
 
     def global_(self) -> None:
@@ -552,11 +618,13 @@ class _Machine:
         self._extension(_I32(self._take(4))[0])
 
     def _extension(self, code: int) -> None:
+        if code <= 0:
+            raise ValueError(f"{code} is no extension code")
         # what a code stands for is settled in the reading process (copyreg's registry), not in the file
         self.stack.append(self._global("copyreg", f"extension {code}", "EXT"))
 
     def persid(self) -> None:
-        self._persistent(str(self._line(), "utf-8"))
+        self._persistent(str(self._line(), "ascii"))
 
     def _persistent(self, pid: object) -> None:
         made = PersistentId(pid)
@@ -564,40 +632,83 @@ class _Machine:
         self.stack.append(made)
 
     def inst(self) -> None:
-        module = str(self._line(), "utf-8")
-        cls = self._global(module, str(self._line(), "utf-8"), "INST")
-        cls.uses.add("call")
-        self._call(cls, tuple(self._marked()))
+        module = str(self._line(), "ascii")
+        cls = self._global(module, str(self._line(), "ascii"), "INST")
+        args = tuple(self._marked())
+        self.stack.append(self._called(cls, args))
 
     def obj(self) -> None:
         items = self._marked()
         cls = items[0]
-        if type(cls) is Global:
-            cls.uses.add("call")
-        self._call(cls, tuple(items[1:]))
+        self.stack.append(self._called(cls, tuple(items[1:])))
 
     def newobj(self) -> None:
         args = self.stack.pop()
-        self._new(self.stack.pop(), args, None)
+        self.stack.append(self._new(self.stack.pop(), args))
 
     def newobj_ex(self) -> None:
         kwargs = self.stack.pop()
         args = self.stack.pop()
-        self._new(self.stack.pop(), args, kwargs)
+        made = self._new(self.stack.pop(), args)
+        if not isinstance(kwargs, dict | Call):
+            raise ValueError("NEWOBJ_EX takes its keyword arguments from what is no dict")
+        if type(made) is Call:
+            made.kwargs = kwargs
+        self.stack.append(made)
 
-    def _new(self, cls: object, args: object, kwargs: object) -> None:
-        if type(cls) is Global:
-            cls.uses.add("new")
-            if cls.path == "collections.OrderedDict":
-                self.stack.append(OrderedDict())
-                return
-        self._call(cls, args, new=True).kwargs = kwargs
+    def _called(self, func: object, args: object) -> Call | OrderedDict:
+        """What calling *func* gives: an ordered dict is made at once, anything else remains a call."""
+        if not isinstance(func, Global | Call | PersistentId):
+            raise ValueError(f"a {type(func).__name__} is called")
+        if type(args) is list:
+            self.spend(len(args))
+            args = tuple(args)
+            self._odd("arguments are given as a list, which only torch's weights_only unpickler takes")
+        elif type(args) is not tuple and type(args) is not Call:
+            raise ValueError(f"a {type(args).__name__} is given as arguments")
+        name = as_global(func)
+        if name is not None:
+            name.uses.add("call")
+            if name.path == "collections.OrderedDict":
+                made = self._ordered_dict(args)
+                if made is not None:
+                    return made
+        return self._call(func, args)
+
+    def _new(self, cls: object, args: object) -> Call | OrderedDict:
+        if not isinstance(cls, Global | Call | PersistentId):
+            raise ValueError(f"a {type(cls).__name__} is taken for a class")
+        if type(args) is not tuple and type(args) is not Call:
+            raise ValueError(f"a {type(args).__name__} is given as arguments")
+        name = as_global(cls)
+        if name is not None:
+            name.uses.add("new")
+            if name.path == "collections.OrderedDict":
+                return OrderedDict()
+        return self._call(cls, args, new=True)
 
     def _call(self, func: object, args: object, new: bool = False) -> Call:
         call = Call(func, args, self.at, new)
         self.result.calls.append(call)
-        self.stack.append(call)
         return call
+
+    def _ordered_dict(self, args: object) -> OrderedDict | None:
+        """``OrderedDict(*args)``: empty since Python 3; Python 2 gives the items as one list of pairs."""
+        made = OrderedDict()
+        if args == ():
+            return made
+        items = args[0] if type(args) is tuple and len(args) == 1 else None
+        if isinstance(items, dict):
+            items = list(items.items())
+        if not isinstance(items, list | tuple):
+            return None
+        self.spend(len(items))
+        for pair in items:
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise ValueError("an OrderedDict is made from what are no pairs")
+            self._check_keys(made, pair[:1])
+            made[pair[0]] = pair[1]
+        return made
 
     def build(self) -> None:
         state = self.stack.pop()
@@ -606,15 +717,23 @@ class _Machine:
             if target.state is None:
                 target.state = state
             elif isinstance(target.state, dict) and isinstance(state, dict):
-                target.state = {**target.state, **state}
+                self.spend(len(state))
+                if id(target.state) not in self.merged:
+                    # the first state may be shared; what it is merged into must not be
+                    self.spend(len(target.state))
+                    target.state = dict(target.state)
+                    self.merged[id(target.state)] = target.state
+                target.state.update(state)
             else:
                 self._odd("an object's state is set twice")
                 target.state = state
         elif type(target) is Global:
             target.uses.add("build")
             self._odd("attributes are set on what a name refers to, not on an instance of it")
-        else:
+        elif state is None or (type(state) is tuple and not any(state)) or type(target) is PersistentId:
             self._odd(f"BUILD on a {type(target).__name__}")
+        else:
+            raise ValueError(f"attributes are set on a {type(target).__name__}, which has none")
 
     def _odd(self, what: str) -> None:
         anomalies = self.result.anomalies
@@ -622,45 +741,62 @@ class _Machine:
             anomalies.append((what, self.at))
 
 
-def _ordered_dict(args: object) -> OrderedDict:
-    """``OrderedDict(*args)``: empty since Python 3; Python 2 gives the items as one list of pairs."""
-    made = OrderedDict()
-    if type(args) is tuple and args and isinstance(args[0], list | tuple):
-        for pair in args[0]:
-            if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise ValueError("an OrderedDict is made from what are no pairs")
-            _check_key(pair[0])
-            made[pair[0]] = pair[1]
-    elif args != ():
-        raise ValueError("an OrderedDict is made from what are no pairs")
-    return made
+_WIDE = (1 << 61) - 1  # from here on, integers share hashes (sys.hash_info.modulus)
+_MAPPINGS = frozenset({"builtins.dict", "collections.Counter", "collections.defaultdict"})
+_OCTAL = re.compile(rb"\s*[+-]?0[0-7]+")
+_DECIMAL = re.compile(rb"[+-]?[0-9]+")
+_PREFIXED = re.compile(rb"\s*[+-]?0[box]", re.I)
+_FLOAT = re.compile(rb"[+-]?(inf(inity)?|nan|([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?)", re.I)
+_INFINITY = float("inf")
+_ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|.|$)", re.S)
+_ESCAPED = dict(zip(b"abfnrtv\\'\"", b"\a\b\f\n\r\t\v\\'\"", strict=True))
 
 
-def _check_key(key: object) -> None:
-    """Refuse what cannot be hashed, or only at a cost that a few bytes can drive up without bound."""
-    if type(key) is tuple:
-        pending: list[object] = [key]
-        budget = MAX_KEY_NODES
-        while pending:
-            budget -= 1
-            if budget < 0:
-                raise LimitExceeded(f"a key is a tuple of more than {MAX_KEY_NODES} elements")
-            item = pending.pop()
-            if type(item) is tuple:
-                pending.extend(item[: budget + 1])
-            else:
-                _check_key(item)
-    elif isinstance(key, list | dict | set):
-        raise ValueError(f"a {type(key).__name__} is used as a key")
-    elif type(key) is int and key.bit_length() > 1024:
+def _nodes(key: object) -> int:
+    """The elements of a tuple or frozenset, nested ones counted each time they occur."""
+    count = 0
+    level: list[object] = [key]
+    for _ in range(MAX_KEY_DEPTH):
+        below: list[object] = []
+        for item in level:
+            kind = type(item)
+            if kind is tuple or kind is frozenset:
+                count += len(item)  # type: ignore[arg-type]
+                if count > MAX_KEY_NODES:
+                    raise LimitExceeded(f"a key has more than {MAX_KEY_NODES:,} elements")
+                below.extend(item)  # type: ignore[arg-type]
+            elif kind is int:
+                _check_wide(item)  # type: ignore[arg-type]
+            elif isinstance(item, list | dict | set):
+                raise ValueError(f"a {kind.__name__} is used in a key")
+        if not below:
+            return count
+        level = below
+    raise LimitExceeded(f"a key is nested more than {MAX_KEY_DEPTH} deep")
+
+
+def _check_wide(key: int) -> None:
+    if key.bit_length() > 1024:
         raise LimitExceeded(f"a key is an integer of {key.bit_length():,} bits")
 
 
 def _unescape(body: bytes) -> bytes:
-    """The bytes that a Python 2 string literal stands for (``codecs.escape_decode``)."""
-    import codecs
+    """The bytes that a Python 2 string literal stands for, as ``codecs.escape_decode`` reads it."""
 
-    return codecs.escape_decode(body)[0]
+    def one(match: re.Match[bytes]) -> bytes:
+        code = match[1]
+        if code[:1] == b"x":
+            if len(code) == 3:
+                return bytes([int(code[1:], 16)])
+            raise ValueError("a string has a malformed \\x escape")
+        if not code:
+            raise ValueError("a string ends within an escape")
+        if code[:1].isdigit() and code[0] < 0x38:
+            return bytes([int(code, 8) & 0xFF])
+        known = _ESCAPED.get(code[0])
+        return match[0] if known is None else bytes([known])  # an unknown escape stands for itself
+
+    return _ESCAPE.sub(one, body)
 
 
 _METHODS: dict[int, Callable[[_Machine], None]] = {

@@ -1,0 +1,242 @@
+"""Verdicts on files that torch writes here, for each source of evidence and for sources that disagree."""
+
+import pytest
+
+from ckpt_tools import open_checkpoint
+from ckpt_tools.analysis.summary import subject_of
+from ckpt_tools.analysis.trainability import resembles_requires_grad
+from ckpt_tools.errors import CkptError
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+
+
+def net(classes=3):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, classes))
+
+
+def step(model, optimizer):
+    model(torch.randn(2, 3, 4, 4)).sum().backward()
+    optimizer.step()
+
+
+def verdicts(path, **options):
+    trust = subject_of(open_checkpoint(path), **options).trainability
+    return {name: judgement.verdict for name, judgement in trust.parameters.items()}, trust
+
+
+def save(tmp_path, value, name="m.pt"):
+    path = tmp_path / name
+    torch.save(value, path)
+    return path
+
+
+FROZEN_BACKBONE = {
+    "0.weight": "frozen",
+    "0.bias": "frozen",
+    "1.weight": "frozen",
+    "1.bias": "frozen",
+    "4.weight": "trainable",
+    "4.bias": "trainable",
+}
+
+
+def freeze_backbone(model):
+    for layer in model[:4]:
+        layer.requires_grad_(False)
+    return model
+
+
+def test_recorded_in_a_full_model(tmp_path):
+    found, trust = verdicts(save(tmp_path, freeze_backbone(net())))
+    assert found == FROZEN_BACKBONE
+    assert {j.basis.source for j in trust.parameters.values()} == {"recorded"}
+    assert {j.basis.confidence for j in trust.parameters.values()} == {"certain"}
+
+
+def test_recorded_by_parameters_in_a_dict(tmp_path):
+    found, _ = verdicts(save(tmp_path, dict(freeze_backbone(net()).named_parameters())))
+    assert found == FROZEN_BACKBONE
+
+
+def test_a_bare_state_dict_is_unknown(tmp_path):
+    found, _ = verdicts(save(tmp_path, freeze_backbone(net()).state_dict()))
+    assert set(found.values()) == {"unknown"}
+    assert list(found) == list(FROZEN_BACKBONE)  # BatchNorm's buffers are no parameters
+
+
+def test_state_keeping_optimizer_over_all_parameters(tmp_path):
+    model = freeze_backbone(net())
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.25)
+    step(model, optimizer)
+    found, trust = verdicts(save(tmp_path, {"m": model.state_dict(), "o": optimizer.state_dict()}))
+    assert found == FROZEN_BACKBONE
+    assert trust.parameters["4.bias"].basis.reason == "the optimizer stepped it (lr 0.25)"
+    frozen = trust.parameters["0.weight"].basis
+    assert (frozen.confidence, frozen.source) == ("unclear", "optimizer")
+    assert "without state: frozen, or it never received a gradient" in frozen.reason
+
+
+def test_filtered_optimizer(tmp_path):
+    model = freeze_backbone(net())
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    step(model, optimizer)
+    found, trust = verdicts(save(tmp_path, {"m": model.state_dict(), "o": optimizer.state_dict()}))
+    assert found == FROZEN_BACKBONE
+    assert trust.parameters["0.weight"].basis.reason == "it is not in the optimizer"
+
+
+def test_plain_sgd_tells_nothing(tmp_path):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step(model, optimizer)
+    found, trust = verdicts(save(tmp_path, {"m": model.state_dict(), "o": optimizer.state_dict()}))
+    assert set(found.values()) == {"unknown"}
+    assert "plain SGD" in trust.parameters["0.weight"].basis.reason
+
+
+def test_names_recorded_by_the_optimizer(tmp_path):
+    model = freeze_backbone(net())
+    # in an order that positions would get wrong
+    named = list(model.named_parameters())[::-1]
+    optimizer = torch.optim.Adam(named)
+    step(model, optimizer)
+    found, trust = verdicts(save(tmp_path, {"m": model.state_dict(), "o": optimizer.state_dict()}))
+    assert found == FROZEN_BACKBONE
+    assert trust.parameters["4.weight"].basis.confidence == "certain"
+
+
+def test_shapes_that_leave_doubt_are_unknown(tmp_path):
+    model = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "c": nn.Linear(4, 2)})
+    optimizer = torch.optim.Adam([*model["b"].parameters(), *model["c"].parameters()])
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    found, trust = verdicts(save(tmp_path, {"m": model.state_dict(), "o": optimizer.state_dict()}))
+    assert found == {
+        "a.weight": "unknown",
+        "a.bias": "unknown",
+        "b.weight": "unknown",
+        "b.bias": "unknown",
+        "c.weight": "trainable",
+        "c.bias": "trainable",
+    }
+    assert "for 4 parameters order and shapes leave doubt" in trust.notes
+
+
+@pytest.mark.parametrize("head", [lambda: nn.Linear(16, 2), lambda: nn.Sequential(nn.Linear(16, 5), nn.Linear(5, 2))])
+def test_optimizer_bound_before_the_head_was_replaced(tmp_path, head):
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters())
+    step(model, optimizer)
+    model[4] = head()
+    found, trust = verdicts(save(tmp_path, {"m": model.state_dict(), "o": optimizer.state_dict()}))
+    heads = [name for name in found if name.startswith("4")]
+    assert {found[name] for name in heads} == {"frozen"}
+    assert {trust.parameters[name].basis.reason for name in heads} == {"it is not in the optimizer"}
+    assert {found[name] for name in found if name not in heads} == {"trainable"}
+    assert "bound before part of the model was replaced" in trust.notes[0]
+    assert "4 3×16, 5 3 " in trust.notes[0]
+
+
+def test_base_compares_bytes_and_finds_drifted_buffers(tmp_path):
+    model = net()
+    base = save(tmp_path, model.state_dict(), "base.pt")
+    with torch.no_grad():
+        model(torch.randn(4, 3, 4, 4))  # moves BatchNorm's statistics
+        model[4].weight[0, 0] += 1
+    found, trust = verdicts(save(tmp_path, model.state_dict()), base=open_checkpoint(base))
+    assert found == {**dict.fromkeys(FROZEN_BACKBONE, "frozen"), "4.weight": "trainable"}
+    assert trust.drifted_buffers == ("1.running_mean", "1.running_var", "1.num_batches_tracked")
+
+
+def test_base_behind_a_wrapper_prefix(tmp_path):
+    model = net()
+    base = save(tmp_path, nn.DataParallel(model).state_dict(), "base.pt")
+    found, _ = verdicts(save(tmp_path, model.state_dict()), base=open_checkpoint(base))
+    assert set(found.values()) == {"frozen"}
+
+
+def test_a_flag_that_the_bytes_contradict(tmp_path):
+    model = freeze_backbone(net())
+    base = save(tmp_path, model.state_dict(), "base.pt")
+    with torch.no_grad():
+        model[0].weight += 1
+    found, trust = verdicts(save(tmp_path, model), base=open_checkpoint(base))
+    assert found["0.weight"] == "frozen"  # the flag is what autograd obeys
+    assert trust.parameters["0.weight"].contradictions == (
+        "requires_grad=False in the file, but its bytes differ from the base",
+    )
+    assert trust.parameters["4.weight"].contradictions == (
+        "requires_grad=True in the file, but its bytes are those of the base",
+    )
+    assert trust.parameters["0.bias"].contradictions == ()
+
+
+def test_a_flag_that_the_optimizer_contradicts(tmp_path):
+    model = net()
+    optimizer = torch.optim.Adam(model[4].parameters())
+    step(model, optimizer)
+    _, trust = verdicts(save(tmp_path, {"model": model, "optimizer": optimizer.state_dict()}))
+    assert trust.parameters["0.weight"].contradictions == (
+        "requires_grad=True in the file, but it is not in the optimizer",
+    )
+    assert trust.parameters["4.weight"].contradictions == ()
+
+
+def test_two_optimizers_decide_nothing(tmp_path):
+    model = net()
+    states = [torch.optim.SGD(model.parameters(), lr=0.1).state_dict() for _ in range(2)]
+    found, trust = verdicts(save(tmp_path, {"m": model.state_dict(), "g": states[0], "d": states[1]}))
+    assert set(found.values()) == {"unknown"}
+    assert trust.notes == ("the file holds 2 optimizers; which one trains this model is not recorded",)
+
+
+def test_typo_and_flag_on_a_module_are_pointed_out(tmp_path):
+    model = net()
+    model.requires_grad_(False)
+    for parameter in model[4].parameters():
+        parameter.requres_grad = True
+    model[0].requires_grad = False
+    found, trust = verdicts(save(tmp_path, model))
+    assert set(found.values()) == {"frozen"}
+    assert [(m.where, m.attribute, m.value) for m in trust.mistakes] == [
+        ("4.weight", "requres_grad", True),
+        ("4.bias", "requres_grad", True),
+        ("0", "requires_grad", False),
+    ]
+    assert "meant: .requires_grad_(False)" in trust.mistakes[2].what
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "requres_grad",
+        "require_grad",
+        "requires_grads",
+        "required_grad",
+        "requiresgrad",
+        "requires_gard",
+        "Requires_Grad",
+    ],
+)
+def test_misspellings(name):
+    assert resembles_requires_grad(name) == (name != "requires_grad")
+
+
+@pytest.mark.parametrize(
+    "name", ["requires_grad", "_requires_grad", "is_buffer", "persistent", "grad", "tag", "quant_state"]
+)
+def test_other_attributes_are_no_misspellings(name):
+    assert not resembles_requires_grad(name)
+
+
+def test_several_models_need_a_choice(tmp_path):
+    path = save(tmp_path, {"generator": net().state_dict(), "critic": net(2).state_dict()})
+    with pytest.raises(CkptError, match=r"2 state_dicts: generator, critic.*--select"):
+        verdicts(path)
+    found, _ = verdicts(path, select="critic")
+    assert len(found) == 6
+    with pytest.raises(CkptError, match=r"no state_dict at 'x'; there are: generator, critic"):
+        verdicts(path, select="x")

@@ -174,7 +174,7 @@ def _gather(tensor: TensorInfo, block: tuple[int, tuple[int, ...], tuple[int, ..
     if width:
         dense = numpy.ascontiguousarray(dense.reshape(-1, width)[:, ::-1])
     if _bits(tensor):
-        dense = _resolve(dense, tensor)
+        dense = _resolve(dense.copy(), tensor)  # it may still be the read-only bytes themselves
     return dense.tobytes()
 
 

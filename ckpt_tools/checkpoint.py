@@ -322,7 +322,7 @@ class Checkpoint:
     """A checkpoint file or folder, described without being executed and without tensor bytes being read.
 
     *format* is a format's short name (``torch_zip``), *title* the same in words; *kind* is one of
-    state_dict, state_dicts, model, training, optimizer, tensor, tensors, archive, object. *values* is the
+    state_dict, state_dicts, model, program, training, optimizer, tensor, tensors, archive, object. *values* is the
     inert root object. *refusals* is None where the question does not arise (safetensors, npz).
     """
 

@@ -30,6 +30,7 @@ _KINDS = {
     "state_dict": "state_dict",
     "state_dicts": "several state_dicts",
     "model": "full model (pickled nn.Module)",
+    "program": "program (graph or code, with its weights)",
     "training": "training checkpoint",
     "optimizer": "optimizer state_dict",
     "tensor": "single tensor",

@@ -6,11 +6,17 @@ import os
 
 from ckpt_tools.checkpoint import Checkpoint
 from ckpt_tools.errors import CkptError, NotACheckpoint
-from ckpt_tools.formats import torch_legacy, torch_zip
+from ckpt_tools.formats import plain_pickle, torch_legacy, torch_tar, torch_zip, torchscript
 from ckpt_tools.formats.base import HEAD_BYTES, Format
 from ckpt_tools.sources import Folder, Source, open_source
 
-FORMATS: tuple[Format, ...] = (torch_zip.FORMAT, torch_legacy.FORMAT)
+FORMATS: tuple[Format, ...] = (
+    torchscript.FORMAT,
+    torch_zip.FORMAT,
+    torch_tar.FORMAT,
+    torch_legacy.FORMAT,
+    plain_pickle.FORMAT,
+)
 """In the order in which they are asked; a file that several would take goes to the first, as in torch."""
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".pth.tar", ".pt2", ".npz", ".gguf")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ckpt_tools.checkpoint import Anomaly, Checkpoint, Refusal, Storage
+from ckpt_tools.checkpoint import Anomaly, Checkpoint, Storage
 from ckpt_tools.dtypes import BY_STORAGE, UINT8
 from ckpt_tools.errors import CkptError, CorruptFile, NotACheckpoint
 from ckpt_tools.formats import salvage
@@ -140,9 +140,6 @@ def _read(source: Source, archive: Archive, root: str, pickle: Member) -> Checkp
     since = next((v for name, v in _SINCE if archive.find(root + name) is not None), None)
     if since:
         producer["torch"] = f"{since} or later (inferred from the archive's members)"
-    refused: list[Refusal] = []
-    if archive.find(root + "constants.pkl") is not None:
-        refused.append(Refusal("TorchScript", "torch.jit.load reads such archives", is_global=False))
     return describe(
         evaluation,
         members.storage,
@@ -153,7 +150,6 @@ def _read(source: Source, archive: Archive, root: str, pickle: Member) -> Checkp
         title="PyTorch zip archive (torch.save)",
         producer=producer,
         anomalies=anomalies,
-        refused=refused,
     )
 
 

@@ -97,15 +97,17 @@ def describe(
     producer: Mapping[str, str] | None = None,
     anomalies: Iterable[Anomaly] = (),
     refused: Iterable[Refusal] = (),
+    interpreter: Callable[..., Interpreter] = Interpreter,
 ) -> Checkpoint:
     """The checkpoint that the pickle *evaluation* of *source* makes.
 
     *persistent* resolves its persistent ids, *nested* the bytes of a pickled storage; *stream* is the source
     the pickle was read from, *member* its name there. *refused* are reasons beyond the pickle's own why
-    ``weights_only`` does not take the file.
+    ``weights_only`` does not take the file. *interpreter* makes the `Interpreter`, for formats with classes
+    of their own.
     """
     try:
-        root = Interpreter(persistent, stream, nested).run(evaluation)
+        root = interpreter(persistent, stream, nested).run(evaluation)
     except CkptError as error:
         faulty = [call for call in evaluation.calls if call.offset == error.offset]
         for path in locate(evaluation.root, faulty).values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import pickle
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,6 +43,22 @@ def test_torch_says_what_the_manifest_says(entry: dict[str, Any], generate: Modu
         pytest.skip(f"the manifest is of torch {MANIFEST['torch']}")
     found = generate.entry_of(generate.FIXTURES[entry["file"]])
     assert json.loads(json.dumps(found)) == entry
+
+
+REFUSED = [entry for entry in ENTRIES if "error" in entry]
+
+
+@pytest.mark.parametrize("entry", REFUSED, ids=of_entry)
+def test_what_is_to_be_refused_is_refused_by_torch(entry: dict[str, Any]) -> None:
+    torch = pytest.importorskip("torch")
+    safetensors = pytest.importorskip("safetensors")
+    expected = (RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError)
+    with pytest.raises(expected):
+        torch.load(FIXTURES / entry["file"], weights_only=False)
+
+
+def test_readme_is_of_these_builders(generate: ModuleType) -> None:
+    assert (FIXTURES / "README.md").read_text(encoding="utf-8") == generate.readme()
 
 
 def test_manifest_and_builders_name_the_same_files(generate: ModuleType) -> None:

@@ -30,6 +30,8 @@ MAX_KEY_NODES = 4096
 """The most elements, nested ones counted each time they occur, in a tuple or frozenset used as a key."""
 MAX_KEY_DEPTH = 32
 """How deep such keys may nest: hashing and comparing them recurse in C."""
+MAX_KEY_BITS = 8192
+"""The widest integer used as a key: hashing reads all of it, and keys are shown in paths."""
 MAX_SAME_HASH = 256
 """The most keys of one mapping with the same hash; tuples and wide integers can be made to collide."""
 SPARE_WORK = 1_000_000
@@ -108,7 +110,7 @@ def evaluate(data: Buffer, start: int = 0) -> Evaluation:
         problem = str(error)
     except CorruptFile as error:
         error.partial = machine.result  # type: ignore[attr-defined]
-        error.offset = machine.at
+        error.offset = machine.at if error.offset is None else error.offset
         raise
     finally:
         if collecting:
@@ -135,6 +137,7 @@ class _Machine:
         self.memo: dict[int, object] = {}
         self.protocol = 0  # that of the last PROTO, which is what unpicklers go by
         self.budget = SPARE_WORK + 4 * (self.end - start)
+        self.short_frame: Truncated | None = None
         self.merged: dict[int, object] = {}  # by id, the states that several BUILDs were merged into
         self.same_hash: dict[tuple[int, int], int] = {}  # keys seen, by mapping and hash
         self.result = Evaluation(start)
@@ -250,6 +253,8 @@ class _Machine:
                     stack.append(_F64(data, position)[0])
                     position += 8
                 elif code == 0x2E:  # STOP
+                    if self.short_frame:
+                        raise self.short_frame
                     result.root = stack.pop()
                     result.end = position
                     if stack or marks:
@@ -322,9 +327,9 @@ class _Machine:
     def int_(self) -> None:
         line = self._line()
         text = line.partition(b"\0")[0]  # where C's strings end
-        if _OCTAL.fullmatch(text):
+        if _OCTAL.fullmatch(text) or (line and not text):
             # C's strtol, which comes first, takes a leading zero as octal; Python's int() does not
-            number = int(text, 8)
+            number = int(text or b"0", 8)
             if not -(1 << 63) <= number < 1 << 63:
                 raise ValueError(f"{line[:40]!r} is no integer")
             if line not in (b"00", b"01"):
@@ -332,7 +337,8 @@ class _Machine:
         else:
             number = self._integer(text, 0)
         # "01" and "00" are True and False since Python 2.3, and C goes by value and length alone
-        self.stack.append(bool(number) if len(line) == 2 and number in (0, 1) else number)
+        is_bool = len(line) == 2 and text[-1:] in (b"0", b"1") and number in (0, 1)
+        self.stack.append(bool(number) if is_bool else number)
 
     def long_(self) -> None:
         line = self._line()
@@ -578,8 +584,11 @@ class _Machine:
 
     def frame(self) -> None:
         size = _U64(self._take(8))[0]
-        if self.position + size > self.end:
-            raise Truncated(f"a frame of {size:,} bytes is declared where {self.end - self.position:,} are left")
+        left = self.end - self.position
+        if size > left and not self.short_frame:
+            # what is there of it is read all the same, for the sake of what a cut file still tells
+            problem = f"a frame of {size:,} bytes is declared where {left:,} are left"
+            self.short_frame = Truncated(problem, offset=self.at)
 
     # --- names and objects
 
@@ -730,7 +739,7 @@ class _Machine:
         elif type(target) is Global:
             target.uses.add("build")
             self._odd("attributes are set on what a name refers to, not on an instance of it")
-        elif state is None or (type(state) is tuple and not any(state)) or type(target) is PersistentId:
+        elif type(target) is PersistentId or state is None or (type(state) is tuple and state in _NO_STATES):
             self._odd(f"BUILD on a {type(target).__name__}")
         else:
             raise ValueError(f"attributes are set on a {type(target).__name__}, which has none")
@@ -743,6 +752,7 @@ class _Machine:
 
 _WIDE = (1 << 61) - 1  # from here on, integers share hashes (sys.hash_info.modulus)
 _MAPPINGS = frozenset({"builtins.dict", "collections.Counter", "collections.defaultdict"})
+_NO_STATES: tuple[object, ...] = ((None, None), (None, {}), ({}, None))  # set nothing, so that even a list has them
 _OCTAL = re.compile(rb"\s*[+-]?0[0-7]+")
 _DECIMAL = re.compile(rb"[+-]?[0-9]+")
 _PREFIXED = re.compile(rb"\s*[+-]?0[box]", re.I)
@@ -776,7 +786,7 @@ def _nodes(key: object) -> int:
 
 
 def _check_wide(key: int) -> None:
-    if key.bit_length() > 1024:
+    if key.bit_length() > MAX_KEY_BITS:
         raise LimitExceeded(f"a key is an integer of {key.bit_length():,} bits")
 
 

@@ -360,18 +360,10 @@ def _evidence(parameters: Iterable[TensorInfo], verdicts: Mapping[str, Judgement
         for evidence in verdicts[tensor.name].evidence:
             key = (evidence.verdict, evidence.source, evidence.confidence, evidence.reason)
             groups.setdefault(key, []).append(tensor)
-    rows = [
-        (
-            verdict,
-            source,
-            confidence,
-            reason,
-            f"{len(tensors):,}",
-            f"{sum(t.numel for t in distinct(tensors)):,}",
-            _some(tensors),
-        )
-        for (verdict, source, confidence, reason), tensors in groups.items()
-    ]
+    rows = []
+    for (verdict, source, confidence, reason), tensors in groups.items():
+        elements = sum(t.numel for t in distinct(tensors))
+        rows.append((verdict, source, confidence, f"{len(tensors):,}", f"{elements:,}", _some(tensors), reason))
     return Table("How we know", ("verdict", "source", "confidence", ">tensors", ">elements", "which", "reason"), rows)
 
 

@@ -161,7 +161,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _integer(literal: str) -> int | float:
-    # what does not fit an unsigned 64-bit integer is a float to the library, -0 too, and no size or offset
+    # whatever is no unsigned 64-bit integer can be no size or offset; -0 is a float to the library
     if len(literal) <= 20 and literal[0] != "-":
         value = int(literal)
         if value < _SIZE_LIMIT:
@@ -238,7 +238,7 @@ def _entry(name: str, value: object, anomalies: list[Anomaly]) -> _Entry:
         count *= size
         if count >= _SIZE_LIMIT:
             raise CorruptFile(f"tensor {_quoted(name)} has more elements than 64 bits can count")
-    if type(offsets) is not list or len(offsets) != 2 or any(type(offset) is not int for offset in offsets):
+    if type(offsets) is not list or [type(offset) for offset in offsets] != [int, int]:
         raise CorruptFile(
             f"tensor {_quoted(name)} has the data_offsets {_quoted(offsets)}, not the two byte offsets wanted"
         )

@@ -7,7 +7,7 @@ output and add nothing of their own.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -34,12 +34,20 @@ Block = Facts | Table
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The answer of a command for one file: *title* names it, *verdict* is the answer in a sentence."""
+    """The answer of a command for one file: *title* names it, *verdict* is the answer in a sentence.
+
+    *collect* makes the data for machines, when a renderer asks for it.
+    """
 
     title: str
-    data: Mapping[str, object]
+    collect: Callable[[], Mapping[str, object]]
     blocks: Sequence[Block] = ()
     verdict: str = ""
+
+    @property
+    def data(self) -> Mapping[str, object]:
+        """What machines read."""
+        return self.collect()
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

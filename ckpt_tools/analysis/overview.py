@@ -74,10 +74,14 @@ def overview(
     listed = list(_listed(checkpoint, sections, keys)) if all_tensors or keys else []
     if all_tensors or keys:
         blocks.append(_listing(listed, keys))
-    data = _data(checkpoint, sections, hints)
-    if all_tensors or keys:
-        data["tensors"] = [_tensor_data(path, tensor) for path, tensor in listed]
-    return Report(checkpoint.path, data, tuple(blocks), _verdict(checkpoint, sections))
+
+    def collect() -> dict[str, object]:
+        data = _data(checkpoint, sections, hints)
+        if all_tensors or keys:
+            data["tensors"] = [_tensor_data(path, tensor) for path, tensor in listed]
+        return data
+
+    return Report(checkpoint.path, collect, tuple(blocks), _verdict(checkpoint, sections))
 
 
 # --- the parts of a file

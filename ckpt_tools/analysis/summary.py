@@ -98,7 +98,9 @@ def summarize(
     if trust.drifted_buffers:
         drifted = [(name,) for name in trust.drifted_buffers]
         blocks.append(Table("Buffers that moved in layers whose parameters did not", ("buffer",), drifted))
-    return Report(checkpoint.path, _data(checkpoint, subject, total, shown), tuple(blocks), _verdict(total, trust))
+    return Report(
+        checkpoint.path, lambda: _data(checkpoint, subject, total, shown), tuple(blocks), _verdict(total, trust)
+    )
 
 
 def subject_of(

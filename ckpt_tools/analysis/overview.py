@@ -184,7 +184,8 @@ def _loading(checkpoint: Checkpoint, sections: list[StateDict]) -> list[tuple[st
     """What trips people who load it: the key under which the weights stand, the prefix of every name."""
     rows: list[tuple[str, str]] = []
     models = [section for section in sections if section.role == "model" and section.tensors]
-    if checkpoint.pickles and checkpoint.module is None and len(models) == 1 and models[0].path:
+    loadable = checkpoint.pickles and checkpoint.module is None and checkpoint.kind != "program"
+    if loadable and len(models) == 1 and models[0].path:
         keys = "".join(f"[{key!r}]" for key in models[0].path)
         rows.append(("to load", f"the weights are not at the root: model.load_state_dict(torch.load(…){keys})"))
     for section in models:

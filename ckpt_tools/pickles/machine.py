@@ -52,7 +52,8 @@ class Evaluation:
     *root* is the value at STOP, *end* the offset after it. *calls* holds every `Call` in the order they would
     be made, *persistent* every persistent id likewise, *globals* every name in order of first mention (its
     key says whether Python 2's names were in force), *opcodes* the codes that occur, *anomalies* pairs of an
-    oddity and its offset.
+    oddity and its offset, *misuses* those oddities that torch's weights_only unpickler refuses, each with the
+    opcode that it stands at.
     """
 
     __slots__ = (
@@ -60,6 +61,7 @@ class Evaluation:
         "calls",
         "end",
         "globals",
+        "misuses",
         "opcodes",
         "persistent",
         "protocol",
@@ -77,6 +79,7 @@ class Evaluation:
         self.globals: dict[tuple[str, str, bool], Global] = {}
         self.opcodes: frozenset[int] = frozenset()
         self.anomalies: list[tuple[str, int]] = []
+        self.misuses: dict[str, int] = {}
 
 
 class Truncated(CorruptFile):
@@ -314,7 +317,7 @@ class _Machine:
         try:
             self.stack.append(data.decode("utf-8"))
         except UnicodeDecodeError:
-            self._odd("a Python 2 string that is not UTF-8: torch.load takes it with encoding='latin1'")
+            self._misuse("a Python 2 string that is not UTF-8: torch.load takes it with encoding='latin1'")
             self.stack.append(data)
 
     def _marked(self) -> list[object]:
@@ -461,6 +464,8 @@ class _Machine:
             self._add_items(target, items)
         elif items:
             self._method_on(target, "append")
+        else:
+            self._misuse(f"nothing is appended to a {type(target).__name__}")
 
     def additems(self) -> None:
         items = self._marked()
@@ -491,8 +496,6 @@ class _Machine:
     def _set(self, target: object, items: list[object]) -> None:
         if len(items) % 2:
             raise ValueError("a key without its value")
-        if not items:
-            return
         pairs = iter(items)
         if isinstance(target, dict):
             before = len(target)
@@ -508,13 +511,15 @@ class _Machine:
             if target.target in _MAPPINGS:
                 self._check_keys(target, items[::2])
             target.entries.extend((key, next(pairs)) for key in pairs)
+        elif not items:
+            self._misuse(f"no items are set on a {type(target).__name__}")
         elif type(target) is list:
             for key in pairs:
                 value = next(pairs)
                 if type(key) is not int or not -len(target) <= key < len(target):
                     raise ValueError("SETITEM on a list, beyond its end")
                 target[key] = value
-            self._odd("SETITEM on a list")
+            self._misuse("SETITEM on a list")
         else:
             self._method_on(target, "set item")
 
@@ -524,7 +529,7 @@ class _Machine:
             target.uses.add(use)
         elif not isinstance(target, PersistentId | Call):
             raise ValueError(f"{use} on a {type(target).__name__}")
-        self._odd(f"an opcode calls a method ({use}) of what is no container")
+        self._misuse(f"an opcode calls a method ({use}) of what is no container")
 
     def _check_keys(self, target: object, keys: Iterable[object]) -> None:
         for key in keys:
@@ -576,7 +581,7 @@ class _Machine:
     def proto(self) -> None:
         version = self._take(1)[0]
         if version > 5:
-            raise ValueError(f"pickle protocol {version} is not known")
+            self._odd(f"pickle protocol {version}, which only torch's weights_only unpickler takes")
         if self.at != self.result.start:
             self._odd("PROTO in the middle of the stream")
         self.protocol = version
@@ -669,12 +674,7 @@ class _Machine:
         """What calling *func* gives: an ordered dict is made at once, anything else remains a call."""
         if not isinstance(func, Global | Call | PersistentId):
             raise ValueError(f"a {type(func).__name__} is called")
-        if type(args) is list:
-            self.spend(len(args))
-            args = tuple(args)
-            self._odd("arguments are given as a list, which only torch's weights_only unpickler takes")
-        elif type(args) is not tuple and type(args) is not Call:
-            raise ValueError(f"a {type(args).__name__} is given as arguments")
+        args = self._arguments(args)
         name = as_global(func)
         if name is not None:
             name.uses.add("call")
@@ -687,14 +687,24 @@ class _Machine:
     def _new(self, cls: object, args: object) -> Call | OrderedDict:
         if not isinstance(cls, Global | Call | PersistentId):
             raise ValueError(f"a {type(cls).__name__} is taken for a class")
-        if type(args) is not tuple and type(args) is not Call:
-            raise ValueError(f"a {type(args).__name__} is given as arguments")
+        args = self._arguments(args)
         name = as_global(cls)
         if name is not None:
             name.uses.add("new")
             if name.path == "collections.OrderedDict":
                 return OrderedDict()
         return self._call(cls, args, new=True)
+
+    def _arguments(self, args: object) -> object:
+        if isinstance(args, list | dict | set | frozenset | str | bytes):
+            self.spend(len(args))
+            self._odd(
+                f"arguments are given as a {type(args).__name__}, which only torch's weights_only unpickler takes"
+            )
+            return tuple(args)
+        if type(args) is tuple or type(args) is Call:
+            return args
+        raise ValueError(f"a {type(args).__name__} is given as arguments")
 
     def _call(self, func: object, args: object, new: bool = False) -> Call:
         call = Call(func, args, self.at, new)
@@ -738,11 +748,18 @@ class _Machine:
                 target.state = state
         elif type(target) is Global:
             target.uses.add("build")
-            self._odd("attributes are set on what a name refers to, not on an instance of it")
-        elif type(target) is PersistentId or state is None or (type(state) is tuple and state in _NO_STATES):
-            self._odd(f"BUILD on a {type(target).__name__}")
+            self._misuse("attributes are set on what a name refers to, not on an instance of it")
+        elif type(target) is PersistentId:
+            self._odd("attributes are set on what a persistent id refers to")
+        elif state is None or (type(state) is tuple and state in _NO_STATES):
+            # sets are among the types that the weights_only unpickler would set attributes on
+            (self._odd if type(target) is set else self._misuse)(f"BUILD on a {type(target).__name__}")
         else:
             raise ValueError(f"attributes are set on a {type(target).__name__}, which has none")
+
+    def _misuse(self, what: str) -> None:
+        self.result.misuses.setdefault(what, self.data[self.at])
+        self._odd(what)
 
     def _odd(self, what: str) -> None:
         anomalies = self.result.anomalies

@@ -14,6 +14,10 @@ from ckpt_tools.dtypes import BY_NAME, BY_STORAGE
 from ckpt_tools.pickles.machine import Evaluation
 from ckpt_tools.pickles.values import Call, Global, OrderedDict, PersistentId, as_global
 
+MAX_PATH = 64
+"""The most keys of a path that `locate` keeps track of."""
+_LEAVES = (str, int, float, bytes)
+
 BLOCKED_MODULES = frozenset({"sys", "os", "posix", "nt"})
 """Modules from which torch takes nothing, even where the user allows it."""
 
@@ -85,12 +89,20 @@ def refusals(evaluation: Evaluation) -> tuple[Refusal, ...]:
         blocked = path.rpartition(".")[0] in BLOCKED_MODULES
         reason = "torch takes nothing from this module" if blocked else "not among the allowed globals"
         found.append(Refusal(path, reason, where.get(name, ())))
-    if any(type(p.pid) is tuple and p.pid[:1] not in ((), ("storage",)) for p in evaluation.persistent):
+    if any(_refused_id(reference.pid) for reference in evaluation.persistent):
         reason = "only storages may be loaded by persistent id"
         found.append(Refusal("persistent id", reason, is_global=False))
     if not found:
         found += _refused_calls(evaluation.calls)
+        for what, code in evaluation.misuses.items():
+            found.append(Refusal(_opcode_names([code])[0], what, is_global=False))
     return tuple(found)
+
+
+def _refused_id(pid: object) -> bool:
+    if type(pid) is tuple:
+        return pid[:1] not in ((), ("storage",), (b"storage",))
+    return type(pid) is not int
 
 
 def _full_path(name: Global) -> str:
@@ -115,11 +127,14 @@ def _refused_calls(calls: list[Call]) -> list[Refusal]:
     found: dict[str, Refusal] = {}
     for call in calls:
         if as_global(call.func) is None:
-            subject, reason = "REDUCE", "the result of a call is called"
+            subject = "NEWOBJ" if call.new else "REDUCE"
+            reason = f"the result of a call is {'taken for a class' if call.new else 'called'}"
         elif call.items is not None:
             subject, reason = "APPENDS", f"a {call.target} is appended to, which is no list"
         elif call.entries is not None and call.target != "collections.Counter":
             subject, reason = "SETITEMS", f"items are set on a {call.target}, which is no dict"
+        elif call.state is not None and call.target in ("_codecs.encode", "torch.serialization._get_layout"):
+            subject, reason = "BUILD", f"attributes are set on what {call.target} returns"
         else:
             continue
         found.setdefault(reason, Refusal(subject, reason, is_global=False))
@@ -127,7 +142,10 @@ def _refused_calls(calls: list[Call]) -> list[Refusal]:
 
 
 def locate(root: object, wanted: Iterable[Global | Call]) -> dict[Global | Call, KeyPath]:
-    """The first key path at which each of *wanted* stands, by a breadth-first walk of the values."""
+    """The first key path at which each of *wanted* stands, by a breadth-first walk of the values.
+
+    Of paths with more than 64 keys, the first 64.
+    """
     missing = set(wanted)
     found: dict[Global | Call, KeyPath] = {}
     seen: set[int] = set()
@@ -135,13 +153,14 @@ def locate(root: object, wanted: Iterable[Global | Call]) -> dict[Global | Call,
     while level and missing:
         below: list[tuple[object, KeyPath]] = []
         for value, path in level:
+            if id(value) in seen or value is None or isinstance(value, _LEAVES):
+                continue
+            seen.add(id(value))
             if isinstance(value, Global | Call) and value in missing:
                 missing.discard(value)
                 found[value] = path
-            children = _children(value)
-            if children and id(value) not in seen:
-                seen.add(id(value))
-                below += [(child, path if key is None else (*path, key)) for key, child in children]
+            for key, child in _children(value):
+                below.append((child, path if key is None or len(path) >= MAX_PATH else (*path, key)))
         level = below
     return found
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from ckpt_tools.checkpoint import Anomaly, Checkpoint, Found, Pickle, TrainingState
+from ckpt_tools.checkpoint import Anomaly, Checkpoint, Found, Pickle, Refusal, TrainingState
 from ckpt_tools.errors import CkptError, LimitExceeded, NotACheckpoint, UnsupportedFeature
 from ckpt_tools.formats.archive import Archive, Member
 from ckpt_tools.formats.base import HEAD_BYTES, Format
@@ -147,6 +147,14 @@ def _read(source: Source) -> Checkpoint:
                 for pickle in part.pickles
             ),
             *serialized,
+        ),
+        refusals=(
+            Refusal("zip archive", "torch.load takes its members, not the archive", is_global=False),
+            *(
+                replace(refusal, path=(name, *refusal.path))
+                for name, part in parts.items()
+                for refusal in part.refusals or ()
+            ),
         ),
         anomalies=(
             *(

@@ -83,7 +83,9 @@ def test_stable_baselines_archive(method: int, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(path)
     assert (checkpoint.format, checkpoint.kind) == ("archive", "archive")
     assert checkpoint.title == "Stable-Baselines3 archive"
-    assert checkpoint.refusals is None
+    with pytest.raises(RuntimeError):
+        torch.load(path, weights_only=True)
+    assert [refusal.subject for refusal in checkpoint.refusals or ()] == ["zip archive"]
     assert checkpoint.producer == {
         "stable-baselines3": "2.3.0",
         "python": "3.11.7",
@@ -186,6 +188,8 @@ def test_whole_model_and_loose_tensors() -> None:
     )
     ((path, tensor),) = checkpoint.loose
     assert (path, tensor.shape) == (("list.pt", 0), ())
+    refused = {refusal.subject: refusal.path for refusal in checkpoint.refusals or ()}
+    assert refused["torch.nn.modules.linear.Linear"] == ("model.pt", "net")
 
 
 def test_archive_in_an_archive_but_no_deeper() -> None:

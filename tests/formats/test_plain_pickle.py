@@ -234,7 +234,9 @@ def test_several_pickles_back_to_back() -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("value", [{"epoch": 3, "lr": 0.5}, [1, 2], (None, True), Custom(), {1, 2}], ids=str)
+@pytest.mark.parametrize(
+    "value", [{"epoch": 3, "lr": 0.5}, [1, 2], (None, True), Custom(), {1, 2}], ids=lambda v: type(v).__name__
+)
 def test_pickles_are_recognised(value: object, protocol: int) -> None:
     data = pickle.dumps(value, protocol)
     assert detected(data)

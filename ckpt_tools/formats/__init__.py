@@ -6,16 +6,26 @@ import os
 
 from ckpt_tools.checkpoint import Checkpoint
 from ckpt_tools.errors import CkptError, NotACheckpoint
-from ckpt_tools.formats import plain_pickle, torch_legacy, torch_tar, torch_zip, torchscript
+from ckpt_tools.formats import (
+    checkpoint_archive,
+    exported_program,
+    plain_pickle,
+    torch_legacy,
+    torch_tar,
+    torch_zip,
+    torchscript,
+)
 from ckpt_tools.formats.base import HEAD_BYTES, Format
 from ckpt_tools.sources import Folder, Source, open_source
 
 FORMATS: tuple[Format, ...] = (
     torchscript.FORMAT,
+    exported_program.FORMAT,
     torch_zip.FORMAT,
     torch_tar.FORMAT,
     torch_legacy.FORMAT,
     plain_pickle.FORMAT,
+    checkpoint_archive.over(lambda: FORMATS),
 )
 """In the order in which they are asked; a file that several would take goes to the first, as in torch."""
 

@@ -1,0 +1,119 @@
+"""Which tensor of one state_dict is which of another, when names have changed.
+
+Names are compared first, behind the wrappers' prefixes; what is left is paired by content, and what is left
+then by order and shape. Each pair says how it was found, so that a guess is never taken for a fact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Literal
+
+from ckpt_tools.analysis.overview import wrapper_prefix
+from ckpt_tools.checkpoint import TensorInfo
+from ckpt_tools.contents import chunks
+from ckpt_tools.errors import CkptError
+
+MAX_ORDER_WORK = 25_000_000
+"""The most pairs that matching by order may have to look at: 5,000 unmatched tensors on each side."""
+
+How = Literal["name", "prefix", "content", "order"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A tensor of each side, and *how* they were found to be the same one."""
+
+    a: TensorInfo
+    b: TensorInfo
+    how: How
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """All pairs in the order of side A, then what only A and only B have; *prefixes* are those stripped."""
+
+    pairs: tuple[Pair, ...]
+    only_a: tuple[TensorInfo, ...]
+    only_b: tuple[TensorInfo, ...]
+    prefixes: tuple[str, str]
+
+    @property
+    def key_map(self) -> dict[str, str]:
+        """Names of A that B has under another name."""
+        return {pair.a.name: pair.b.name for pair in self.pairs if pair.a.name != pair.b.name}
+
+
+def pair(a: Sequence[TensorInfo], b: Sequence[TensorInfo]) -> Pairing:
+    """Pair the tensors of two state_dicts. Bytes are read only of what names leave over."""
+    prefixes = wrapper_prefix(t.name for t in a), wrapper_prefix(t.name for t in b)
+    if prefixes[0] == prefixes[1]:
+        prefixes = "", ""
+    by_name = {tensor.name[len(prefixes[1]) :]: tensor for tensor in b}
+    found: dict[int, Pair] = {}
+    rest_a: list[TensorInfo] = []
+    for tensor in a:
+        other = by_name.pop(tensor.name[len(prefixes[0]) :], None)
+        if other is None:
+            rest_a.append(tensor)
+        else:
+            found[id(tensor)] = Pair(tensor, other, "name" if tensor.name == other.name else "prefix")
+    rest_b = list(by_name.values())
+    for how, matcher in (("content", _by_content), ("order", _by_order)):
+        matched = matcher(rest_a, rest_b)
+        for left, right in matched:
+            found[id(left)] = Pair(left, right, how)  # type: ignore[arg-type]
+        taken = {id(tensor) for both in matched for tensor in both}
+        rest_a = [tensor for tensor in rest_a if id(tensor) not in taken]
+        rest_b = [tensor for tensor in rest_b if id(tensor) not in taken]
+    pairs = tuple(found[id(tensor)] for tensor in a if id(tensor) in found)
+    return Pairing(pairs, tuple(rest_a), tuple(rest_b), prefixes)
+
+
+def _by_content(a: Sequence[TensorInfo], b: Sequence[TensorInfo]) -> list[tuple[TensorInfo, TensorInfo]]:
+    """Tensors of the same type, shape and bytes; equal ones (zeros, ones) are paired in order."""
+    shapes = {_form(tensor) for tensor in a} & {_form(tensor) for tensor in b}
+    waiting: dict[object, list[TensorInfo]] = {}
+    for tensor in _readable(b, shapes):
+        waiting.setdefault((_form(tensor), _hash(tensor)), []).append(tensor)
+    matched = []
+    for tensor in _readable(a, shapes):
+        candidates = waiting.get((_form(tensor), _hash(tensor)))
+        if candidates:
+            last = tensor.name.rpartition(".")[2]
+            alike = [other for other in candidates if other.name.rpartition(".")[2] == last]
+            other = (alike or candidates)[0]
+            candidates.remove(other)
+            matched.append((tensor, other))
+    return matched
+
+
+def _readable(tensors: Iterable[TensorInfo], forms: set[object]) -> list[TensorInfo]:
+    return [t for t in tensors if t.numel and t.storage is not None and t.layout == "strided" and _form(t) in forms]
+
+
+def _form(tensor: TensorInfo) -> object:
+    return tensor.dtype.name, tensor.shape
+
+
+def _hash(tensor: TensorInfo) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        for chunk in chunks(tensor):
+            digest.update(chunk)
+    except CkptError:
+        return tensor.name.encode("utf-8", "surrogatepass")  # equal to nothing
+    return digest.digest()
+
+
+def _by_order(a: Sequence[TensorInfo], b: Sequence[TensorInfo]) -> list[tuple[TensorInfo, TensorInfo]]:
+    """Runs of tensors that have the same shapes and last names in the same order."""
+    if len(a) * len(b) > MAX_ORDER_WORK:
+        return []
+    keys_a = [(tensor.shape, tensor.name.rpartition(".")[2]) for tensor in a]
+    keys_b = [(tensor.shape, tensor.name.rpartition(".")[2]) for tensor in b]
+    blocks = SequenceMatcher(None, keys_a, keys_b, autojunk=False).get_matching_blocks()
+    return [(a[block.a + i], b[block.b + i]) for block in blocks for i in range(block.size)]

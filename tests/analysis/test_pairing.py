@@ -1,0 +1,77 @@
+"""Renamed tensors are found by prefix, by content, by order; what is only alike is not taken for the same."""
+
+import re
+
+import pytest
+
+from ckpt_tools import open_checkpoint
+from ckpt_tools.analysis.pairing import pair
+
+torch = pytest.importorskip("torch")
+
+
+def tensors(tmp_path, state_dict, name):
+    torch.save(state_dict, tmp_path / name)
+    return open_checkpoint(tmp_path / name).model_state_dict().tensors
+
+
+@pytest.fixture
+def paired(tmp_path):
+    return lambda a, b: pair(tensors(tmp_path, a, "a.pt"), tensors(tmp_path, b, "b.pt"))
+
+
+def state_dict(*shapes, prefix="", seed=0):
+    torch.manual_seed(seed)
+    return {f"{prefix}layer{i}.weight": torch.randn(shape) for i, shape in enumerate(shapes)}
+
+
+def test_equal_names(paired):
+    found = paired(state_dict((2, 3), (4,)), state_dict((2, 3), (4,), seed=1))
+    assert [p.how for p in found.pairs] == ["name", "name"]
+    assert (found.only_a, found.only_b, found.key_map) == ((), (), {})
+
+
+@pytest.mark.parametrize(("a", "b"), [("module.", ""), ("", "module._orig_mod."), ("model.", "module.")])
+def test_prefixes(paired, a, b):
+    found = paired(state_dict((2, 3), (4,), prefix=a), state_dict((2, 3), (4,), prefix=b))
+    assert found.prefixes == (a, b)
+    assert [p.how for p in found.pairs] == ["prefix", "prefix"]
+    assert found.key_map == {f"{a}layer{i}.weight": f"{b}layer{i}.weight" for i in range(2)}
+
+
+def test_a_prefix_that_both_carry_is_no_rename(paired):
+    found = paired(state_dict((2,), prefix="module."), state_dict((2,), prefix="module."))
+    assert [p.how for p in found.pairs] == ["name"]
+
+
+def test_content_finds_shuffled_names(paired):
+    a = state_dict((2, 2), (2, 2), (2, 2))
+    values = list(a.values())
+    found = paired(a, {"x": values[2], "y": values[0], "z": values[1]})
+    assert found.key_map == {"layer0.weight": "y", "layer1.weight": "z", "layer2.weight": "x"}
+    assert {p.how for p in found.pairs} == {"content"}
+
+
+def test_order_and_shape_find_changed_renamed_tensors(paired):
+    a = {f"old{i}.{n}": torch.randn(s) for i in range(3) for n, s in (("weight", (i + 2, 2)), ("bias", (i + 2,)))}
+    b = {f"new.{i}.{n}": torch.randn(s) for i in range(3) for n, s in (("weight", (i + 2, 2)), ("bias", (i + 2,)))}
+    found = paired(a, b)
+    assert {p.how for p in found.pairs} == {"order"}
+    assert found.key_map == {f"old{i}.{n}": f"new.{i}.{n}" for i in range(3) for n in ("weight", "bias")}
+
+
+def test_added_and_removed(paired):
+    found = paired({"a": torch.zeros(2), "gone": torch.zeros(7)}, {"a": torch.zeros(2), "new": torch.zeros(9)})
+    assert [t.name for t in found.only_a] == ["gone"]
+    assert [t.name for t in found.only_b] == ["new"]
+
+
+def test_densenet121s_old_names(paired):
+    model = pytest.importorskip("torchvision").models.densenet121()
+    new = model.state_dict()
+    # what torchvision's own loader undoes: norm1 was norm.1, conv2 was conv.2
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): value for name, value in new.items()}
+    renamed = {name: other for name, other in zip(old, new, strict=True) if name != other}
+    assert (len(new), len(renamed)) == (727, 696)
+    found = paired(old, new)
+    assert found.key_map == renamed

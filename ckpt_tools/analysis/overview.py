@@ -156,7 +156,8 @@ def _what(checkpoint: Checkpoint, sections: list[StateDict]) -> Facts:
         if training is not None:
             rows.append(("mode", "training" if training else "eval"))
     rows += list(checkpoint.producer.items())
-    rows += [(key, _short(value)) for key, value in checkpoint.metadata.items() if _short(value)][:12]
+    noted = {k: _read_scalar(v) if isinstance(v, TensorInfo) else v for k, v in checkpoint.metadata.items()}
+    rows += [(key, _short(value)) for key, value in noted.items() if _short(value)][:12]
     counted = _parameters(checkpoint)
     if counted:
         total, trainable, buffers = counted

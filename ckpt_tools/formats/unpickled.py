@@ -8,10 +8,11 @@ from itertools import chain
 
 from ckpt_tools.checkpoint import Anomaly, Checkpoint, GlobalUse, Module, Pickle, Refusal, Storage, format_path
 from ckpt_tools.errors import CkptError
+from ckpt_tools.formats.producers import recognise
 from ckpt_tools.pickles.machine import Buffer, Evaluation, Truncated, evaluate
 from ckpt_tools.pickles.structure import survey
 from ckpt_tools.pickles.torch_objects import Interpreter, View
-from ckpt_tools.pickles.values import Global
+from ckpt_tools.pickles.values import Budget, Global
 from ckpt_tools.pickles.weights_only import locate, refusals
 from ckpt_tools.sources import Source
 
@@ -113,9 +114,9 @@ def describe(
         for path in locate(evaluation.root, faulty).values():
             error.name(format_path(path))
         raise error.at(path=source.name, member=member) from None
-    found = survey(root)
+    found = survey(root, Budget(evaluation.end - evaluation.start))
     oddities = [Anomaly(what, f"{member}, byte {offset}") for what, offset in evaluation.anomalies]
-    made: dict[str, str] = {**_numpy_era(evaluation.globals.values()), **(producer or {})}
+    programs, noted = recognise(root, evaluation.globals.values())
     return Checkpoint(
         path=source.name,
         source=source,
@@ -128,8 +129,8 @@ def describe(
         training=found.training,
         values=root,
         loose=tuple((p, t) for p, t in found.loose),
-        metadata=metadata or {},
-        producer=made,
+        metadata={**noted, **(metadata or {})},
+        producer={**_numpy_era(evaluation.globals.values()), **programs, **(producer or {})},
         pickles=(pickle_of(evaluation, member),),
         refusals=tuple(chain(refused, refusals(evaluation))),
         anomalies=(*anomalies, *oddities, *_module_hints(found.module)),

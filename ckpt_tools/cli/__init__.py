@@ -10,7 +10,7 @@ import click
 
 from ckpt_tools.errors import CkptError
 
-COMMANDS = ("inspect", "summary")
+COMMANDS = ("inspect", "summary", "digest")
 """The commands in the order of the help; each is a module here with a click command of its name."""
 
 

@@ -1,0 +1,61 @@
+"""``ckpt digest``: a fingerprint of the weights, whatever file holds them."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ckpt_tools.analysis.digest import ALGORITHM
+from ckpt_tools.analysis.digest import digest as digest_of
+from ckpt_tools.analysis.summary import pick
+from ckpt_tools.atomic import replacing
+from ckpt_tools.errors import CkptError
+from ckpt_tools.formats import open_checkpoint
+
+
+@click.command()
+@click.argument("path")
+@click.option("--select", metavar="KEYS", help="The state_dict to digest, such as model_state_dict.")
+@click.option("--tensors", is_flag=True, help="Print the line of every tensor too.")
+@click.option("--write", metavar="FILE", help="Record the digest and every tensor's line in this file.")
+@click.option("--check", metavar="FILE", help="Compare with a recorded digest; exit code 1 where it differs.")
+def digest(path: str, select: str | None, tensors: bool, write: str | None, check: str | None) -> None:
+    """Print the SHA-256 of the weights' names, dtypes, shapes and bytes.
+
+    It is the same for one model as .pt, legacy file, safetensors or shards. docs/digest.md says how it is
+    computed.
+    """
+    found = digest_of(pick(open_checkpoint(path), select)[0].tensors)
+    lines = [line.line for line in found.tensors]
+    if write is not None:
+        with replacing(write) as file:
+            file.write("".join([f"{ALGORITHM} {found.sha256}\n", *lines]).encode("ascii"))
+    if check is not None:
+        differences = _compare(check, found.sha256, lines)
+        for text in differences:
+            click.echo(text)
+        if differences:
+            sys.exit(1)
+    click.echo(f"{found.sha256}  {path}")
+    if tensors:
+        click.echo("".join(lines), nl=False)
+
+
+def _compare(recorded: str, sha256: str, lines: list[str]) -> list[str]:
+    """How the weights differ from the record in the file *recorded*, tensor by tensor."""
+    try:
+        with open(recorded, encoding="ascii") as file:
+            head, *old = file.readlines()
+    except (OSError, ValueError) as error:
+        raise CkptError(f"is no readable record of a digest ({error})", path=recorded) from None
+    algorithm, _, value = head.strip().partition(" ")
+    if algorithm != ALGORITHM:
+        raise CkptError(
+            f"is no record that this version can check: it begins with {algorithm[:40]!r}, not {ALGORITHM}",
+            path=recorded,
+        )
+    if value == sha256:
+        return []
+    gone, new = sorted(set(old) - set(lines)), sorted(set(lines) - set(old))
+    return [f"- {line.strip()}" for line in gone] + [f"+ {line.strip()}" for line in new]

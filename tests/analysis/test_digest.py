@@ -1,0 +1,86 @@
+"""One digest for one set of weights, computed here a second time from torch by the documented rule."""
+
+import hashlib
+import json
+
+import pytest
+
+from ckpt_tools import open_checkpoint
+from ckpt_tools.analysis.digest import digest
+
+torch = pytest.importorskip("torch")
+
+
+def by_the_rule(state_dict):
+    lines = []
+    for name, tensor in state_dict.items():
+        raw = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        sizes = ",".join(map(str, tensor.shape))
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        lines.append((name.encode(), f"{json.dumps(name)} {dtype} [{sizes}] {hashlib.sha256(raw).hexdigest()}\n"))
+    return hashlib.sha256("".join(line for _, line in sorted(lines)).encode()).hexdigest()
+
+
+@pytest.fixture
+def weights():
+    torch.manual_seed(0)
+    base = torch.randn(6, 4)
+    return {
+        "z.weight": base,
+        "a.transposed": base.T,
+        "a.view": base[1:3],
+        "é": torch.randn(3, dtype=torch.complex64).conj(),
+        "half": torch.randn(5).bfloat16(),
+        "count": torch.tensor(7),
+        "none": torch.empty(0, 3),
+    }
+
+
+def of(path):
+    return digest(open_checkpoint(path).model_state_dict().tensors).sha256
+
+
+def test_the_rule(tmp_path, weights):
+    torch.save(weights, tmp_path / "m.pt")
+    assert of(tmp_path / "m.pt") == by_the_rule(weights)
+
+
+def test_formats_and_order_do_not_count(tmp_path, weights):
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.resolve_conj().contiguous().clone() for name, tensor in weights.items()}
+    torch.save(weights, tmp_path / "zip.pt")
+    torch.save(dict(reversed(plain.items())), tmp_path / "reversed.pt")
+    torch.save(weights, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    torch.save({"epoch": 1, "under": plain}, tmp_path / "nested.pt")
+    save_file(plain, tmp_path / "m.safetensors")
+    assert {of(path) for path in tmp_path.iterdir()} == {by_the_rule(weights)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: {**w, "z.weight": w["z.weight"] + 1e-7},
+        lambda w: {**w, "z.weight": w["z.weight"].reshape(4, 6)},
+        lambda w: {**w, "count": w["count"].int()},
+        lambda w: {("renamed" if k == "half" else k): v for k, v in w.items()},
+        lambda w: {k: v for k, v in w.items() if k != "none"},
+    ],
+)
+def test_what_counts(tmp_path, weights, change):
+    torch.save(weights, tmp_path / "a.pt")
+    torch.save(change(weights), tmp_path / "b.pt")
+    assert of(tmp_path / "a.pt") != of(tmp_path / "b.pt")
+
+
+def test_write_and_check(run, tmp_path, weights):
+    torch.save(weights, tmp_path / "a.pt")
+    torch.save({**weights, "count": torch.tensor(8)}, tmp_path / "b.pt")
+    assert run("digest", tmp_path / "a.pt", "--write", tmp_path / "record").exit_code == 0
+    assert run("digest", tmp_path / "a.pt", "--check", tmp_path / "record").exit_code == 0
+    done = run("digest", tmp_path / "b.pt", "--check", tmp_path / "record")
+    assert done.exit_code == 1
+    assert [line[:9] for line in done.stdout.splitlines()] == ['- "count"', '+ "count"']
+    (tmp_path / "other").write_text("something else\n")
+    assert run("digest", tmp_path / "b.pt", "--check", tmp_path / "other").exit_code == 2
+    assert run("digest", tmp_path / "b.pt", "--check", tmp_path / "nowhere").exit_code == 2

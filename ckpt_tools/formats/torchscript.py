@@ -261,14 +261,14 @@ class _Interpreter(Interpreter):
         super().__init__(*args)
         self._classes = classes
 
-    def _interpret(self, call: Call, depth: int) -> object:
+    def _interpret(self, call: Call) -> object:
         if call.target in _TAGS:
-            return self.meaning(call.arguments[0], depth + 1) if call.arguments else None
+            return self.meaning(call.arguments[0]) if call.arguments else None
         cls = self._class_of(call)
         if cls is None and call.target.startswith("__torch__.") and not isinstance(call.state, dict | None):
             return call.state  # of a class written in C++ (packed weights), or of none: there is no more to tell
         if cls is None:
-            return super()._interpret(call, depth)
+            return super()._interpret(call)
         values: Mapping[object, object] = call.attributes
         hints: list[str] = []
         if call.state is not None and not isinstance(call.state, dict):
@@ -291,7 +291,7 @@ class _Interpreter(Interpreter):
         undeclared = {str(name): value for name, value in values.items() if name not in cls.attributes}
         if undeclared:
             hints.append(f"holds what its code does not declare: {', '.join(undeclared):.80}")
-        module = self._module(call.class_name, {**others, **undeclared, **parts}, depth)
+        module = self._module(call.class_name, {**others, **undeclared, **parts})
         if hints:
             measured = self._measured[id(module)]
             module = replace(module, state_dict_hints=(*module.state_dict_hints, *hints))
@@ -302,8 +302,10 @@ class _Interpreter(Interpreter):
         name = as_global(value.func) if type(value) is Call else None
         return self._classes.get(name) if name is not None else None
 
-    def _tensors(self, attributes: Mapping[Any, object], key: str, class_name: str) -> dict[str, TensorInfo | None]:
-        found = super()._tensors(attributes, key, class_name)
+    def _tensors(
+        self, attributes: Mapping[Any, object], key: str, class_name: str, hints: list[str]
+    ) -> dict[str, TensorInfo | None]:
+        found = super()._tensors(attributes, key, class_name, hints)
         if key == "_parameters":
             return {name: tensor and replace(tensor, is_parameter=True) for name, tensor in found.items()}
         return found

@@ -77,15 +77,28 @@ def byte_source(value: object, stream: Source) -> Source | None:
     if type(value) is Call and value.target == "_codecs.encode" and value.arguments[1:] == ("latin1",):
         text = value.arguments[0]
         if type(text) is Blob and text.text:
-            return Latin1(stream.slice(text.offset, text.size, stream.name))
+            return Latin1(stream.slice(text.offset, text.size, stream.name), text)
         if type(text) is str:
-            try:
-                return MemorySource(text.encode("latin-1"), stream.name)
-            except UnicodeEncodeError:
-                raise CorruptFile("an array's bytes hold a character beyond latin-1") from None
+            return Encoded(text, stream.name)
     if type(value) is Call and value.target in ("builtins.bytearray", "builtins.bytes"):
         return byte_source(value.arguments[0], stream) if value.arguments else MemorySource(b"", stream.name)
     return None
+
+
+class Encoded(Source):
+    """Bytes that protocol 2 wrote as a short text, made when they are read: many arrays may share one text."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str, name: str) -> None:
+        super().__init__(name, len(text))
+        self._text = text
+
+    def peek(self, offset: int, count: int) -> bytes:
+        try:
+            return self._text[offset : offset + count].encode("latin-1")
+        except UnicodeEncodeError:
+            raise CorruptFile("an array's bytes hold a character beyond latin-1", path=self.name) from None
 
 
 class Latin1(Source):
@@ -96,10 +109,11 @@ class Latin1(Source):
 
     __slots__ = ("_mark", "_text")
 
-    def __init__(self, text: Source) -> None:
-        # every character is one or two bytes; the second of two has its top bits 10
-        size = sum(len(chunk.translate(None, _CONTINUATIONS)) for chunk in text.chunks())
-        super().__init__(text.name, size)
+    def __init__(self, text: Source, blob: Blob) -> None:
+        if blob.length < 0:
+            # every character is one or two bytes; the second of two has its top bits 10
+            blob.length = sum(len(chunk.translate(None, _CONTINUATIONS)) for chunk in text.chunks())
+        super().__init__(text.name, blob.length)
         self._text = text
         self._mark = (0, 0)  # decoded offset, encoded offset: where the last read ended
 

@@ -18,7 +18,7 @@ from struct import Struct
 from struct import error as struct_error
 
 from ckpt_tools.errors import CorruptFile, LimitExceeded
-from ckpt_tools.pickles.values import Blob, Call, Global, OrderedDict, PersistentId, as_global
+from ckpt_tools.pickles.values import Blob, Budget, Call, Global, OrderedDict, PersistentId, as_global
 
 BLOB_BYTES = 4096
 """Byte strings from this size on are left in the file as a `Blob`."""
@@ -34,8 +34,6 @@ MAX_KEY_BITS = 8192
 """The widest integer used as a key: hashing reads all of it, and keys are shown in paths."""
 MAX_SAME_HASH = 256
 """The most keys of one mapping with the same hash; tuples and wide integers can be made to collide."""
-SPARE_WORK = 1_000_000
-"""Copies, in elements, that any stream may ask for; beyond it, four times its length."""
 
 Buffer = bytes | mmap.mmap
 
@@ -139,7 +137,7 @@ class _Machine:
         self.marks: list[list[object]] = []
         self.memo: dict[int, object] = {}
         self.protocol = 0  # that of the last PROTO, which is what unpicklers go by
-        self.budget = SPARE_WORK + 4 * (self.end - start)
+        self.spend = Budget(self.end - start).spend
         self.short_frame: Truncated | None = None
         self.merged: dict[int, object] = {}  # by id, the states that several BUILDs were merged into
         self.same_hash: dict[tuple[int, int], int] = {}  # keys seen, by mapping and hash
@@ -148,12 +146,6 @@ class _Machine:
     def cut(self) -> bool:
         """Whether the opcode at hand, or its one-byte argument, lies beyond the end."""
         return self.at >= self.end or (self.at + 1 >= self.end and self.data[self.at] in b"qhK\x8c")
-
-    def spend(self, amount: int) -> None:
-        """Account for work that is not in proportion to the bytes which ask for it."""
-        self.budget -= amount
-        if self.budget < 0:
-            raise LimitExceeded("the pickle copies what it shares far more often than its length allows for")
 
     def run(self) -> Evaluation:
         data, end, result = self.data, self.end, self.result

@@ -7,7 +7,7 @@ names decide only between roles (``ema``) and label single values (``epoch``, ``
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ckpt_tools.checkpoint import (
@@ -21,7 +21,10 @@ from ckpt_tools.checkpoint import (
     TensorInfo,
     TrainingState,
 )
-from ckpt_tools.pickles.values import Call, OrderedDict, plain
+from ckpt_tools.pickles.values import Budget, Call, OrderedDict, brief, key_text, plain
+
+MAX_DEPTH = 100
+"""How many containers deep the walk goes; torch.save itself gives up at Python's recursion limit."""
 
 _EMA = re.compile(r"(^|[^a-z])(ema|swa|shadow|averaged?|polyak|teacher)([^a-z]|$)", re.I)
 _NOT_MODEL = re.compile(r"(^|_)(rng|random|scheduler|scaler|sampler|replay|optim)", re.I)
@@ -49,10 +52,16 @@ class Survey:
     module_path: KeyPath = ()
     training: TrainingState | None = None
     loose: list[tuple[KeyPath, TensorInfo]] = field(default_factory=list)
+    too_deep: KeyPath | None = None
 
 
-def survey(root: object) -> Survey:
-    """Walk the values from *root*, breadth first and each object once, and say what is what."""
+def survey(root: object, budget: Budget | None = None) -> Survey:
+    """Walk the values from *root*, breadth first and each object once, and say what is what.
+
+    Values more than `MAX_DEPTH` deep are left out; *too_deep* is then the path to the first of them. *budget*
+    bounds the walk where values are shared.
+    """
+    spend = (budget or Budget(1 << 20)).spend
     found = Survey()
     optimizers: list[Optimizer] = []
     schedulers: list[KeyPath] = []
@@ -70,7 +79,9 @@ def survey(root: object) -> Survey:
                 if found.module is None:
                     found.module, found.module_path = value, path
                 elif id(value) not in seen:
-                    found.state_dicts.append(_of_module(value, path))
+                    made = _of_module(value, path)
+                    spend(len(made.entries) + len(made.metadata or ()))
+                    found.state_dicts.append(made)
                 seen.add(id(value))
                 continue
             if isinstance(value, str | bytes | int | float | None) or id(value) in seen:
@@ -78,12 +89,15 @@ def survey(root: object) -> Survey:
             seen.add(id(value))
             if path and isinstance(path[-1], str) and "rng" in path[-1].lower():
                 rng.append(path)
-            optimizer = _optimizer(value, path)
+            optimizer = _optimizer(value, path, spend)
             if optimizer is not None:
                 optimizers.append(optimizer)
                 found.state_dicts.append(_of_optimizer(optimizer))
                 continue
-            children = list(_children(value, path))
+            if len(path) >= MAX_DEPTH:
+                found.too_deep = found.too_deep or path
+                continue
+            children = list(_children(value, path, spend))
             if isinstance(value, dict):
                 if _SCHEDULER_KEYS & value.keys():
                     schedulers.append(path)
@@ -97,22 +111,31 @@ def survey(root: object) -> Survey:
     return found
 
 
-def _children(value: object, path: KeyPath) -> Iterator[tuple[object, KeyPath]]:
+def _children(value: object, path: KeyPath, spend: Callable[[int], None]) -> Iterator[tuple[object, KeyPath]]:
     if isinstance(value, dict):
+        spend(len(value))
         for key, child in value.items():
-            yield plain(child), (*path, key if isinstance(key, str | int) else repr(key))
+            yield plain(child), (*path, _step(key))
     elif isinstance(value, list | tuple):
+        spend(len(value))
         for index, child in enumerate(value):
             yield plain(child), (*path, index)
     elif type(value) is Call:
-        for key, child in value.attributes.items():
-            yield plain(child), (*path, str(key))
+        attributes = value.attributes
+        spend(len(attributes) + len(value.entries or ()) + len(value.items or ()) + len(value.arguments))
+        for key, child in attributes.items():
+            yield plain(child), (*path, key_text(key))
         for key, child in value.entries or ():
-            yield plain(child), (*path, key if isinstance(key, str | int) else repr(key))
+            yield plain(child), (*path, _step(key))
         for index, child in enumerate(value.items or ()):
             yield plain(child), (*path, index)
         for child in value.arguments:
             yield plain(child), path
+
+
+def _step(key: object) -> object:
+    """A mapping's key as a step of a path."""
+    return key if isinstance(key, str | int) else brief(key)
 
 
 def _is_state_dict(value: Mapping[object, object], children: list[tuple[object, KeyPath]]) -> bool:
@@ -135,7 +158,7 @@ def _state_dict(value: dict[object, object], path: KeyPath) -> StateDict:
     if isinstance(value, OrderedDict) and isinstance(value.state, dict):
         versions = plain(value.state.get("_metadata"))
         if isinstance(versions, dict):
-            metadata = {str(key): plain(version) for key, version in versions.items()}
+            metadata = {key_text(key): plain(version) for key, version in versions.items()}
     return StateDict(path, role_of(path, entries), entries, metadata)
 
 
@@ -156,7 +179,7 @@ def _of_module(module: Module, path: KeyPath) -> StateDict:
     return StateDict(path, role_of(path, made.entries), made.entries, made.metadata)
 
 
-def _optimizer(value: object, path: KeyPath) -> Optimizer | None:
+def _optimizer(value: object, path: KeyPath, spend: Callable[[int], None]) -> Optimizer | None:
     """An optimizer's state_dict, or a pickled optimizer object: ``state`` beside ``param_groups``."""
     algorithm = None
     mapping: Mapping[object, object] = value if isinstance(value, dict) else {}
@@ -171,6 +194,7 @@ def _optimizer(value: object, path: KeyPath) -> Optimizer | None:
     for group in groups:
         if not isinstance(group, dict) or not isinstance(group.get("params"), list):
             return None
+        spend(len(group) + len(group["params"]))
         params: list[int | str] = []
         for param in group["params"]:
             if isinstance(param, int | str):
@@ -180,14 +204,17 @@ def _optimizer(value: object, path: KeyPath) -> Optimizer | None:
                 indexes[_identity(param)] = position
             position += 1
         names = group.get("param_names")
-        options = {str(k): plain(v) for k, v in group.items() if k not in ("params", "param_names")}
-        read.append(ParamGroup(tuple(params), tuple(map(str, names)) if isinstance(names, list) else None, options))
+        names = tuple(map(key_text, names)) if isinstance(names, list) else None
+        spend(len(names or ()))
+        options = {key_text(k): plain(v) for k, v in group.items() if k not in ("params", "param_names")}
+        read.append(ParamGroup(tuple(params), names, options))
     entries: dict[int | str, dict[str, object]] = {}
     for key, per_parameter in state.items():
         index = key if isinstance(key, int | str) else indexes.get(_identity(key))
         per_parameter = plain(per_parameter)
         if index is not None and isinstance(per_parameter, dict):
-            entries[index] = {str(k): plain(v) for k, v in per_parameter.items()}
+            spend(1 + len(per_parameter))
+            entries[index] = {key_text(k): plain(v) for k, v in per_parameter.items()}
     return Optimizer(path, tuple(read), entries, algorithm or _algorithm(read, entries))
 
 

@@ -7,7 +7,7 @@ meaning; they remain visible as calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,15 +16,19 @@ from ckpt_tools.dtypes import BY_NAME, BY_STORAGE, UINT8, DType
 from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded, UnsupportedFeature
 from ckpt_tools.pickles import arrays
 from ckpt_tools.pickles.machine import Evaluation
-from ckpt_tools.pickles.values import UNSET, Call, Global, OrderedDict, PersistentId, brief, plain
+from ckpt_tools.pickles.values import UNSET, Budget, Call, Global, OrderedDict, PersistentId, brief, key_text, plain
 from ckpt_tools.sources import Source
 
 MAX_NESTING = 64
-"""How deep tensors may be made of tensors."""
+"""How deep calls may be made of the results of calls: tensors of tensors, modules rebuilt from modules."""
 MAX_MODULE_DEPTH = 500
 """torch itself walks modules recursively and gives up near Python's limit of 1000."""
-MAX_MODULES = 1_000_000
-"""Modules in a tree, shared ones counted each time they occur."""
+MAX_ENTRIES = 2_000_000
+"""Modules, parameters and buffers in a tree, shared ones counted each time they occur."""
+MAX_NAMES = 1 << 27
+"""Characters of all their dotted names together."""
+MAX_PARTS = 256
+"""Tensors that a tensor is made of, shared ones counted each time they occur."""
 MAX_RANK = 64
 """torch's own limit on dimensions."""
 
@@ -33,6 +37,9 @@ _TENSOR_CLASSES = {
     for storage, dtype in BY_STORAGE.items()
     for where in ("", "cuda.")
 }
+
+
+_Parts = tuple[tuple[str, TensorInfo], ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,11 +69,16 @@ class Interpreter:
         self._persistent = persistent
         self._stream = stream
         self._nested = nested
-        self._measured: dict[int, tuple[int, int]] = {}  # modules in, and height of, each module's tree
+        # of each module's tree: entries, characters of their names, height
+        self._measured: dict[int, tuple[int, int, int]] = {}
         self._open: set[int] = set()
+        self._spend = Budget(0).spend
+        self._encodings: dict[int, bytes | None] = {}
+        self._loaded: dict[int, Storage | View] = {}
 
     def run(self, evaluation: Evaluation) -> object:
         """Give every persistent id and every call its meaning; returns what the root stands for."""
+        self._spend = Budget(evaluation.end - evaluation.start).spend
         for reference in evaluation.persistent:
             self.meaning(reference)
         # parents are made before the children that their state holds: children first keeps recursion flat
@@ -74,7 +86,7 @@ class Interpreter:
             self.meaning(call)
         return plain(evaluation.root)
 
-    def meaning(self, value: object, depth: int = 0) -> object:
+    def meaning(self, value: object) -> object:
         """What *value* stands for; a call or persistent id without meaning gives None, anything else itself."""
         if type(value) is PersistentId:
             if value.meaning is UNSET:
@@ -83,13 +95,13 @@ class Interpreter:
         if type(value) is not Call:
             return value
         if value.meaning is UNSET:
-            if depth > MAX_NESTING or id(value) in self._open:
+            if len(self._open) > MAX_NESTING or id(value) in self._open:
                 raise LimitExceeded(
                     "tensors or modules are nested too deep, or contain themselves", offset=value.offset
                 )
             self._open.add(id(value))
             try:
-                value.meaning = self._interpret(value, depth)
+                value.meaning = self._interpret(value)
             except CkptError as error:
                 error.offset = value.offset if error.offset is None else error.offset
                 raise
@@ -102,13 +114,13 @@ class Interpreter:
                 self._open.discard(id(value))
         return value.meaning
 
-    def _interpret(self, call: Call, depth: int) -> object:
+    def _interpret(self, call: Call) -> object:
         reader = _READERS.get(call.target)
         if reader is not None:
-            return reader(self, call, depth)
+            return reader(self, call)
         attributes = call.attributes
         if "_modules" in attributes and "_parameters" in attributes:
-            return self._module(call.class_name, attributes, depth)
+            return self._module(call.class_name, attributes)
         if call.class_name in _TENSOR_CLASSES:
             return self._old_tensor(call)
         return None
@@ -124,7 +136,7 @@ class Interpreter:
                     return found
             elif type(value) is Call and value.target == "torch.storage._load_from_bytes" and self._nested:
                 if not isinstance(value.meaning, Storage | View):
-                    value.meaning = self._nested(self._bytes(_arguments(value, 1)[0]))
+                    value.meaning = self._load_from_bytes(_arguments(value, 1)[0], self._nested)
                 return value.meaning
             elif type(value) is Call and value.class_name.startswith("torch.storage.") and value.arguments:
                 value = value.arguments[0]  # TypedStorage(wrap_storage, …)
@@ -132,14 +144,22 @@ class Interpreter:
             break
         raise CorruptFile("a tensor is rebuilt from what is no storage")
 
+    def _load_from_bytes(self, value: object, nested: Callable[[Source], Storage | View]) -> Storage | View:
+        """The storage in the bytes *value*, which are read once; each call makes another storage of them."""
+        known = self._loaded.get(id(value))
+        if known is None:
+            known = self._loaded[id(value)] = nested(self._bytes(value))
+            return known
+        return replace(known, storage=replace(known.storage)) if isinstance(known, View) else replace(known)
+
     def _bytes(self, value: object) -> Source:
         source = arrays.byte_source(value, self._stream)
         if source is None:
             raise CorruptFile("bytes are wanted where the pickle gives something else")
         return source
 
-    def _tensor(self, value: object, depth: int) -> TensorInfo:
-        meaning = self.meaning(value, depth + 1)
+    def _tensor(self, value: object) -> TensorInfo:
+        meaning = self.meaning(value)
         if not isinstance(meaning, TensorInfo):
             raise CorruptFile("a tensor is wanted where the pickle gives something else")
         return meaning
@@ -151,24 +171,24 @@ class Interpreter:
 
     # --- tensors
 
-    def _rebuild_tensor(self, call: Call, depth: int) -> TensorInfo:
+    def _rebuild_tensor(self, call: Call) -> TensorInfo:
         return self._strided(_arguments(call, 4))
 
-    def _rebuild_tensor_v2(self, call: Call, depth: int) -> TensorInfo:
+    def _rebuild_tensor_v2(self, call: Call) -> TensorInfo:
         args = _arguments(call, 6)
         tensor = self._strided(args)
         return _flagged(tensor, args[4], args[6] if len(args) > 6 else None)
 
-    def _rebuild_tensor_v3(self, call: Call, depth: int) -> TensorInfo:
+    def _rebuild_tensor_v3(self, call: Call) -> TensorInfo:
         args = _arguments(call, 7)
         tensor = self._strided(args, _dtype(args[6]))
         return _flagged(tensor, args[4], args[7] if len(args) > 7 else None)
 
-    def _rebuild_parameter(self, call: Call, depth: int) -> TensorInfo:
+    def _rebuild_parameter(self, call: Call) -> TensorInfo:
         args = _arguments(call, 2)
         state = args[3] if len(args) > 3 else None
         return replace(
-            self._tensor(args[0], depth),
+            self._tensor(args[0]),
             requires_grad=_flag(args[1]),
             is_parameter=True,
             attributes=self._attributes(state),
@@ -177,13 +197,22 @@ class Interpreter:
     def _attributes(self, state: object) -> dict[str, object]:
         """A ``__dict__``, or the pair of it and the slots, as text keys to meanings."""
         found: dict[str, object] = {}
-        for part in state if type(state) is tuple else (state,):
+        for part in state[:2] if type(state) is tuple else (state,):
             if isinstance(part, dict):
+                self._spend(len(part))
                 for key, value in part.items():
-                    found[str(key)] = value
+                    found[key_text(key)] = value
         return found
 
-    def _rebuild_qtensor(self, call: Call, depth: int) -> TensorInfo:
+    def _parts(self, labels: tuple[str, ...], values: tuple[object, ...]) -> _Parts:
+        """The plain tensors that a tensor of another layout is made of."""
+        parts = tuple((label, self._tensor(value)) for label, value in zip(labels, values, strict=True))
+        for label, part in parts:
+            if part.layout != "strided" or part.parts:
+                raise CorruptFile(f"the {label} of a tensor are themselves made of tensors")
+        return parts
+
+    def _rebuild_qtensor(self, call: Call) -> TensorInfo:
         args = _arguments(call, 6)
         tensor = self._strided(args)
         quantizer = args[4]
@@ -191,18 +220,15 @@ class Interpreter:
             raise CorruptFile("a quantized tensor comes without its scale and zero point")
         scheme = quantizer[0].path.removeprefix("torch.") if type(quantizer[0]) is Global else "unknown"
         details: dict[str, object] = {"qscheme": scheme}
-        parts: tuple[tuple[str, TensorInfo], ...] = ()
+        parts: _Parts = ()
         if len(quantizer) == 3:
             details |= {"scale": quantizer[1], "zero_point": quantizer[2]}
         else:
             details["axis"] = quantizer[3]
-            parts = (
-                ("scales", self._tensor(quantizer[1], depth)),
-                ("zero_points", self._tensor(quantizer[2], depth)),
-            )
+            parts = self._parts(("scales", "zero_points"), quantizer[1:3])
         return replace(tensor, requires_grad=_flag(args[5]), is_parameter=False, details=details, parts=parts)
 
-    def _rebuild_sparse(self, call: Call, depth: int) -> TensorInfo:
+    def _rebuild_sparse(self, call: Call) -> TensorInfo:
         layout, data = _arguments(call, 2)[:2]
         name = self._layout(layout)
         if type(data) is not tuple or len(data) < 3:
@@ -214,11 +240,13 @@ class Interpreter:
                 details["coalesced"] = data[3]
         elif name in ("sparse_csr", "sparse_bsr"):
             labels = ("crow_indices", "col_indices", "values")
-        else:
+        elif name in ("sparse_csc", "sparse_bsc"):
             labels = ("ccol_indices", "row_indices", "values")
+        else:
+            raise CorruptFile(f"{name} is no sparse layout")
         if len(data) <= len(labels):
             raise CorruptFile("a sparse tensor comes without its size")
-        parts = tuple((label, self._tensor(data[i], depth)) for i, label in enumerate(labels))
+        parts = self._parts(labels, data[: len(labels)])
         values = parts[-1][1]
         return TensorInfo(
             "",
@@ -233,15 +261,19 @@ class Interpreter:
         )
 
     def _layout(self, value: object) -> str:
-        text = self.meaning(value)
-        if type(text) is Global:
-            text = text.path
-        return str(text).removeprefix("torch.")
+        return self._name(value).removeprefix("torch.")
 
-    def _rebuild_nested(self, call: Call, depth: int) -> TensorInfo:
+    def _name(self, value: object) -> str:
+        """A layout or a device, which pickles hold as a global, a text, or a call that gives it."""
+        meaning = self.meaning(value)
+        if type(meaning) is Global:
+            return meaning.path
+        return meaning if type(meaning) is str else brief(meaning)
+
+    def _rebuild_nested(self, call: Call) -> TensorInfo:
         args = _arguments(call, 4)
         labels = ("buffer", "sizes", "strides", "offsets")
-        parts = tuple((label, self._tensor(args[i], depth)) for i, label in enumerate(labels))
+        parts = self._parts(labels, args[:4])
         buffer, sizes = parts[0][1], parts[1][1]
         # shapes differ from item to item; what they share is their number and rank
         return TensorInfo(
@@ -256,52 +288,54 @@ class Interpreter:
             details={"items": sizes.shape[0] if sizes.shape else 0},
         )
 
-    def _rebuild_meta(self, call: Call, depth: int) -> TensorInfo:
+    def _rebuild_meta(self, call: Call) -> TensorInfo:
         dtype, size, stride, requires_grad = _arguments(call, 4)[:4]
+        shape, steps = _dimensions(size, stride, self)
         return TensorInfo(
             "",
             _dtype(dtype),
-            _sizes(size, self),
-            _sizes(stride, self),
+            shape,
+            steps,
             device="meta",
             requires_grad=_flag(requires_grad),
             is_parameter=False,
         )
 
-    def _rebuild_wrapper(self, call: Call, depth: int) -> TensorInfo:
+    def _rebuild_wrapper(self, call: Call) -> TensorInfo:
         args = _arguments(call, 8)
         cls, dtype, size, stride, offset, layout, device, requires_grad = args[:8]
+        shape, steps = _dimensions(size, stride, self)
         return TensorInfo(
             "",
             _dtype(dtype),
-            _sizes(size, self),
-            _sizes(stride, self),
+            shape,
+            steps,
             offset if type(offset) is int else 0,
-            device=str(self.meaning(device)),
+            device=self._name(device),
             requires_grad=_flag(requires_grad),
             is_parameter=False,
             layout=self._layout(layout),
             subclass=cls.path if type(cls) is Global else "unknown",
         )
 
-    def _rebuild_on_device(self, call: Call, depth: int) -> TensorInfo:
+    def _rebuild_on_device(self, call: Call) -> TensorInfo:
         data, dtype, device, requires_grad = _arguments(call, 4)[:4]
-        tensor = self._tensor(data, depth)
+        tensor = self._tensor(data)
         wanted = _dtype(dtype)
         details = {} if tensor.dtype == wanted else {"cast_to": wanted.name}
         return replace(
             tensor,
-            device=str(self.meaning(device)),
+            device=self._name(device),
             requires_grad=_flag(requires_grad),
             is_parameter=False,
             subclass=None,
             details=details,
         )
 
-    def _rebuild_from_type(self, call: Call, depth: int) -> TensorInfo:
+    def _rebuild_from_type(self, call: Call) -> TensorInfo:
         func, cls, args, state = _arguments(call, 4)[:4]
         inner = Call(func, args, call.offset)
-        tensor = self._tensor(inner, depth)
+        tensor = self._tensor(inner)
         name = cls.path if type(cls) is Global else "unknown"
         is_parameter = tensor.is_parameter
         if name in _PARAMETERS:
@@ -309,8 +343,9 @@ class Interpreter:
         attributes = {**tensor.attributes, **self._attributes(state)}
         parts = tensor.parts
         if tensor.storage is None and not parts:
-            found = ((key, self.meaning(value, depth + 1)) for key, value in attributes.items())
+            found = ((key, self.meaning(value)) for key, value in attributes.items())
             parts = tuple((key, value) for key, value in found if isinstance(value, TensorInfo))
+            _check_parts(parts)
         return replace(
             tensor,
             is_parameter=is_parameter,
@@ -319,7 +354,7 @@ class Interpreter:
             parts=parts,
         )
 
-    def _parameter(self, call: Call, depth: int) -> TensorInfo | None:
+    def _parameter(self, call: Call) -> TensorInfo | None:
         """``Parameter`` or ``Variable``, made with its data and given the rest by BUILD, or all by BUILD."""
         state, is_parameter = call.state, call.class_name in _PARAMETERS
         data: object = call.arguments[0] if call.arguments else None
@@ -332,7 +367,7 @@ class Interpreter:
         if type(state) is tuple and len(state) == 4:  # storage, offset, size, stride
             tensor: object = self._strided(state)
         else:
-            tensor = self.meaning(data, depth + 1)
+            tensor = self.meaning(data)
         if not isinstance(tensor, TensorInfo):
             return None
         return replace(
@@ -342,7 +377,7 @@ class Interpreter:
             attributes=self._attributes(state) if isinstance(state, dict) else {},
         )
 
-    def _uninitialized(self, call: Call, depth: int) -> TensorInfo:
+    def _uninitialized(self, call: Call) -> TensorInfo:
         return TensorInfo(
             "",
             BY_NAME["float32"],
@@ -363,34 +398,35 @@ class Interpreter:
 
     # --- containers and scalars
 
-    def _size(self, call: Call, depth: int) -> tuple[object, ...]:
+    def _size(self, call: Call) -> tuple[object, ...]:
         value = call.arguments[0] if call.arguments else ()
-        return tuple(value) if isinstance(value, list | tuple) else ()
+        if not isinstance(value, list | tuple):
+            return ()
+        self._spend(len(value))
+        return tuple(value)
 
-    def _device(self, call: Call, depth: int) -> str:
-        return ":".join(str(part) for part in call.arguments[:2])
+    def _device(self, call: Call) -> str:
+        return ":".join(key_text(part) for part in call.arguments[:2])
 
-    def _first_argument(self, call: Call, depth: int) -> object:
+    def _first_argument(self, call: Call) -> object:
         return call.arguments[0] if call.arguments else None
 
-    def _set(self, call: Call, depth: int) -> object:
+    def _set(self, call: Call) -> object:
         items = call.arguments[0] if call.arguments else []
         if not isinstance(items, list | tuple | set | frozenset):
             return None
         return items  # a set's order and uniqueness are those of the list that pickle wrote
 
-    def _mapping(self, call: Call, depth: int) -> object:
+    def _mapping(self, call: Call) -> object:
         first = next((a for a in call.arguments if isinstance(a, dict)), {})
+        self._spend(len(first))
         made = OrderedDict()
         made.update(first)
-        try:
-            made.update(call.entries or ())
-        except TypeError:
-            return None
+        made.update(call.entries or ())  # the machine has seen to it that the keys can be hashed
         made.state = call.state
         return made
 
-    def _complex(self, call: Call, depth: int) -> complex | None:
+    def _complex(self, call: Call) -> complex | None:
         parts = call.arguments
         if len(parts) != 2:
             return None
@@ -399,86 +435,121 @@ class Interpreter:
             return complex(real, imaginary)
         return None
 
-    def _encoded(self, call: Call, depth: int) -> object:
+    def _encoded(self, call: Call) -> object:
         """``_codecs.encode(text, 'latin1')``: how protocol 2 writes bytes."""
         text = call.arguments[0] if call.arguments else None
-        if type(text) is str and call.arguments[1:] in (("latin1",), ("latin-1",)):
+        if type(text) is not str or call.arguments[1:] not in (("latin1",), ("latin-1",)):
+            return None
+        if id(text) not in self._encodings:  # the same text may be encoded many times
             try:
-                return text.encode("latin-1")
+                self._encodings[id(text)] = text.encode("latin-1")
             except UnicodeEncodeError:
-                return None
-        return None
+                self._encodings[id(text)] = None
+        return self._encodings[id(text)]
 
     # --- numpy
 
-    def _array(self, call: Call, depth: int) -> object:
+    def _array(self, call: Call) -> object:
         return arrays.array(call, self._stream)
 
-    def _scalar(self, call: Call, depth: int) -> object:
+    def _scalar(self, call: Call) -> object:
         return arrays.scalar(call)
 
     # --- modules
 
-    def _compiled(self, call: Call, depth: int) -> Module | None:
+    def _compiled(self, call: Call) -> Module | None:
         """``torch.compile(model)``: rebuilt from the original module and a context."""
-        original = self.meaning(call.arguments[0], depth + 1) if call.arguments else None
+        original = self.meaning(call.arguments[0]) if call.arguments else None
         if not isinstance(original, Module):
             return None
         attributes = {"_modules": {"_orig_mod": original}, "_parameters": {}, "training": original.training}
-        return self._module(call.class_name, attributes, depth)
+        return self._module(call.class_name, attributes)
 
-    def _graph_module(self, call: Call, depth: int) -> Module | None:
+    def _graph_module(self, call: Call) -> Module | None:
         """``torch.fx.GraphModule``: rebuilt from its ``__dict__`` and generated source."""
         body = call.arguments[0] if call.arguments else None
         if isinstance(body, dict) and "_modules" in body:
-            return self._module("torch.fx.graph_module.GraphModule", body, depth)
+            return self._module("torch.fx.graph_module.GraphModule", body)
         return None
 
-    def _module(self, class_name: str, attributes: Mapping[Any, object], depth: int) -> Module:
+    def _module(self, class_name: str, attributes: Mapping[Any, object]) -> Module:
         """A module from its ``__dict__``, with its children, which are made first."""
+        self._spend(len(attributes))
+        hints = _hints(class_name, attributes)
+        parameters = self._tensors(attributes, "_parameters", class_name, hints)
+        buffers = self._tensors(attributes, "_buffers", class_name, hints)
         children: dict[str, Module | None] = {}
-        expanded, height = 1, 0
-        for name, value in _mapping_of(attributes, "_modules").items():
-            child = self.meaning(value, depth + 1)
+        entries, height = 1 + len(parameters) + len(buffers), 0
+        names = sum(map(len, parameters)) + sum(map(len, buffers))
+        for name, value in self._mapping_of(attributes, "_modules").items():
+            child = self.meaning(value)
+            if type(value) is Call and not isinstance(child, Module | TensorInfo):
+                child = self._opaque(value)
             if isinstance(child, Module):
-                below, levels = self._measured[id(child)]
-                expanded, height = expanded + below, max(height, levels)
-            elif child is not None or type(value) is Call:
-                raise CorruptFile(f"the submodule {name!r} of a {class_name} is no module")
+                below, letters, levels = self._measured[id(child)]
+                entries, names, height = entries + below, names + letters + below * len(name), max(height, levels)
+            elif child is not None:
+                raise CorruptFile(f"the submodule {brief(name)} of a {class_name} is no module")
             children[name] = child
-        if expanded > MAX_MODULES or height >= MAX_MODULE_DEPTH:
+        if entries > MAX_ENTRIES or names > MAX_NAMES or height >= MAX_MODULE_DEPTH:
             raise LimitExceeded(
-                f"the modules form a tree of {expanded:,} modules, {height + 1} levels deep, which torch could not walk"
+                f"the modules form a tree of {entries:,} modules and tensors with names of {names:,} letters, "
+                f"{height + 1} levels deep, which torch could not walk"
             )
-        non_persistent = plain(attributes.get("_non_persistent_buffers_set", ()))
         training = attributes.get("training")
         module = Module(
             "",
             class_name,
             children,
-            self._tensors(attributes, "_parameters", class_name),
-            self._tensors(attributes, "_buffers", class_name),
-            frozenset(str(n) for n in non_persistent) if isinstance(non_persistent, Collection) else frozenset(),
+            parameters,
+            buffers,
+            self._names(attributes.get("_non_persistent_buffers_set")),
             training if isinstance(training, bool) else None,
             {k: v for k, v in attributes.items() if _is_hyperparameter(k, v)},
             {k: v for k, v in attributes.items() if type(k) is str and k not in _STRUCTURE},
             _VERSIONS.get(class_name, 1),
-            state_dict_hints=tuple(_hints(class_name, attributes)),
+            state_dict_hints=tuple(hints),
         )
-        self._measured[id(module)] = (expanded, height + 1)
+        self._measured[id(module)] = (entries, names, height + 1)
         return module
 
-    def _tensors(self, attributes: Mapping[Any, object], key: str, class_name: str) -> dict[str, TensorInfo | None]:
+    def _names(self, value: object) -> frozenset[str]:
+        """A set of names; protocol 2 makes it of a list."""
+        items = self.meaning(value)
+        if not isinstance(items, set | frozenset | list | tuple):
+            return frozenset()
+        self._spend(len(items))
+        return frozenset(item for item in items if type(item) is str)
+
+    def _opaque(self, call: Call) -> Module:
+        """A submodule that only its own code could rebuild."""
+        hint = f"{call.class_name or 'a call'} is rebuilt by code of its own, so that what it holds is unknown"
+        module = Module("", call.class_name, {}, {}, {}, frozenset(), None, {}, {}, state_dict_hints=(hint,))
+        self._measured[id(module)] = (1, 0, 1)
+        return module
+
+    def _tensors(
+        self, attributes: Mapping[Any, object], key: str, class_name: str, hints: list[str]
+    ) -> dict[str, TensorInfo | None]:
         found: dict[str, TensorInfo | None] = {}
-        for name, value in _mapping_of(attributes, key).items():
+        for name, value in self._mapping_of(attributes, key).items():
             meaning = self.meaning(value)
             if isinstance(meaning, TensorInfo):
                 found[name] = meaning.renamed(name)
             elif value is None:
                 found[name] = None
+            elif type(value) is Call:
+                hints.append(f"{brief(name)} in {key} is a {value.class_name or 'call'}, which cannot be read")
             else:
-                raise CorruptFile(f"{key}[{name!r}] of a {class_name} is no tensor this version can read")
+                raise CorruptFile(f"{brief(name)} in {key} of a {class_name} is no tensor")
         return found
+
+    def _mapping_of(self, attributes: Mapping[Any, object], key: str) -> dict[str, object]:
+        value = plain(attributes.get(key, {}))
+        if not isinstance(value, dict):
+            raise CorruptFile(f"a module's {key} is no mapping")
+        self._spend(len(value))
+        return {key_text(name): item for name, item in value.items()}
 
 
 # --- helpers that need no interpreter
@@ -551,11 +622,21 @@ def _sizes(value: object, interpreter: Interpreter) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _mapping_of(attributes: Mapping[Any, object], key: str) -> dict[str, object]:
-    value = plain(attributes.get(key, {}))
-    if not isinstance(value, dict):
-        raise CorruptFile(f"a module's {key} is no mapping")
-    return {str(name): item for name, item in value.items()}
+def _dimensions(size: object, stride: object, interpreter: Interpreter) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    shape, steps = _sizes(size, interpreter), _sizes(stride, interpreter)
+    if len(shape) != len(steps):
+        raise CorruptFile(f"a tensor of shape {shape} has the stride {steps}")
+    return shape, steps
+
+
+def _check_parts(parts: _Parts) -> None:
+    """Refuse a tensor of tensors of tensors that is small in the file and without end to walk."""
+    pending, count = [part for _, part in parts], 0
+    while pending:
+        count += 1
+        if count > MAX_PARTS:
+            raise LimitExceeded(f"a tensor is made of more than {MAX_PARTS} tensors")
+        pending += [part for _, part in pending.pop().parts]
 
 
 def _is_hyperparameter(name: object, value: object) -> bool:
@@ -598,7 +679,7 @@ _VERSIONS = {
 _PARAMETERS = frozenset({"torch.nn.parameter.Parameter", "torch.nn.Parameter"})
 _PACKED = {"quint4x2": 2, "quint2x4": 4}
 
-_Reader = Callable[[Interpreter, Call, int], object]
+_Reader = Callable[[Interpreter, Call], object]
 _READERS: dict[str, _Reader] = {
     "torch._utils._rebuild_tensor": Interpreter._rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": Interpreter._rebuild_tensor_v2,

@@ -9,8 +9,31 @@ from __future__ import annotations
 
 from typing import Final
 
+from ckpt_tools.errors import LimitExceeded
+
+SPARE_WORK = 1_000_000
+"""Copies, in elements, that any stream may ask for; see `Budget`."""
+
 UNSET: Final = object()
 """Marks a `Call` whose meaning has not been looked for yet."""
+
+
+class Budget:
+    """Work that is not in proportion to the bytes which ask for it: copies of what a stream shares.
+
+    A stream of *nbytes* may ask for `SPARE_WORK` elements and four times its length.
+    """
+
+    __slots__ = ("left",)
+
+    def __init__(self, nbytes: int) -> None:
+        self.left = SPARE_WORK + 4 * nbytes
+
+    def spend(self, amount: int) -> None:
+        """Account for *amount* elements; raises `LimitExceeded` where they are too many."""
+        self.left -= amount
+        if self.left < 0:
+            raise LimitExceeded("the pickle copies what it shares far more often than its length allows for")
 
 
 class Global:
@@ -119,14 +142,18 @@ class PersistentId:
 
 
 class Blob:
-    """A long run of bytes inside the stream, left where it lies. *text* is true where it encodes a str."""
+    """A long run of bytes inside the stream, left where it lies. *text* is true where it encodes a str.
 
-    __slots__ = ("offset", "size", "text")
+    *length* caches how many characters that has, once they are counted.
+    """
+
+    __slots__ = ("length", "offset", "size", "text")
 
     def __init__(self, offset: int, size: int, text: bool) -> None:
         self.offset = offset
         self.size = size
         self.text = text
+        self.length = -1
 
     def __repr__(self) -> str:
         return f"<{self.size:,} bytes{' of text' if self.text else ''}>"
@@ -152,6 +179,11 @@ def plain(value: object) -> object:
     if type(value) is Call or type(value) is PersistentId:
         return value if value.meaning is UNSET or value.meaning is None else value.meaning
     return value
+
+
+def key_text(key: object) -> str:
+    """A mapping's key as text: names as they are, anything long in a few words."""
+    return key if type(key) is str else str(key) if isinstance(key, int) else brief(key)
 
 
 def brief(value: object) -> str:

@@ -19,7 +19,10 @@ from ckpt_tools.sources import MemorySource, Source
 
 Order = Literal["little", "big"]
 
+MAX_WRAPPING = 8
+"""How many calls of bytes() and bytearray() around bytes are looked through."""
 _CONTINUATIONS = bytes(range(0x80, 0xC0))
+_BEGINNINGS = bytes(range(0x80)) + b"\xc2\xc3"
 
 _KINDS = {"f": "float", "i": "int", "u": "uint", "c": "complex"}
 _SCALAR_CODES = {
@@ -70,35 +73,29 @@ def dtype_of(value: object) -> tuple[DType, Order] | None:
 
 def byte_source(value: object, stream: Source) -> Source | None:
     """The bytes that *value* holds, inline or left in *stream*, protocol 2's encoded text included."""
+    for _ in range(MAX_WRAPPING):
+        if type(value) is Call and value.target in ("builtins.bytearray", "builtins.bytes"):
+            value = value.arguments[0] if value.arguments else b""
+        else:
+            break
     if isinstance(value, bytes):
         return MemorySource(value, stream.name)
+    if type(value) is str:  # what Python 2 wrote as str, if all of it happens to be UTF-8
+        return MemorySource(value.encode("utf-8", "surrogatepass"), stream.name)
     if type(value) is Blob and not value.text:
         return stream.slice(value.offset, value.size, stream.name)
     if type(value) is Call and value.target == "_codecs.encode" and value.arguments[1:] == ("latin1",):
+        if isinstance(value.meaning, bytes):  # encoded already; many arrays may share one text
+            return MemorySource(value.meaning, stream.name)
         text = value.arguments[0]
         if type(text) is Blob and text.text:
             return Latin1(stream.slice(text.offset, text.size, stream.name), text)
         if type(text) is str:
-            return Encoded(text, stream.name)
-    if type(value) is Call and value.target in ("builtins.bytearray", "builtins.bytes"):
-        return byte_source(value.arguments[0], stream) if value.arguments else MemorySource(b"", stream.name)
+            try:
+                return MemorySource(text.encode("latin-1"), stream.name)
+            except UnicodeEncodeError:
+                raise CorruptFile("an array's bytes hold a character beyond latin-1") from None
     return None
-
-
-class Encoded(Source):
-    """Bytes that protocol 2 wrote as a short text, made when they are read: many arrays may share one text."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str, name: str) -> None:
-        super().__init__(name, len(text))
-        self._text = text
-
-    def peek(self, offset: int, count: int) -> bytes:
-        try:
-            return self._text[offset : offset + count].encode("latin-1")
-        except UnicodeEncodeError:
-            raise CorruptFile("an array's bytes hold a character beyond latin-1", path=self.name) from None
 
 
 class Latin1(Source):
@@ -112,7 +109,12 @@ class Latin1(Source):
     def __init__(self, text: Source, blob: Blob) -> None:
         if blob.length < 0:
             # every character is one or two bytes; the second of two has its top bits 10
-            blob.length = sum(len(chunk.translate(None, _CONTINUATIONS)) for chunk in text.chunks())
+            blob.length = 0
+            for chunk in text.chunks():
+                begins = chunk.translate(None, _CONTINUATIONS)
+                if begins.translate(None, _BEGINNINGS):
+                    raise CorruptFile("an array's bytes hold a character beyond latin-1", path=text.name)
+                blob.length += len(begins)
         super().__init__(text.name, blob.length)
         self._text = text
         self._mark = (0, 0)  # decoded offset, encoded offset: where the last read ended

@@ -153,6 +153,7 @@ class Interpreter:
         return replace(known, storage=replace(known.storage)) if isinstance(known, View) else replace(known)
 
     def _bytes(self, value: object) -> Source:
+        self.meaning(value)
         source = arrays.byte_source(value, self._stream)
         if source is None:
             raise CorruptFile("bytes are wanted where the pickle gives something else")
@@ -450,6 +451,9 @@ class Interpreter:
     # --- numpy
 
     def _array(self, call: Call) -> object:
+        given = call.state if type(call.state) is tuple else call.arguments
+        for value in given[:5]:
+            self.meaning(value)
         return arrays.array(call, self._stream)
 
     def _scalar(self, call: Call) -> object:

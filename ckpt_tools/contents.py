@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_tools.checkpoint import TensorInfo
 from ckpt_tools.dtypes import DType
-from ckpt_tools.errors import UnsupportedFeature
+from ckpt_tools.errors import LimitExceeded, UnsupportedFeature
 from ckpt_tools.sources import CHUNK
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 GATHER_BYTES = 16 << 20
 """The most storage bytes held at once to gather a tensor whose elements lie scattered."""
+
+EXPANDED_BYTES = 1 << 30
+"""The longest tensor that `read_bytes` makes of a shorter storage."""
 
 _FORMATS = {
     "float64": "d",
@@ -69,18 +72,25 @@ def chunks(tensor: TensorInfo, size: int = CHUNK) -> Iterator[bytes]:
     if tensor.numel == 0:
         return
     itemsize = tensor.dtype.itemsize
+    packed = tensor.nbytes != tensor.numel * itemsize
+    if packed and (tensor.storage_offset or not tensor.contiguous):
+        raise UnsupportedFeature(f"{tensor.name} packs several {tensor.dtype.name} in a byte and is not dense")
     if tensor.contiguous and not swap_width(tensor) and not _bits(tensor):
         start = storage.offset + tensor.storage_offset * itemsize
         yield from storage.source.chunks(start, tensor.nbytes, size)
-    elif tensor.nbytes != tensor.numel * itemsize:
-        raise UnsupportedFeature(f"{tensor.name} packs several {tensor.dtype.name} in a byte and is not dense")
     else:
         for block in _blocks(tensor, max(size // itemsize, 1)):
             yield _gather(tensor, block)
 
 
 def read_bytes(tensor: TensorInfo) -> bytes:
-    """All of `chunks` in one piece."""
+    """All of `chunks` in one piece.
+
+    Raises `LimitExceeded` where an expanded tensor would take more than its storage and more than a gibibyte.
+    """
+    if tensor.storage is not None and tensor.nbytes > max(tensor.storage.nbytes, EXPANDED_BYTES):
+        sizes = f"{tensor.storage.nbytes:,} bytes to {tensor.nbytes:,}"
+        raise LimitExceeded(f"{tensor.name or 'the tensor'} repeats {sizes}, which is too many to hold")
     return b"".join(chunks(tensor))
 
 
@@ -166,8 +176,10 @@ def _gather(tensor: TensorInfo, block: tuple[int, tuple[int, ...], tuple[int, ..
         raw: Any = numpy.memmap(path, numpy.uint8, "r", start + offset * itemsize, (span * itemsize,))
     else:
         raw = numpy.frombuffer(storage.read(offset * itemsize, span * itemsize), numpy.uint8)
+    # numpy has fewer dimensions than torch, of which those of size 1 can go
+    axes = [(size, step * itemsize) for size, step in zip(shape, stride, strict=True) if size != 1]
     items = numpy.lib.stride_tricks.as_strided(
-        raw, (*shape, itemsize), (*(step * itemsize for step in stride), 1), writeable=False
+        raw, (*(size for size, _ in axes), itemsize), (*(step for _, step in axes), 1), writeable=False
     )
     dense = numpy.ascontiguousarray(items)
     width = swap_width(tensor)
@@ -181,14 +193,18 @@ def _gather(tensor: TensorInfo, block: tuple[int, tuple[int, ...], tuple[int, ..
 def _resolve(dense: numpy.ndarray[Any, Any], tensor: TensorInfo) -> numpy.ndarray[Any, Any]:
     """Flip the signs that a conj or neg bit stands for."""
     half = tensor.dtype.itemsize // 2
-    flip_real = bool(tensor.dtype.kind == "complex" and tensor.details.get("neg"))
-    flip_imaginary = flip_real != bool(tensor.details.get("conj"))
-    pairs = dense.reshape(-1, 2, half) if tensor.dtype.kind == "complex" else None
-    if pairs is None:
-        # only complex tensors and their real and imaginary views carry the bits; the latter just neg
-        dense = dense.reshape(-1, tensor.dtype.itemsize)
-        dense[:, -1] ^= 0x80
+    negative = bool(tensor.details.get("neg"))
+    if tensor.dtype.kind != "complex":  # which never has the conj bit
+        if negative and tensor.dtype.kind in ("int", "uint"):
+            import numpy
+
+            numbers = dense.reshape(-1).view(f"<u{tensor.dtype.itemsize}")
+            numpy.negative(numbers, out=numbers)
+        elif negative:
+            dense.reshape(-1, tensor.dtype.itemsize)[:, -1] ^= 0x80
         return dense
+    pairs = dense.reshape(-1, 2, half)
+    flip_real, flip_imaginary = negative, negative != bool(tensor.details.get("conj"))
     # the sign is the top bit of the last byte of a little-endian float
     if flip_real:
         pairs[:, 0, -1] ^= 0x80

@@ -14,9 +14,7 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parent.parent
 
 # The same examples on every run, and no verdict that depends on how busy the machine is.
-settings.register_profile(
-    "ckpt-tools", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+settings.register_profile("ckpt-tools", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ckpt-tools")
 
 

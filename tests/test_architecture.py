@@ -99,9 +99,7 @@ def function():
         "a.b", "c", "d.e", "ckpt_tools.formats.sibling", "ckpt_tools.other.name", "g.h", "i",
         "j.k", "ckpt_tools.formats.l", "m",
     }  # fmt: skip
-    assert list(imports("ckpt_tools.formats", "from .zip import x", is_package=True)) == [
-        "ckpt_tools.formats.zip.x"
-    ]
+    assert list(imports("ckpt_tools.formats", "from .zip import x", is_package=True)) == ["ckpt_tools.formats.zip.x"]
 
 
 def test_every_part_has_a_layer() -> None:

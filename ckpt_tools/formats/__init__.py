@@ -9,6 +9,7 @@ from ckpt_tools.errors import CkptError, NotACheckpoint
 from ckpt_tools.formats import (
     checkpoint_archive,
     exported_program,
+    gguf,
     npz,
     plain_pickle,
     safetensors,
@@ -27,6 +28,7 @@ FORMATS: tuple[Format, ...] = (
     safetensors.FORMAT,
     npz.NPZ,
     npz.NPY,
+    gguf.FORMAT,
     torch_tar.FORMAT,
     torch_legacy.FORMAT,
     plain_pickle.FORMAT,
@@ -75,4 +77,6 @@ def _open(source: Source | Folder) -> Checkpoint:
     for format in FORMATS:
         if format.detect is not None and format.detect(source, head):
             return format.read(source)  # type: ignore[arg-type]
-    raise NotACheckpoint("not a checkpoint of any known format", path=source.name)
+    from ckpt_tools.formats.impostors import explain  # only for what nothing recognises
+
+    raise explain(source, head)

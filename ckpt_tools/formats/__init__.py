@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ckpt_tools.checkpoint import Checkpoint
-from ckpt_tools.errors import CkptError, NotACheckpoint
+from ckpt_tools.errors import CkptError, CorruptFile, NotACheckpoint
 from ckpt_tools.formats import (
     checkpoint_archive,
     exported_program,
@@ -50,6 +50,8 @@ def open_checkpoint(target: str | os.PathLike[str] | bytes | Source) -> Checkpoi
     try:
         return _open(source)
     except CkptError as error:
+        if isinstance(error, CorruptFile) and error.remedy is None:
+            error.remedy = "Fetch the file again, or save it again from its source"
         raise error.at(path=source.name) from None
 
 

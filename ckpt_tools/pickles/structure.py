@@ -92,7 +92,7 @@ def survey(root: object, budget: Budget | None = None) -> Survey:
             optimizer = _optimizer(value, path, spend)
             if optimizer is not None:
                 optimizers.append(optimizer)
-                found.state_dicts.append(_of_optimizer(optimizer))
+                found.state_dicts.append(_of_optimizer(optimizer, value))
                 continue
             if len(path) >= MAX_DEPTH:
                 found.too_deep = found.too_deep or path
@@ -194,7 +194,8 @@ def _optimizer(value: object, path: KeyPath, spend: Callable[[int], None]) -> Op
     for group in groups:
         if not isinstance(group, dict) or not isinstance(group.get("params"), list):
             return None
-        spend(len(group) + len(group["params"]))
+        spend(sum(len(item) for item in group.values() if isinstance(item, list | tuple)))
+        spend(len(group))
         params: list[int | str] = []
         for param in group["params"]:
             if isinstance(param, int | str):
@@ -249,11 +250,26 @@ def _algorithm(groups: list[ParamGroup], state: Mapping[int | str, Mapping[str, 
     return next((name for keys, name in _ALGORITHMS if keys <= options.keys()), None)
 
 
-def _of_optimizer(optimizer: Optimizer) -> StateDict:
+def _of_optimizer(optimizer: Optimizer, value: object) -> StateDict:
+    """The optimizer's tensors by dotted names: its state, then what its groups hold.
+
+    Groups hold the parameters themselves where the optimizer object was saved, and options that are tensors.
+    """
     entries: dict[str, object] = {}
     for index, state in optimizer.state.items():
-        for key, value in state.items():
-            entries[f"state.{index}.{key}"] = value
+        for key, item in state.items():
+            entries[f"state.{index}.{key}"] = item
+    mapping = value.attributes if type(value) is Call else value
+    groups = plain(mapping["param_groups"]) if isinstance(mapping, dict) else None
+    for number, group in enumerate(groups if isinstance(groups, list) else ()):
+        for key, raw in group.items():
+            items = plain(raw)
+            name = f"param_groups.{number}.{key_text(key)}"
+            if isinstance(items, TensorInfo):
+                entries[name] = items
+            elif isinstance(items, list | tuple):
+                tensors = ((i, plain(item)) for i, item in enumerate(items))
+                entries.update((f"{name}.{i}", item) for i, item in tensors if isinstance(item, TensorInfo))
     return StateDict(optimizer.path, "optimizer", entries)
 
 

@@ -227,6 +227,9 @@ class Interpreter:
         else:
             details["axis"] = quantizer[3]
             parts = self._parts(("scales", "zero_points"), quantizer[1:3])
+            if parts[1][1].dtype.kind == "float":
+                # torch writes per_channel_affine for both, and tells them apart by this when it loads
+                details["qscheme"] = "per_channel_affine_float_qparams"
         return replace(tensor, requires_grad=_flag(args[5]), is_parameter=False, details=details, parts=parts)
 
     def _rebuild_sparse(self, call: Call) -> TensorInfo:

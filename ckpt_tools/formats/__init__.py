@@ -11,6 +11,7 @@ from ckpt_tools.formats import (
     exported_program,
     gguf,
     npz,
+    onnx,
     plain_pickle,
     safetensors,
     torch_legacy,
@@ -29,6 +30,7 @@ FORMATS: tuple[Format, ...] = (
     npz.NPZ,
     npz.NPY,
     gguf.FORMAT,
+    onnx.FORMAT,
     torch_tar.FORMAT,
     torch_legacy.FORMAT,
     plain_pickle.FORMAT,
@@ -36,7 +38,7 @@ FORMATS: tuple[Format, ...] = (
 )
 """In the order in which they are asked; a file that several would take goes to the first, as in torch."""
 
-SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".pth.tar", ".pt2", ".npz", ".gguf")
+SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".pth.tar", ".pt2", ".npz", ".gguf", ".onnx")
 """Names that promise a checkpoint: such a file in a folder is looked at even if it turns out to be none."""
 
 

@@ -305,27 +305,6 @@ def _hdf5(source: Source, head: bytes) -> _Problem | None:
     return UnsupportedFeature("a Keras model or its weights, as HDF5" if keras else "an HDF5 file", remedy=_EXPORT)
 
 
-def _gguf(source: Source, head: bytes) -> _Problem | None:
-    """GGUF, llama.cpp's format (ggml, docs/gguf.md)."""
-    if not head.startswith(b"GGUF"):
-        return None
-    version = int.from_bytes(head[4:8], "little")
-    swapped = version > 0xFFFF
-    version = int.from_bytes(head[4:8], "big") if swapped else version
-    width = 4 if version == 1 else 8
-    if len(head) < 8 + 2 * width:
-        return CorruptFile("a GGUF model, truncated within its header", remedy=_AGAIN)
-    tensors = int.from_bytes(head[8 : 8 + width], "big" if swapped else "little")
-    # a key, the type of a string (8), its length, the string
-    found = re.search(rb"general\.architecture\x08\0\0\0(.)\0{3,7}([\w.-]+)", head, re.S)
-    architecture = found[2][: found[1][0]].decode() if found else ""
-    return UnsupportedFeature(
-        f"a GGUF model, version {version}, with {count(tensors, 'tensor')}"
-        + (f", architecture {architecture}" if architecture else ""),
-        remedy=_EXPORT,
-    )
-
-
 class _Field(NamedTuple):
     """A field of a protobuf message: its *number*, its wire type, and its number or the place of its bytes."""
 
@@ -376,31 +355,6 @@ def _text_field(source: Source, field: _Field) -> str | None:
         return None
     text = _decoded(source.peek(field.value, field.size))
     return text if text and text.isprintable() else None
-
-
-_ONNX_WIRES = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
-"""The wire type of each field of ModelProto."""
-
-
-def _onnx(source: Source, head: bytes) -> _Problem | None:
-    """An ONNX model: ir_version, producer_name, producer_version, graph, opset_import (onnx/onnx.proto)."""
-    found: dict[int, _Field] = {}
-    for field in _fields(source):
-        if _ONNX_WIRES.get(field.number) != field.wire:
-            return None
-        found.setdefault(field.number, field)
-    if 7 not in found or 1 not in found or not 1 <= found[1].value <= 100:
-        return None
-    producer = " ".join(
-        text for text in (_text_field(source, found[number]) for number in (2, 3) if number in found) if text
-    )
-    cut = found[7].value + found[7].size > source.size
-    return (CorruptFile if cut else UnsupportedFeature)(
-        f"an ONNX model, IR version {found[1].value}"
-        + (f", made by {_quoted(producer)}" if producer else "")
-        + (", truncated within its graph" if cut else ""),
-        remedy=_AGAIN if cut else _EXPORT,
-    )
 
 
 def _other_protobuf(source: Source, head: bytes) -> _Problem | None:
@@ -538,10 +492,8 @@ _LOOKS: tuple[Callable[[Source, bytes], _Problem | None], ...] = (
     _zip,
     _compressed,
     _hdf5,
-    _gguf,
     _magic,
     _tensorflow_checkpoint,
-    _onnx,
     _other_protobuf,
     _web_page,
     _xml,

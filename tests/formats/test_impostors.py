@@ -61,17 +61,8 @@ def message(*fields: tuple[int, int | bytes]) -> bytes:
     return data
 
 
-def gguf(version: int, tensors: int, order: str = "<", architecture: bytes = b"") -> bytes:
-    width = "I" if version == 1 else "Q"
-    data = b"GGUF" + struct.pack(f"{order}I2{width}", version, tensors, 1)
-    key = b"general.architecture"
-    data += struct.pack(f"{order}{width}", len(key)) + key
-    return data + struct.pack(f"{order}I{width}", 8, len(architecture)) + architecture + b"general.name"
-
-
 LFS = b"version https://git-lfs.example/spec/v1\noid sha256:" + b"0f" * 32 + b"\nsize 102540417\n"
 GRAPH = bytes(500)
-ONNX = message((1, 8), (2, b"pytorch"), (3, b"2.5.1"), (7, GRAPH), (8, message((2, 17))))
 NODE = message((1, b"input"), (2, b"Placeholder"), (5, b"attributes"))
 LOGIN = b'<!DOCTYPE html>\n<html lang="en"><head>\n<title class="x">\n  Log in &amp;\n  wait </title></head>'
 
@@ -257,25 +248,6 @@ CASES: dict[str, tuple[bytes, type[CkptError], str]] = {
         UnsupportedFeature,
         "a tar archive that holds '0', '1', '2', '3', '4', '5', '6', '7', …",
     ),
-    "ONNX": (ONNX, UnsupportedFeature, "an ONNX model, IR version 8, made by 'pytorch 2.5.1'"),
-    "ONNX without producer": (message((1, 3), (7, GRAPH)), UnsupportedFeature, "an ONNX model, IR version 3"),
-    "truncated ONNX": (
-        ONNX[:100],
-        CorruptFile,
-        "an ONNX model, IR version 8, made by 'pytorch 2.5.1', truncated within its graph",
-    ),
-    "GGUF": (
-        gguf(3, 291, architecture=b"llama"),
-        UnsupportedFeature,
-        "a GGUF model, version 3, with 291 tensors, architecture llama",
-    ),
-    "GGUF 1": (
-        gguf(1, 1, architecture=b"gpt2"),
-        UnsupportedFeature,
-        "a GGUF model, version 1, with 1 tensor, architecture gpt2",
-    ),
-    "big-endian GGUF": (gguf(3, 5, ">"), UnsupportedFeature, "a GGUF model, version 3, with 5 tensors"),
-    "truncated GGUF": (gguf(3, 5)[:20], CorruptFile, "a GGUF model, truncated within its header"),
     "Keras 2": (
         b"\x89HDF\r\n\x1a\n" + bytes(2000) + b"keras_version" + bytes(100),
         UnsupportedFeature,

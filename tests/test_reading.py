@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -46,16 +47,15 @@ def of_entry(entry: dict[str, Any]) -> str:
     return str(entry["file"])
 
 
-@pytest.fixture(scope="module", params=READ, ids=of_entry)
-def entry(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """An entry of the manifest."""
-    return dict(request.param)
+def each(*words: str) -> pytest.MarkDecorator:
+    """For every fixture whose entry tells something of each kind of *words*, and has a reader."""
+    return pytest.mark.parametrize("entry", [e for e in READ if all(e.get(word) for word in words)], ids=of_entry)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(entry: dict[str, Any]) -> Checkpoint:
-    """The file as we read it."""
-    return open_checkpoint(FIXTURES / entry["file"])
+@functools.cache
+def opened(file: str) -> Checkpoint:
+    """The fixture as we read it."""
+    return open_checkpoint(FIXTURES / file)
 
 
 def tensors_of(checkpoint: Checkpoint) -> dict[Key, TensorInfo]:
@@ -89,13 +89,15 @@ def is_scalar(tensor: dict[str, Any]) -> bool:
     return "array" in tensor and tensor["name"] in ("best_loss", "best_epoch", "best_acc")
 
 
-def test_format_and_kind(entry: dict[str, Any], checkpoint: Checkpoint) -> None:
+@each()
+def test_format_and_kind(entry: dict[str, Any]) -> None:
+    checkpoint = opened(entry["file"])
     assert (checkpoint.format, checkpoint.kind) == (entry["format"], KINDS.get(entry["file"], entry["kind"]))
 
 
-def test_the_same_tensors_are_found(entry: dict[str, Any], checkpoint: Checkpoint) -> None:
-    if "state_dicts" not in entry:
-        pytest.skip("torch does not read it")
+@each("state_dicts")
+def test_the_same_tensors_are_found(entry: dict[str, Any]) -> None:
+    checkpoint = opened(entry["file"])
     found = set(tensors_of(checkpoint))
     if entry["format"] == "torchscript":
         # torch has no list of tensors that are plain attributes
@@ -103,7 +105,9 @@ def test_the_same_tensors_are_found(entry: dict[str, Any], checkpoint: Checkpoin
     assert sorted(found) == sorted(path for path, _ in expected_tensors(entry))
 
 
-def test_numpy_scalars(entry: dict[str, Any], checkpoint: Checkpoint) -> None:
+@each()
+def test_numpy_scalars(entry: dict[str, Any]) -> None:
+    checkpoint = opened(entry["file"])
     scalars = [
         ((*state_dict["path"], tensor["name"]), tensor)
         for state_dict in entry.get("state_dicts", ())
@@ -118,12 +122,12 @@ def test_numpy_scalars(entry: dict[str, Any], checkpoint: Checkpoint) -> None:
         assert hashlib.sha256(struct.pack(code, value)).hexdigest() == expected["sha256"]
 
 
-def test_state_dicts(entry: dict[str, Any], checkpoint: Checkpoint) -> None:
+@each("state_dicts")
+def test_state_dicts(entry: dict[str, Any]) -> None:
+    checkpoint = opened(entry["file"])
     found = {
         tuple(map(str, s.path)): (s.role, [t.name for t in s.tensors]) for s in checkpoint.state_dicts if s.tensors
     }
-    if "state_dicts" not in entry:
-        pytest.skip("torch does not read it")
     expected = {tuple(map(str, s["path"])): s["role"] for s in entry["state_dicts"]}
     names: dict[Key, list[str]] = {}
     for path, _ in expected_tensors(entry):
@@ -133,7 +137,9 @@ def test_state_dicts(entry: dict[str, Any], checkpoint: Checkpoint) -> None:
         assert values == (role, names[path])
 
 
-def test_tensors(entry: dict[str, Any], checkpoint: Checkpoint) -> None:
+@each("state_dicts")
+def test_tensors(entry: dict[str, Any]) -> None:
+    checkpoint = opened(entry["file"])
     found = tensors_of(checkpoint)
     offsets = entry.get("facts", {}).get("offsets_in_base", {})
     for path, expected in expected_tensors(entry):
@@ -226,8 +232,10 @@ def assert_quantizer(tensor: TensorInfo, expected: dict[str, Any]) -> None:
         assert values.tolist() == expected[name]
 
 
-def test_shared_memory(entry: dict[str, Any], checkpoint: Checkpoint) -> None:
+@each("state_dicts")
+def test_shared_memory(entry: dict[str, Any]) -> None:
     """Two tensors name the same storage if and only if torch has them over the same memory."""
+    checkpoint = opened(entry["file"])
     found = tensors_of(checkpoint)
     first: dict[object, Key] = {}
     for path, expected in expected_tensors(entry):
@@ -243,9 +251,9 @@ def test_shared_memory(entry: dict[str, Any], checkpoint: Checkpoint) -> None:
             assert expected["shares_with"] == ".".join(before), path
 
 
-def test_metadata(entry: dict[str, Any], checkpoint: Checkpoint) -> None:
-    if "metadata" not in entry:
-        pytest.skip("has none")
+@each("metadata")
+def test_metadata(entry: dict[str, Any]) -> None:
+    checkpoint = opened(entry["file"])
     found = checkpoint.metadata
     if isinstance(checkpoint.values, OrderedDict):
         assert isinstance(checkpoint.values.state, dict)
@@ -255,20 +263,23 @@ def test_metadata(entry: dict[str, Any], checkpoint: Checkpoint) -> None:
     assert found == entry["metadata"]
 
 
-def test_entries(entry: dict[str, Any], checkpoint: Checkpoint) -> None:
-    if "entries" not in entry or not isinstance(checkpoint.values, dict):
-        pytest.skip("not a mapping")
-    assert [str(key) for key in checkpoint.values] == entry["entries"]
+@each("entries")
+def test_entries(entry: dict[str, Any]) -> None:
+    values = opened(entry["file"]).values
+    if isinstance(values, dict):  # what is no pickle has no values
+        assert [str(key) for key in values] == entry["entries"]
+    else:
+        assert values is None
 
 
-def test_model(entry: dict[str, Any], checkpoint: Checkpoint) -> None:
+@each()
+def test_model(entry: dict[str, Any]) -> None:
+    checkpoint = opened(entry["file"])
     expected = entry.get("model")
-    if expected is None:
-        assert checkpoint.module is None
-        return
     module = checkpoint.module
-    if expected["class_name"] is None:
-        pytest.skip("an exported program has no module")
+    if expected is None or expected["class_name"] is None:  # an exported program has no class
+        assert module is None
+        return
     assert module is not None
     assert list(map(str, checkpoint.module_path)) == list(map(str, expected["path"]))
     assert module.class_name == expected["class_name"]
@@ -292,18 +303,23 @@ def unique(tensors: Any) -> list[TensorInfo]:
     return list(seen.values())
 
 
-def test_model_state_dict(entry: dict[str, Any], checkpoint: Checkpoint) -> None:
-    if "model" not in entry or checkpoint.module is None:
-        pytest.skip("no module")
+@each("model")
+def test_model_state_dict(entry: dict[str, Any]) -> None:
+    checkpoint = opened(entry["file"])
+    state_dict = checkpoint.module.state_dict() if checkpoint.module is not None else checkpoint.model_state_dict()
+    assert state_dict is not None
     # get_extra_state is code of the class, which is not in the file
     expected = [name for name in entry["model"]["keys"] if not name.endswith("_extra_state")]
-    assert list(checkpoint.module.state_dict().entries) == expected
+    assert list(state_dict.entries) == expected
 
 
-def test_modules(entry: dict[str, Any], checkpoint: Checkpoint) -> None:
-    expected = entry.get("model", {}).get("modules")
-    if expected is None or checkpoint.module is None:
-        pytest.skip("no modules")
+MODULES = [e for e in READ if "modules" in e.get("model", {})]
+
+
+@pytest.mark.parametrize("entry", MODULES, ids=of_entry)
+def test_modules(entry: dict[str, Any]) -> None:
+    module = opened(entry["file"]).module
+    assert module is not None
     found = [
         {
             "name": name,
@@ -311,9 +327,9 @@ def test_modules(entry: dict[str, Any], checkpoint: Checkpoint) -> None:
             "training": module.training,
             "attributes": settings_of(module) if entry["format"] != "torchscript" else {},
         }
-        for name, module in checkpoint.module.walk()
+        for name, module in module.walk()
     ]
-    expected = [{**m, "class_name": MANGLED.sub("", m["class_name"])} for m in expected]
+    expected = [{**m, "class_name": MANGLED.sub("", m["class_name"])} for m in entry["model"]["modules"]]
     assert found == expected
 
 
@@ -326,10 +342,10 @@ def settings_of(module: Module) -> dict[str, object]:
     return dict(json.loads(json.dumps(kept)))
 
 
-def test_training(entry: dict[str, Any], checkpoint: Checkpoint) -> None:
+@each("training")
+def test_training(entry: dict[str, Any]) -> None:
+    checkpoint = opened(entry["file"])
     expected = entry.get("training")
-    if not expected:
-        pytest.skip("nothing of the kind")
     run = checkpoint.training
     assert run is not None
     for word in ("epoch", "step", "loss"):
@@ -349,7 +365,9 @@ def number(value: object) -> object:
     return "nan" if isinstance(value, float) and math.isnan(value) else value
 
 
-def test_optimizers(entry: dict[str, Any], checkpoint: Checkpoint) -> None:
+@each()
+def test_optimizers(entry: dict[str, Any]) -> None:
+    checkpoint = opened(entry["file"])
     run = checkpoint.training
     found = [
         {

@@ -70,7 +70,7 @@ def overview(
     blocks += _refused(checkpoint)
     if checkpoint.anomalies:
         rows = [(a.what, a.where) for a in checkpoint.anomalies]
-        blocks.append(Table("Oddities that torch.load passes over in silence", ("what", "where"), rows))
+        blocks.append(Table("Oddities that loaders pass over in silence", ("what", "where"), rows))
     listed = list(_listed(checkpoint, sections, keys)) if all_tensors or keys else []
     if all_tensors or keys:
         blocks.append(_listing(listed, keys))
@@ -230,7 +230,7 @@ def _bare_counts(sections: list[StateDict]) -> list[tuple[str, str]]:
 
 def _weights_only(checkpoint: Checkpoint) -> str:
     if checkpoint.refusals is None:
-        return "does not apply: no pickle in the file"
+        return "does not apply: torch.load does not read this format"
     if not checkpoint.refusals:
         return "yes: torch.load(weights_only=True) takes it"
     return f"no: torch.load(weights_only=True) refuses it ({count(len(checkpoint.refusals), 'reason')} below)"
@@ -396,7 +396,7 @@ def _other_values(checkpoint: Checkpoint, sections: list[StateDict]) -> list[Blo
     rows: list[tuple[str, str]] = []
     for key, raw in root.items():
         value = plain(raw)
-        if (key,) in told or isinstance(value, TensorInfo | Module) or () in {s.path for s in sections}:
+        if (key,) in told or isinstance(value, TensorInfo | Module):
             continue
         rows.append((str(key), _short(value) or _described(value)))
     return [Table("Other entries", ("key", "value"), rows)] if rows else []

@@ -11,13 +11,15 @@ import os
 import stat
 import sys
 import zlib
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from pathlib import PureWindowsPath
 
 from ckpt_tools.errors import CkptError, CorruptFile, NotFound
 
 CHUNK = 1 << 20
 """Bytes read at a time where a source is streamed."""
+FIRST_STEP = 1 << 14
+"""Bytes inflated at first."""
 
 
 class Source:
@@ -57,6 +59,10 @@ class Source:
 
     def locate(self, offset: int) -> tuple[str, int] | None:
         """The local file and the offset in it where byte *offset* lies verbatim; None where there is none."""
+        return None
+
+    def folder(self) -> Folder | None:
+        """The folder it lies in; None for what is no file of its own."""
         return None
 
     def slice(self, offset: int, size: int, name: str) -> Source:
@@ -110,6 +116,9 @@ class FileSource(Source):
     def locate(self, offset: int) -> tuple[str, int] | None:
         return self.name, offset
 
+    def folder(self) -> Folder:
+        return Folder(os.path.dirname(self.name) or ".")
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
@@ -155,7 +164,7 @@ class Inflated(Source):
     *size* is what the archive declares. Inflating stops there, so that a bomb costs no more than it admits.
     """
 
-    __slots__ = ("_buffer", "_compressed", "_consumed", "_inflater", "_position")
+    __slots__ = ("_buffer", "_compressed", "_consumed", "_inflater", "_position", "_step")
 
     def __init__(self, compressed: Source, size: int, name: str) -> None:
         # deflate expands at most 1032-fold (zlib's technical notes)
@@ -173,6 +182,7 @@ class Inflated(Source):
         self._consumed = 0
         self._buffer = b""
         self._position = 0  # of the buffer's first byte in the inflated stream
+        self._step = FIRST_STEP
 
     def peek(self, offset: int, count: int) -> bytes:
         count = max(0, min(count, self.size - offset))
@@ -198,12 +208,13 @@ class Inflated(Source):
             while not self._inflater.eof:
                 feed = self._inflater.unconsumed_tail
                 if not feed:
-                    feed = self._compressed.peek(self._consumed, CHUNK)
+                    feed = self._compressed.peek(self._consumed, self._step)
                     self._consumed += len(feed)
                     if not feed:
                         break
-                data = self._inflater.decompress(feed, CHUNK)
+                data = self._inflater.decompress(feed, self._step)
                 if data:
+                    self._step = min(2 * self._step, CHUNK)  # a header is short, what is streamed is long
                     return data
         except zlib.error as error:
             raise CorruptFile(f"does not inflate: {error}", path=self.name) from None
@@ -220,17 +231,41 @@ class Folder:
 
     def names(self) -> list[str]:
         """The names of the files directly in it, sorted."""
-        return sorted(entry.name for entry in os.scandir(self.name) if entry.is_file())
+        return self._entries(os.DirEntry.is_file)
 
     def folders(self) -> list[str]:
         """The names of the folders directly in it, sorted."""
-        return sorted(entry.name for entry in os.scandir(self.name) if entry.is_dir())
+        return self._entries(os.DirEntry.is_dir)
 
     def open(self, name: str) -> Source:
-        """The file *name*, which may not lead out of the folder."""
-        if os.path.isabs(name) or ".." in Path(name).parts:
-            raise CorruptFile(f"it names a file outside its folder: {name!r}", path=self.name)
-        return FileSource(os.path.join(self.name, name))
+        """The file *name*, which may not lead out of the folder. Raises `NotFound` where there is none."""
+        return FileSource(os.path.join(self.name, self.inside(name)))
+
+    def folder(self, name: str) -> Folder:
+        """The folder *name* in it, which need not exist, but may not lead out of it."""
+        return Folder(os.path.join(self.name, self.inside(name)))
+
+    def inside(self, name: str) -> str:
+        """*name*, which comes from a file; `CorruptFile` where it would lead out of the folder."""
+        path = PureWindowsPath(name)  # takes either slash, and knows drives
+        if path.anchor or ".." in path.parts:
+            raise CorruptFile(f"it names a file outside its folder: {name!r:.200}", path=self.name)
+        return name
+
+    def _entries(self, wanted: Callable[[os.DirEntry[str]], bool]) -> list[str]:
+        def is_wanted(entry: os.DirEntry[str]) -> bool:
+            try:
+                return wanted(entry)
+            except OSError:  # a link that leads nowhere
+                return False
+
+        try:
+            with os.scandir(self.name) as entries:
+                return sorted(entry.name for entry in entries if is_wanted(entry))
+        except OSError as error:
+            raise NotFound(f"cannot be listed: {error.strerror}", path=self.name) from None
+        except ValueError as error:  # a NUL in the name
+            raise NotFound(f"is no path: {error}", path=self.name) from None
 
 
 def open_source(target: str | os.PathLike[str] | bytes | Source) -> Source | Folder:

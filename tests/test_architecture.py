@@ -171,7 +171,9 @@ def test_imports_without_any_extra(module: str) -> None:
     assert (process.returncode, process.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("format", ["torch_zip", "safetensors"])
+@pytest.mark.parametrize(
+    "format", ["torch_zip", "safetensors", "torchscript", "exported_program", "gguf", "onnx", "peft"]
+)
 def test_inspect_of_headers_loads_neither_numpy_nor_torch(format: str, fixtures_dir: Path) -> None:
     manifest = json.loads((fixtures_dir / "MANIFEST.json").read_text("utf-8"))
     files = [

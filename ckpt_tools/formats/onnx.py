@@ -7,7 +7,6 @@ format: the protobuf documentation's page on encoding.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -19,7 +18,7 @@ from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded, NotFound, U
 from ckpt_tools.formats.base import Format
 from ckpt_tools.formats.dense import dense, packed
 from ckpt_tools.pickles.torch_objects import MAX_RANK
-from ckpt_tools.sources import FileSource, Folder, Source
+from ckpt_tools.sources import Source
 
 MAX_FIELDS = 1 << 22
 """The most fields that are gone through; a model of 100,000 nodes has a few hundred thousand."""
@@ -243,9 +242,8 @@ class _Model:
         self.counts = {"nodes": 0, "functions": 0}
         self.properties: dict[str, object] = {}
         self.anomalies: list[Anomaly] = []
-        place = source.locate(0)
-        self.folder = Folder(os.path.dirname(place[0]) or ".") if place is not None and place[1] == 0 else None
-        self.files: dict[str, FileSource | str] = {}
+        self.folder = source.folder()
+        self.files: dict[str, Source | str] = {}
 
     def describe(self) -> Checkpoint:
         names = {2: "", 3: ""}
@@ -272,7 +270,7 @@ class _Model:
         for title, values in (("inputs", self.inputs), ("outputs", self.outputs)):
             # before IR version 4 every initializer is an input too
             known[title] = tuple(text for name, text in values if name not in self.initializers)
-        outside = sum(file.size for file in self.files.values() if isinstance(file, FileSource))
+        outside = sum(file.size for file in self.files.values() if isinstance(file, Source))
         return Checkpoint(
             path=self.source.name,
             source=self.source,
@@ -453,26 +451,24 @@ class _Model:
             return Storage(self.source, 0, nbytes, None, "cpu", tensor.name, missing=missing)
         return Storage(file, offset, nbytes, None, "cpu", tensor.name)
 
-    def _file(self, location: str) -> FileSource | str:
+    def _file(self, location: str) -> Source | str:
         """The external file *location*, or why there is none."""
         known = self.files.get(location)
         if known is None:
             known = self.files[location] = self._open(location)
         return known
 
-    def _open(self, location: str) -> FileSource | str:
+    def _open(self, location: str) -> Source | str:
         if self.folder is None:
             return f"its bytes are in {location!r:.80} beside the model, and the model is not read from a folder"
         try:
-            file = self.folder.open(location)
+            return self.folder.open(location)
         except NotFound:
             return f"its file {location!r:.80} is not there"
         except CkptError:
             what = f"an initializer's file would lie outside the model's folder: {location!r:.80}"
             self.anomalies.append(Anomaly(what, "external data"))
             return f"its file {location!r:.80} would lie outside the model's folder"
-        assert isinstance(file, FileSource)
-        return file
 
     def _sparse(self, message: _Field) -> tuple[str, TensorInfo]:
         """A SparseTensorProto: the values that are not zero, and where in the tensor they stand."""

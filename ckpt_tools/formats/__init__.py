@@ -6,37 +6,27 @@ import os
 
 from ckpt_tools.checkpoint import Checkpoint
 from ckpt_tools.errors import CkptError, CorruptFile, NotACheckpoint
-from ckpt_tools.formats import (
-    checkpoint_archive,
-    exported_program,
-    gguf,
-    npz,
-    onnx,
-    peft,
-    plain_pickle,
-    safetensors,
-    torch_legacy,
-    torch_tar,
-    torch_zip,
-    torchscript,
-)
-from ckpt_tools.formats.base import HEAD_BYTES, Format
+from ckpt_tools.formats.base import HEAD_BYTES, Format, begins, lazy, zip_with
 from ckpt_tools.sources import Folder, Source, open_source
 
+_ZIP = b"PK\x03\x04"
+
 FORMATS: tuple[Format, ...] = (
-    torchscript.FORMAT,
-    exported_program.FORMAT,
-    torch_zip.FORMAT,
-    safetensors.FORMAT,
-    npz.NPZ,
-    npz.NPY,
-    gguf.FORMAT,
-    onnx.FORMAT,
-    peft.FORMAT,
-    torch_tar.FORMAT,
-    torch_legacy.FORMAT,
-    plain_pickle.FORMAT,
-    checkpoint_archive.over(lambda: FORMATS),
+    lazy("distributed", lambda source, head: source.name.endswith((".metadata", ".distcp")), folders=True),
+    lazy("torchscript", zip_with("constants.pkl", "model.json")),
+    lazy("exported_program", zip_with("archive_format", "serialized_exported_program.json")),
+    lazy("torch_zip", begins(_ZIP)),
+    lazy("safetensors", lambda source, head: b"{" in head[8:]),
+    lazy("npz", zip_with(".npy"), pick=lambda module: module.NPZ),
+    lazy("npy", begins(b"\x93NUMPY"), pick=lambda module: module.NPY, module="npz"),
+    lazy("gguf", begins(b"GGUF")),
+    lazy("onnx", lambda source, head: not head.startswith((_ZIP, b"\x80", b"\x93"))),
+    lazy("peft", files=False, folders=True),
+    lazy("sharded", lambda source, head: b"{" in head, folders=True),
+    lazy("torch_tar", lambda source, head: not head.startswith((_ZIP, b"\x80"))),
+    lazy("torch_legacy"),
+    lazy("pickle", module="plain_pickle"),
+    lazy("archive", begins(_ZIP), pick=lambda module: module.over(lambda: FORMATS), module="checkpoint_archive"),
 )
 """In the order in which they are asked; a file that several would take goes to the first, as in torch."""
 

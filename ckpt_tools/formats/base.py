@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any
 
 from ckpt_tools.checkpoint import Checkpoint
+from ckpt_tools.errors import CkptError
+from ckpt_tools.formats.archive import Archive
 from ckpt_tools.sources import Folder, Source
 
 HEAD_BYTES = 4096
@@ -26,3 +31,61 @@ class Format:
     read: Callable[[Source], Checkpoint] | Callable[[Folder], Checkpoint]
     detect: Callable[[Source, bytes], bool] | None = None
     folder: Callable[[Folder], bool] | None = None
+
+
+Detect = Callable[[Source, bytes], bool]
+
+
+def lazy(
+    name: str,
+    may_be: Detect | None = None,
+    *,
+    pick: Callable[[ModuleType], Format] | None = None,
+    files: bool = True,
+    folders: bool = False,
+    module: str = "",
+) -> Format:
+    """The format *name*, whose *module* here is imported only for a file that *may_be* of it.
+
+    *may_be* looks at the first bytes, at no cost; the format's own ``detect`` decides. *pick* takes the format
+    from the module, where it is not its ``FORMAT``; *files* and *folders* say which of the two it has.
+    """
+
+    def real() -> Format:
+        found = import_module(f"ckpt_tools.formats.{module or name}")
+        made: Format = pick(found) if pick is not None else found.FORMAT
+        return made
+
+    def detect(source: Source, head: bytes) -> bool:
+        if may_be is not None and not may_be(source, head):
+            return False
+        decide = real().detect
+        return decide is not None and decide(source, head)
+
+    def is_folder(folder: Folder) -> bool:
+        decide = real().folder
+        return decide is not None and decide(folder)
+
+    def read(source: Any) -> Checkpoint:
+        return real().read(source)
+
+    return Format(name, name, read, detect if files else None, is_folder if folders else None)
+
+
+def begins(*marks: bytes) -> Detect:
+    """Whether a file begins with one of *marks*."""
+    return lambda source, head: head.startswith(marks)
+
+
+def zip_with(*endings: str) -> Detect:
+    """Whether a file is a zip archive with a member whose name has one of *endings*."""
+
+    def may_be(source: Source, head: bytes) -> bool:
+        if not head.startswith(b"PK\x03\x04"):
+            return False
+        try:
+            return any(member.name.endswith(endings) for member in Archive.of(source).members)
+        except CkptError:
+            return False
+
+    return may_be

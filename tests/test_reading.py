@@ -392,7 +392,10 @@ def test_optimizers(entry: dict[str, Any]) -> None:
         }
         for optimizer in (run.optimizers if run else ())
     ]
-    assert found == entry.get("optimizers", [])
+    expected = entry.get("optimizers", [])
+    if entry["format"] == "distributed":  # saving made text of the keys
+        expected = [{**optimizer, "state": [int(key) for key in optimizer["state"]]} for optimizer in expected]
+    assert found == expected
 
 
 @pytest.mark.parametrize("entry", REFUSED, ids=of_entry)

@@ -1,0 +1,105 @@
+"""``ckpt convert``: weights into another file, bit for bit, with proof."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from ckpt_tools.cli.output import emit
+from ckpt_tools.cli.progress import progress
+from ckpt_tools.convert.plan import Names
+from ckpt_tools.convert.run import carry_out, prepare, report, work
+from ckpt_tools.dtypes import BY_NAME
+from ckpt_tools.errors import CkptError
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST")
+@click.option("--select", metavar="KEYS", help="The state_dict to convert, such as model_state_dict.")
+@click.option("--keep", metavar="GLOB", multiple=True, help="Only tensors whose name matches. May be repeated.")
+@click.option("--drop", metavar="GLOB", multiple=True, help="No tensors whose name matches. May be repeated.")
+@click.option(
+    "--strip-prefix",
+    metavar="PREFIX",
+    default="",
+    help="Take this off every name; 'auto': what wrappers (DataParallel, torch.compile, …) put before every name.",
+)
+@click.option("--key-map", metavar="FILE", help="Rename by this JSON object of old names and new ones.")
+@click.option("--rename", metavar="FROM=TO", multiple=True, help="Replace a regular expression. May be repeated.")
+@click.option("--add-prefix", metavar="PREFIX", default="", help="Put this before every name.")
+@click.option(
+    "--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), help="Cast floating tensors of 16 bits or more."
+)
+@click.option("--allow-lossy", is_flag=True, help="Cast even where values become infinite or zero.")
+@click.option("--metadata", metavar="KEY=VALUE", multiple=True, help="Text for the output's metadata (safetensors).")
+@click.option("--force", is_flag=True, help="Replace DST if it exists; never the source.")
+@click.option("--no-verify", is_flag=True, help="Do not read the output again to compare it with the source.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
+@click.option("--report", "report_file", metavar="FILE", help="Write the whole story to this file, as JSON.")
+def convert(
+    source: str,
+    target: str,
+    select: str | None,
+    keep: tuple[str, ...],
+    drop: tuple[str, ...],
+    strip_prefix: str,
+    key_map: str | None,
+    rename: tuple[str, ...],
+    add_prefix: str,
+    dtype: str | None,
+    allow_lossy: bool,
+    metadata: tuple[str, ...],
+    force: bool,
+    no_verify: bool,
+    dry_run: bool,
+    report_file: str | None,
+) -> None:
+    """Write the weights of SRC to DST: a .safetensors file, or a .pt, .pth or .bin that weights_only takes.
+
+    SRC is anything that inspect reads. The output is read again and compared with the source before it takes
+    DST's place. What is left behind is listed on standard error.
+    """
+    names = Names(keep, drop, strip_prefix, _key_map(key_map), [_pair(text, "--rename") for text in rename], add_prefix)
+    conversion, watch = prepare(
+        source,
+        target,
+        select=select,
+        names=names,
+        dtype=BY_NAME[dtype] if dtype is not None else None,
+        metadata=dict(_pair(text, "--metadata") for text in metadata),
+        force=force,
+    )
+    if not dry_run:
+        with progress(work(conversion, not no_verify), "converting") as advance:
+            conversion = carry_out(conversion, watch, verify=not no_verify, allow_lossy=allow_lossy, advance=advance)
+    story = report(conversion, not dry_run)
+    if report_file is not None:
+        emit([story], command="convert", format="json", output=report_file)
+    if dry_run:
+        emit([story], command="convert", format="text", output=None)
+        return
+    for item in story.data["left_behind"]:  # type: ignore[attr-defined]
+        click.echo(f"ckpt: left behind: {item['what']}: {item['why']}", err=True)
+    click.echo(story.verdict)
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    left, equals, right = text.partition("=")
+    if not equals or not left:
+        raise click.BadParameter(f"{text!r} has no = after a name", param_hint=option)
+    return left, right
+
+
+def _key_map(path: str | None) -> dict[str, str]:
+    if path is None:
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise CkptError(f"is no readable key map ({error})", path=path) from None
+    if not isinstance(found, dict) or not all(isinstance(new, str) for new in found.values()):
+        raise CkptError("is no key map: not a JSON object of names and names", path=path)
+    return found

@@ -1,0 +1,183 @@
+"""Names that share memory: found in a source, noted in a file that cannot share, and restored from the note.
+
+safetensors holds every byte under one name. A name for the very elements of another is left out of the file and
+noted; a view of another (part of it, or turned) becomes a tensor of its own and is noted as well, so that a file
+that can share gets it back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from ckpt_tools.checkpoint import StateDict, Storage, TensorInfo
+from ckpt_tools.contents import chunks
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A name for elements of the tensor *of*: from its element *offset* on, with *shape* and *stride*.
+
+    *stored* is whether the file also holds them under this name.
+    """
+
+    of: str
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    stored: bool
+
+    def as_json(self) -> dict[str, object]:
+        """The alias as the note has it."""
+        return {
+            "of": self.of,
+            "offset": self.offset,
+            "shape": list(self.shape),
+            "stride": list(self.stride),
+            "stored": self.stored,
+        }
+
+
+def identity(tensor: TensorInfo) -> object:
+    """Equal for tensors that are the same view of the same memory; their elements are the same, in the same order."""
+    # the stride of a dimension of size 1 means nothing
+    stride = tuple(0 if size == 1 else step for size, step in zip(tensor.shape, tensor.stride, strict=True))
+    return (id(tensor.storage), tensor.dtype, tensor.storage_offset, tensor.shape, stride, _resolved(tensor))
+
+
+def same_views(tensors: Iterable[TensorInfo]) -> list[list[TensorInfo]]:
+    """*tensors* in groups of the same view, in order; empty tensors share nothing."""
+    groups: dict[object, list[TensorInfo]] = {}
+    for tensor in tensors:
+        key = identity(tensor) if tensor.numel and tensor.storage is not None else tensor.name
+        groups.setdefault(key, []).append(tensor)
+    return list(groups.values())
+
+
+def aliases(tensors: Iterable[TensorInfo]) -> dict[str, Alias]:
+    """What each name is an alias of. Of several names for the same view the first alphabetically is kept.
+
+    That is the name which safetensors.torch.save_model keeps (``_remove_duplicate_names``).
+    """
+    found: dict[str, Alias] = {}
+    kept: list[TensorInfo] = []
+    for group in same_views(tensors):
+        first = min(group, key=lambda tensor: tensor.name)
+        kept.append(first)
+        for tensor in group:
+            if tensor is not first:
+                found[tensor.name] = Alias(first.name, 0, tensor.shape, dense_stride(tensor.shape), False)
+    for members in _by_memory(kept):
+        base: TensorInfo | None = None
+        members.sort(key=lambda t: (t.extent[0], -t.extent[1], not t.contiguous, t.name))
+        # in this order, what has reached furthest covers a tensor if anything does, and nothing covers it
+        for tensor in members:
+            if base is not None and tensor.extent[1] <= base.extent[1]:
+                offset = tensor.storage_offset - base.storage_offset
+                found[tensor.name] = Alias(base.name, offset, tensor.shape, tensor.stride, True)
+            elif tensor.contiguous:
+                base = tensor
+    return found
+
+
+def overlapping(tensors: Iterable[TensorInfo]) -> list[list[TensorInfo]]:
+    """Groups of two or more of *tensors*, all of different views, that overlap in memory and can be kept so."""
+    found: list[list[TensorInfo]] = []
+    for members in _by_memory(tensors):
+        members.sort(key=lambda t: t.extent)
+        group: list[TensorInfo] = []
+        end = 0
+        for tensor in [*members, None]:
+            if tensor is None or (group and tensor.extent[0] >= end):
+                low = group[0].extent[0]
+                # far-apart rows of a big matrix would bring along what lies between them
+                if len(group) > 1 and end - low <= sum(t.numel for t in group):
+                    found.append(group)
+                group = []
+            if tensor is not None:
+                group.append(tensor)
+                end = max(end, tensor.extent[1]) if len(group) > 1 else tensor.extent[1]
+    return found
+
+
+def restored(state_dict: StateDict, note: Mapping[str, object]) -> StateDict:
+    """*state_dict* with the aliases that *note* describes, as far as they are true of its tensors.
+
+    A name that is stored stays as it is where its bytes differ from those that it would share.
+    """
+    entries = dict(state_dict.entries)
+    for name, described in note.items():
+        alias = _parsed(described)
+        base = state_dict.entries.get(alias.of) if alias is not None else None
+        if alias is None or not isinstance(base, TensorInfo) or base.storage is None or not base.contiguous:
+            continue
+        view = replace(
+            base,
+            name=name,
+            shape=alias.shape,
+            stride=alias.stride,
+            storage_offset=base.storage_offset + alias.offset,
+        )
+        low, high = view.extent
+        inside = base.extent[0] <= low and high <= base.extent[1] and view.numel <= base.numel
+        if not inside or (name in entries) != alias.stored:
+            continue
+        own = entries.get(name)
+        if alias.stored and not (isinstance(own, TensorInfo) and _equal(own, view)):
+            continue
+        entries[name] = view
+    return replace(state_dict, entries=entries)
+
+
+def dense_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor, in elements."""
+    return tuple(math.prod(max(size, 1) for size in shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _by_memory(tensors: Iterable[TensorInfo]) -> list[list[TensorInfo]]:
+    """Lists of tensors of one storage and type that hold its elements as they are."""
+    groups: dict[tuple[Storage, str], list[TensorInfo]] = {}
+    for tensor in tensors:
+        if tensor.storage is not None and tensor.numel and not any(_resolved(tensor)):
+            groups.setdefault((tensor.storage, tensor.dtype.name), []).append(tensor)
+    return list(groups.values())
+
+
+def _resolved(tensor: TensorInfo) -> tuple[bool, bool]:
+    return bool(tensor.details.get("conj")), bool(tensor.details.get("neg"))
+
+
+def _equal(a: TensorInfo, b: TensorInfo) -> bool:
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    return all(x == y for x, y in zip(chunks(a), _same_cuts(b, a), strict=False))
+
+
+def _same_cuts(tensor: TensorInfo, like: TensorInfo) -> Iterable[bytes]:
+    """The bytes of *tensor*, cut where those of *like* are."""
+    rest = b""
+    pieces = iter(chunks(tensor))
+    for size in map(len, chunks(like)):
+        while len(rest) < size:
+            rest += next(pieces)
+        yield rest[:size]
+        rest = rest[size:]
+
+
+def _parsed(described: object) -> Alias | None:
+    if not isinstance(described, dict):
+        return None
+    of, offset, shape, stride, stored = (described.get(k) for k in ("of", "offset", "shape", "stride", "stored"))
+    if not (isinstance(of, str) and isinstance(stored, bool) and _is_size(offset)):
+        return None
+    if not (isinstance(shape, list) and isinstance(stride, list) and len(shape) == len(stride)):
+        return None
+    if not all(map(_is_size, [*shape, *stride])):
+        return None
+    assert isinstance(offset, int)
+    return Alias(of, offset, tuple(shape), tuple(stride), stored)
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62

@@ -1,0 +1,304 @@
+"""Writing what ``torch.load(weights_only=True)`` reads, without torch: a zip archive with a pickle of tensors only.
+
+Members, their order and alignment: torch/serialization.py (``_save``), caffe2/serialize/inline_container.cc. The
+pickle: torch/_utils.py (``_rebuild_tensor_v2``, ``_v3``), in protocol 2, whose opcodes are those that
+torch/_weights_only_unpickler.py takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from ckpt_tools.checkpoint import TensorInfo
+from ckpt_tools.convert.plan import Entry, Plan
+from ckpt_tools.convert.sharing import dense_stride, overlapping, same_views
+from ckpt_tools.convert.stream import Sink, Written
+from ckpt_tools.dtypes import DType
+from ckpt_tools.errors import UnsupportedFeature
+
+ROOT = "archive"
+"""The folder in the archive, as torch names it where it saves to no file; so the bytes do not depend on the name."""
+ALIGNMENT = 64
+
+_WIDE = 0xFFFFFFFF
+"""Sizes and offsets from here on stand in a zip64 field, and this in their place."""
+_MAX_TEXT = 0xFFFFFFFF
+
+
+def objection(tensor: TensorInfo, dtype: DType) -> str:
+    """Why a .pt file of plain tensors cannot hold *tensor* as *dtype*; "" where it can."""
+    if dtype.kind == "bits" and not dtype.name.startswith("bits"):
+        return f"{dtype}, which torch cannot load"
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """Where a tensor is found: in the storage number *key* of *numel* elements, from *offset* on, by *stride*."""
+
+    key: int
+    numel: int
+    offset: int
+    stride: tuple[int, ...]
+
+
+def write(sink: Sink, plan: Plan) -> Written:
+    """Write the state_dict of *plan*, names that share memory still sharing it."""
+    storages, placed = _place(plan)
+    archive = _Archive(sink)
+    written = Written()
+    archive.add("data.pkl", _pickle(plan, placed))
+    archive.add(".format_version", b"1")
+    archive.add(".storage_alignment", str(ALIGNMENT).encode())
+    archive.add("byteorder", b"little")
+    for key, entry in enumerate(storages):
+        archive.stream(f"data/{key}", entry.tensor.numel * entry.dtype.itemsize, sink.streamed(entry, written))
+    archive.add("version", b"3\n")
+    archive.add(".data/serialization_id", archive.identity())
+    archive.finish()
+    return written
+
+
+def _place(plan: Plan) -> tuple[list[Entry], dict[str, _Placed]]:
+    """The storages to write, each as a dense run of elements, and where in them each name finds its tensor."""
+    dtypes = {entry.name: entry.dtype for entry in plan.entries}
+    groups = same_views(replace(entry.tensor, name=entry.name) for entry in plan.entries)
+    names = {group[0].name: [tensor.name for tensor in group] for group in groups}
+    bases: dict[str, tuple[str, int, int]] = {}  # first name of a view: its base, the base's first element, its length
+    for members in overlapping(group[0] for group in groups):
+        low = min(tensor.extent[0] for tensor in members)
+        numel = max(tensor.extent[1] for tensor in members) - low
+        bases |= {tensor.name: (members[0].name, low, numel) for tensor in members}
+    storages: list[Entry] = []
+    keys: dict[str, int] = {}
+    placed: dict[str, _Placed] = {}
+    for group in groups:
+        first = group[0]
+        base, low, numel = bases.get(first.name, (first.name, 0, first.numel))
+        if base not in keys:
+            keys[base] = len(storages)
+            whole = first
+            if first.name in bases:
+                whole = replace(first, shape=(numel,), stride=(1,), storage_offset=low)
+            storages.append(Entry(base, whole, dtypes[first.name]))
+        if first.name in bases:
+            place = _Placed(keys[base], numel, first.storage_offset - low, first.stride)
+        else:
+            place = _Placed(keys[base], numel, 0, dense_stride(first.shape))
+        placed |= dict.fromkeys(names[first.name], place)
+    return storages, placed
+
+
+# --- the pickle
+
+
+def _pickle(plan: Plan, placed: Mapping[str, _Placed]) -> bytes:
+    out = _Pickler()
+    out.ordered_dict()
+    out.raw(b"(")
+    for entry in plan.entries:
+        out.text(entry.name)
+        out.tensor(entry, placed[entry.name])
+    out.raw(b"u")
+    if plan.versions is not None:
+        # as pickle writes an OrderedDict with attributes: BUILD with its __dict__
+        out.raw(b"}")
+        out.text("_metadata")
+        out.ordered_dict()
+        out.raw(b"(")
+        for module, version in plan.versions.items():
+            out.text(module)
+            out.value(version)
+        out.raw(b"usb")
+    return out.finish()
+
+
+class _Pickler:
+    """The few opcodes of protocol 2 that tensors and plain values need."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = [b"\x80\x02"]
+        self._memo: dict[str, int] = {}
+
+    def raw(self, data: bytes) -> None:
+        self._parts.append(data)
+
+    def finish(self) -> bytes:
+        return b"".join([*self._parts, b"."])
+
+    def global_(self, module: str, name: str) -> None:
+        """GLOBAL, memoized."""
+        key = f"{module} {name}"
+        if key in self._memo:
+            self.raw(b"h" + bytes([self._memo[key]]))
+            return
+        self.raw(f"c{module}\n{name}\n".encode("ascii"))
+        self._memo[key] = len(self._memo)  # a table of dtypes long, so one byte is enough
+        self.raw(b"q" + bytes([self._memo[key]]))
+
+    def ordered_dict(self) -> None:
+        """An empty ``OrderedDict``."""
+        self.global_("collections", "OrderedDict")
+        self.raw(b")R")
+
+    def text(self, text: str) -> None:
+        data = text.encode("utf-8")
+        if len(data) > _MAX_TEXT:
+            raise UnsupportedFeature("a name of 4 GiB cannot be pickled")
+        self.raw(b"X" + struct.pack("<I", len(data)) + data)
+
+    def integer(self, value: int) -> None:
+        if 0 <= value < 256:
+            self.raw(b"K" + bytes([value]))
+        elif 0 <= value < 65536:
+            self.raw(b"M" + struct.pack("<H", value))
+        elif -(1 << 31) <= value < 1 << 31:
+            self.raw(b"J" + struct.pack("<i", value))
+        else:
+            data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+            self.raw(b"\x8a" + bytes([len(data)]) + data)
+
+    def sizes(self, values: tuple[int, ...]) -> None:
+        """A tuple of integers."""
+        if not values:
+            self.raw(b")")
+            return
+        if len(values) > 3:
+            self.raw(b"(")
+        for value in values:
+            self.integer(value)
+        self.raw({1: b"\x85", 2: b"\x86", 3: b"\x87"}.get(len(values), b"t"))
+
+    def tensor(self, entry: Entry, place: _Placed) -> None:
+        """REDUCE of a rebuild call; v3, over bytes, where torch has no storage class for the type."""
+        typed = entry.dtype.storage
+        self.global_("torch._utils", "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3")
+        self.raw(b"((")
+        self.text("storage")
+        self.global_(*(("torch", typed) if typed else ("torch.storage", "UntypedStorage")))
+        self.text(str(place.key))
+        self.text("cpu")
+        self.integer(place.numel * (1 if typed else entry.dtype.itemsize))
+        self.raw(b"tQ")
+        self.integer(place.offset)
+        self.sizes(entry.tensor.shape)
+        self.sizes(place.stride)
+        self.raw(b"\x89")
+        self.ordered_dict()
+        if not typed:
+            self.global_("torch", entry.dtype.name)
+        self.raw(b"tR")
+
+    def value(self, root: object) -> None:
+        """Plain JSON data, however deep."""
+        pending: list[object] = [root]
+        while pending:
+            item = pending.pop()
+            if type(item) is _Opcode:
+                self.raw(item.code)
+            elif isinstance(item, dict):
+                self.raw(b"}")
+                for key, value in reversed(item.items()):
+                    pending += [_Opcode(b"s"), value, key]
+            elif isinstance(item, list):
+                self.raw(b"]")
+                for value in reversed(item):
+                    pending += [_Opcode(b"a"), value]
+            elif item is None or isinstance(item, bool):
+                self.raw({None: b"N", True: b"\x88", False: b"\x89"}[item])
+            elif isinstance(item, int):
+                self.integer(item)
+            elif isinstance(item, float):
+                self.raw(b"G" + struct.pack(">d", item))
+            else:
+                self.text(str(item))
+
+
+@dataclass(frozen=True, slots=True)
+class _Opcode:
+    code: bytes
+
+
+# --- the archive
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    name: bytes
+    crc: int
+    size: int
+    offset: int
+
+
+def _narrow(value: int) -> int:
+    return value if value < _WIDE else 0xFFFFFFFF
+
+
+class _Archive:
+    """A zip archive of stored members, each payload at a multiple of `ALIGNMENT` bytes."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._members: list[_Member] = []
+
+    def add(self, name: str, data: bytes) -> None:
+        self.stream(name, len(data), self._whole(data))
+
+    def stream(self, name: str, size: int, written: Iterator[bytes]) -> None:
+        """A member of *size* bytes that *written* writes and hands out."""
+        sink = self._sink
+        path = f"{ROOT}/{name}".encode("ascii")
+        offset = sink.position
+        wide = struct.pack("<HHQQ", 1, 16, size, size) if size >= _WIDE else b""
+        start = offset + 30 + len(path) + len(wide) + 4
+        padding = -start % ALIGNMENT
+        # torch's own padding: an extra field FB
+        extra = wide + struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+        head = self._fields(45 if wide else 20, 0, _narrow(size), len(path), len(extra))
+        sink.write(b"PK\x03\x04" + head + path + extra)
+        crc = 0
+        for chunk in written:
+            crc = zlib.crc32(chunk, crc)
+        sink.patch(offset + 14, struct.pack("<I", crc))
+        self._members.append(_Member(path, crc, size, offset))
+
+    def identity(self) -> bytes:
+        """Forty digits that the members' names and checksums determine, as torch's do."""
+        told = "".join(f"{m.name.decode('ascii')} {m.crc:08x}\n" for m in self._members)
+        return f"{int(hashlib.sha256(told.encode()).hexdigest(), 16) % 10**40:040d}".encode()
+
+    def finish(self) -> None:
+        """The central directory and its end."""
+        sink = self._sink
+        start = sink.position
+        for member in self._members:
+            wide = b""
+            if member.size >= _WIDE:
+                wide += struct.pack("<QQ", member.size, member.size)
+            if member.offset >= _WIDE:
+                wide += struct.pack("<Q", member.offset)
+            extra = struct.pack("<HH", 1, len(wide)) + wide if wide else b""
+            version = 45 if wide else 20
+            fields = self._fields(version, member.crc, _narrow(member.size), len(member.name), len(extra))
+            tail = struct.pack("<HHHII", 0, 0, 0, 0, _narrow(member.offset))
+            sink.write(b"PK\x01\x02" + struct.pack("<H", version) + fields + tail + member.name + extra)
+        size, number = sink.position - start, len(self._members)
+        if start >= _WIDE or size >= _WIDE or number >= 0xFFFF:
+            end = sink.position
+            sink.write(b"PK\x06\x06" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, number, number, size, start))
+            sink.write(b"PK\x06\x07" + struct.pack("<IQI", 0, end, 1))
+        counted = min(number, 0xFFFF)
+        sink.write(b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, counted, counted, _narrow(size), _narrow(start), 0))
+
+    def _whole(self, data: bytes) -> Iterator[bytes]:
+        self._sink.write(data)
+        yield data
+
+    @staticmethod
+    def _fields(version: int, crc: int, size: int, name: int, extra: int) -> bytes:
+        """What local and central headers have in common; the time is the zip format's first, 1980-01-01."""
+        return struct.pack("<HHHHHIIIHH", version, 0, 0, 0, 0x21, crc, size, size, name, extra)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Literal
 
 from ckpt_tools.dtypes import DType
+from ckpt_tools.records import record
 from ckpt_tools.sources import Folder, Source
 
 KeyPath = tuple[object, ...]
@@ -33,7 +34,7 @@ def format_path(path: KeyPath) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Storage:
     """A run of bytes in a file, compared by identity: two tensors share memory iff they name the same one.
 
@@ -55,7 +56,7 @@ class Storage:
         return self.source.read(self.offset + offset, count)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class TensorInfo:
     """A tensor, described.
 
@@ -133,7 +134,7 @@ class TensorInfo:
         return self if name == self.name else replace(self, name=name)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class StateDict:
     """A mapping of names to tensors found in the file.
 
@@ -158,7 +159,7 @@ class StateDict:
         raise KeyError(name)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Module:
     """A pickled ``nn.Module``, read without its class.
 
@@ -215,7 +216,7 @@ class Module:
         return StateDict((), "model", entries, versions)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Found:
     """A value together with the key path, or the part of the file name, that it came from."""
 
@@ -224,7 +225,7 @@ class Found:
     source: Literal["content", "file name"] = "content"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class ParamGroup:
     """One group of an optimizer: parameter indexes (names, where FSDP wrote it), the names that
     ``named_parameters()`` gave where they are recorded, and the options.
@@ -235,7 +236,7 @@ class ParamGroup:
     options: Mapping[str, object]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Optimizer:
     """An optimizer's ``state_dict()``: groups, and per parameter index its state (``exp_avg``, ``step``)."""
 
@@ -252,7 +253,7 @@ class Optimizer:
                     yield value.renamed(f"{index}.{key}")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class TrainingState:
     """What a training checkpoint says of its run, each value with where it was found."""
 
@@ -267,7 +268,7 @@ class TrainingState:
     arguments: Found | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GlobalUse:
     """A global that a pickle names, as text.
 
@@ -285,7 +286,7 @@ class GlobalUse:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Pickle:
     """One pickle stream of the file: where it lies, and what it would make an unpickler do."""
 
@@ -296,7 +297,7 @@ class Pickle:
     root: object = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Anomaly:
     """Something a lenient loader would swallow: *what* is odd, and *where*."""
 
@@ -304,7 +305,7 @@ class Anomaly:
     where: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Refusal:
     """A reason why ``torch.load(weights_only=True)`` refuses a file.
 
@@ -317,7 +318,7 @@ class Refusal:
     is_global: bool = True
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Checkpoint:
     """A checkpoint file or folder, described without being executed and without tensor bytes being read.
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+
+from ckpt_tools.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Facts:
     """Labelled single values: ``[("format", "PyTorch zip archive"), …]``. A value may have several lines."""
 
@@ -19,7 +20,7 @@ class Facts:
     rows: Sequence[tuple[str, str]]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Table:
     """Rows under column names. A name that begins with ``>`` is of a column of numbers, set to the right."""
 
@@ -32,7 +33,7 @@ class Table:
 Block = Facts | Table
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Report:
     """The answer of a command for one file: *title* names it, *verdict* is the answer in a sentence.
 
@@ -53,6 +54,18 @@ class Report:
 def count(number: int, noun: str, plural: str = "") -> str:
     """``1 tensor``, ``1,024 tensors``."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def listed(names: Sequence[str], shown: int = 6) -> str:
+    """The first of *names*, which may be anything a file has in their place, and how many more there are."""
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return ", ".join(map(shortened, names[:shown])) + more
+
+
+def shortened(name: str, length: int = 200) -> str:
+    """*name*, which comes from a file, on one line and no longer than *length*, to be put into a message."""
+    text = name if len(name) <= length else f"{name[: length - 1]}…"
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def size(nbytes: int) -> str:

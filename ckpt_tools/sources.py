@@ -12,7 +12,6 @@ import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import PureWindowsPath
 
 from ckpt_tools.errors import CkptError, CorruptFile, NotFound
 
@@ -247,6 +246,8 @@ class Folder:
 
     def inside(self, name: str) -> str:
         """*name*, which comes from a file; `CorruptFile` where it would lead out of the folder."""
+        from pathlib import PureWindowsPath
+
         path = PureWindowsPath(name)  # takes either slash, and knows drives
         if path.anchor or ".." in path.parts:
             raise CorruptFile(f"it names a file outside its folder: {name!r:.200}", path=self.name)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from ckpt_tools.checkpoint import Storage, TensorInfo
+from ckpt_tools.records import record
 
 # torch/nn/modules/batchnorm.py and utils/spectral_norm.py: names that only buffers have
 BUFFER_NAMES = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Tally:
     """*tensors* names, *elements* and *nbytes* of distinct memory, *slack* bytes of storages no tensor uses."""
 

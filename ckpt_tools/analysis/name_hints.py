@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-from pathlib import PurePath
 from typing import NamedTuple
 
 _SUFFIX = re.compile(r"(\.(pt|pth|ckpt|bin|tar|pkl|pickle|safetensors|zip|model))+$", re.I)
@@ -32,7 +32,7 @@ def name_hints(path: str) -> tuple[NameHint, ...]:
     Unlabelled numbers are taken by position, as people write them: a whole number is the epoch, the first
     fraction after it a loss, a second one a metric; these are guesses and marked so.
     """
-    stem = _SUFFIX.sub("", PurePath(path).name)
+    stem = _SUFFIX.sub("", os.path.basename(path))
     hash_match = _HASH.search(stem)
     hints: list[NameHint] = []
     if hash_match and not hash_match[1].isdecimal():

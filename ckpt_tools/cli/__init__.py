@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from importlib import import_module
@@ -46,6 +47,7 @@ def cli() -> None:
 
 def main() -> None:
     """The program ``ckpt``."""
+    gc.set_threshold(100_000)  # most runs end before there is garbage worth looking for
     try:
         code = cli.main(prog_name="ckpt", standalone_mode=False)
     except click.exceptions.Abort:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +61,12 @@ def expand(path: str) -> Iterator[str]:
 
     Raises `NotFound` where it names nothing, `NotACheckpoint` for a folder without any.
     """
-    matches = [path] if path == "-" or os.path.lexists(path) else sorted(glob.glob(path, recursive=True))
+    if path == "-" or os.path.lexists(path):
+        matches = [path]
+    else:
+        import glob
+
+        matches = sorted(glob.glob(path, recursive=True))
     if not matches:
         raise NotFound("no such file", path=path)
     for match in matches:

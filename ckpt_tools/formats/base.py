@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -11,13 +10,14 @@ from typing import Any
 from ckpt_tools.checkpoint import Checkpoint
 from ckpt_tools.errors import CkptError
 from ckpt_tools.formats.archive import Archive
+from ckpt_tools.records import record
 from ckpt_tools.sources import Folder, Source
 
 HEAD_BYTES = 4096
 """How much of a file's beginning `Format.detect` is shown."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Format:
     """A file format.
 

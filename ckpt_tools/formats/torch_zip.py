@@ -11,7 +11,6 @@ from typing import Literal
 from ckpt_tools.checkpoint import Anomaly, Checkpoint, Storage
 from ckpt_tools.dtypes import BY_STORAGE, UINT8
 from ckpt_tools.errors import CkptError, CorruptFile, NotACheckpoint
-from ckpt_tools.formats import salvage
 from ckpt_tools.formats.archive import Archive, Member, MissingDirectory
 from ckpt_tools.formats.base import Format
 from ckpt_tools.formats.unpickled import describe, load_buffer, run_machine
@@ -96,9 +95,13 @@ class Members:
                 f"storage {key!r} takes {nbytes:,} bytes, but the member {member.name} has {member.size:,}"
             )
         made = self._storages[key] = Storage(
-            self.archive.open(member), 0, nbytes, dtype, str(location), key, self.byteorder
+            self.archive.open(member), 0, nbytes, dtype, _location(location), key, self.byteorder
         )
         return made
+
+
+def _location(value: object) -> str:
+    return value if type(value) is str else brief(value)
 
 
 def read(source: Source) -> Checkpoint:
@@ -106,6 +109,8 @@ def read(source: Source) -> Checkpoint:
     try:
         archive = Archive.of(source)
     except MissingDirectory:
+        from ckpt_tools.formats import salvage  # rarely needed
+
         raise salvage.explain(source) from None
     root = root_of(archive)
     pickle = archive.find(f"{root}data.pkl") if root else None

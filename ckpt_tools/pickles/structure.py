@@ -26,19 +26,17 @@ from ckpt_tools.pickles.values import Budget, Call, OrderedDict, brief, key_text
 MAX_DEPTH = 100
 """How many containers deep the walk goes; torch.save itself gives up at Python's recursion limit."""
 
-_EMA = re.compile(r"(^|[^a-z])(ema|swa|shadow|averaged?|polyak|teacher)([^a-z]|$)", re.I)
-_NOT_MODEL = re.compile(r"(^|_)(rng|random|scheduler|scaler|sampler|replay|optim)", re.I)
-_EPOCH = re.compile(r"^(cur(rent)?_?|last_?|start_?|n_?|num_?)?epochs?$", re.I)
-_STEP = re.compile(r"^(cur(rent)?_?|global_?|last_?|n_?|num_?)?(steps?|iter(ation)?s?|it|step_count|updates)$", re.I)
-_LOSS = re.compile(r"loss", re.I)
-_METRIC = re.compile(
-    r"(^|_)(acc(uracy)?\d*|top\d?|prec\d*|precision|recall|f1|auc|auroc|map|miou|iou|dice|psnr|ssim|bleu|wer|cer"
-    r"|fid|perplexity|ppl|score|metric|fitness|error|mae|mse|rmse|reward)s?($|_)|^best_|^(val|valid|test)_",
-    re.I,
+# patterns stay text until a word is held against them: compiling them takes longer than reading most files
+_EMA = r"(?i)(^|[^a-z])(ema|swa|shadow|averaged?|polyak|teacher)([^a-z]|$)"
+_NOT_MODEL = r"(?i)(^|_)(rng|random|scheduler|scaler|sampler|replay|optim)"
+_EPOCH = r"(?i)^(cur(rent)?_?|last_?|start_?|n_?|num_?)?epochs?$"
+_STEP = r"(?i)^(cur(rent)?_?|global_?|last_?|n_?|num_?)?(steps?|iter(ation)?s?|it|step_count|updates)$"
+_LOSS = r"(?i)loss"
+_METRIC = (
+    r"(?i)(^|_)(acc(uracy)?\d*|top\d?|prec\d*|precision|recall|f1|auc|auroc|map|miou|iou|dice|psnr|ssim|bleu|wer|cer"
+    r"|fid|perplexity|ppl|score|metric|fitness|error|mae|mse|rmse|reward)s?($|_)|^best_|^(val|valid|test)_"
 )
-_ARGUMENTS = re.compile(
-    r"^(args?|arguments|config(uration)?|cfg|hparams|hyper_?parameters|opts?|options|params)$", re.I
-)
+_ARGUMENTS = r"(?i)^(args?|arguments|config(uration)?|cfg|hparams|hyper_?parameters|opts?|options|params)$"
 _SCHEDULER_KEYS = frozenset({"_step_count", "_last_lr", "base_lrs", "milestones", "_get_lr_called_within_step"})
 
 
@@ -165,9 +163,9 @@ def _state_dict(value: dict[object, object], path: KeyPath) -> StateDict:
 def role_of(path: KeyPath, names: Mapping[str, object]) -> Role:
     """What a state_dict at *path* is for, as far as the words in the path and in the *names* tell."""
     words = [part for part in path if isinstance(part, str)]
-    if any(_EMA.search(word) for word in words):
+    if any(re.search(_EMA, word) for word in words):
         return "ema"
-    if any(_NOT_MODEL.search(word) for word in words):
+    if any(re.search(_NOT_MODEL, word) for word in words):
         return "other"
     if not any(isinstance(v, TensorInfo) and v.shape for v in names.values()):
         return "other" if words else "model"
@@ -280,17 +278,19 @@ def _training(
     named: dict[str, Found] = {}
     metrics: dict[str, Found] = {}
     for key, value, path in _scalars(root):
-        if _EPOCH.match(key) and _is_number(value):
+        if isinstance(value, TensorInfo) and value.shape:
+            continue
+        if _is_number(value) and re.search(_EPOCH, key):
             named.setdefault("epoch", Found(value, path))
-        elif _STEP.match(key) and _is_number(value):
+        elif _is_number(value) and re.search(_STEP, key):
             named.setdefault("step", Found(value, path))
-        elif _ARGUMENTS.match(key) and not isinstance(value, int | float | TensorInfo | None):
+        elif not isinstance(value, int | float | TensorInfo | None) and re.search(_ARGUMENTS, key):
             named.setdefault("arguments", Found(value, path))
-        elif _LOSS.search(key) and _is_value(value):
+        elif _is_value(value) and re.search(_LOSS, key):
             if key.lower() == "loss" or "loss" not in named:
                 named["loss"] = Found(value, path)
             metrics[key] = Found(value, path)
-        elif _METRIC.search(key) and _is_value(value):
+        elif _is_value(value) and re.search(_METRIC, key):
             metrics[key] = Found(value, path)
         elif key.lower() in ("lr", "learning_rate") and _is_number(value):
             named.setdefault("lr", Found(value, path))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tabulate import tabulate
+
 from ckpt_tools.report import Block, Facts, Report
 
 _ESCAPES = str.maketrans({c: "\\" + c for c in "\\`*_{}[]<>#|~"})
@@ -27,10 +29,15 @@ def _block(block: Block) -> str:
         return ""
     columns = ("", "") if isinstance(block, Facts) else block.columns
     lines = [f"### {_escape(block.title)}\n"] if block.title else []
-    lines.append(f"| {' | '.join(name.removeprefix('>') for name in columns)} |")
-    lines.append(f"|{'|'.join('---:' if name.startswith('>') else '---' for name in columns)}|")
-    for row in block.rows:
-        lines.append(f"| {' | '.join(_cell(cell) for cell in row)} |")
+    lines.append(
+        tabulate(
+            [[_cell(cell) for cell in row] for row in block.rows],
+            headers=[name.removeprefix(">") for name in columns],
+            colalign=["right" if name.startswith(">") else "left" for name in columns],
+            tablefmt="pipe",
+            disable_numparse=True,
+        )
+    )
     note = getattr(block, "note", "")
     if note:
         lines.append(f"\n{_escape(note)}")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from textwrap import wrap
-
-from tabulate import tabulate
 
 from ckpt_tools.report import Block, Facts, Report, Table
 
@@ -54,6 +51,8 @@ def _wrapped(text: str, width: int, first: str, rest: str) -> list[str]:
     """*text* broken at spaces to *width* columns (0: not at all), after the indents *first* and *rest*."""
     if not width or len(first) + len(text) <= width:
         return [first + text]
+    from textwrap import wrap
+
     return wrap(text, max(width, MIN_WIDTH), initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
 
 
@@ -67,16 +66,27 @@ def _table(block: Table, width: int) -> list[str]:
     used = [i for i in range(len(names)) if any(row[i].strip() for row in rows)]
     if width:
         _fit(rows, names, [i for i in used if align[i] == "left"], used, width)
-    body = tabulate(
-        # the names as a row: as headers, tabulate pads them
-        [[line[i] for i in used] for line in (names, *rows)],
-        colalign=[align[i] for i in used],
-        tablefmt="plain",
-        disable_numparse=True,
-        preserve_whitespace=True,
-    )
-    lines = ["  " + line.rstrip() for line in body.splitlines()]
+    lines = ["  " + line for line in _aligned([names, *rows], used, align)]
     return [_cut(line, width) for line in lines] if width else lines
+
+
+def _aligned(rows: Sequence[Sequence[str]], used: Sequence[int], align: Sequence[str]) -> list[str]:
+    """The columns *used* of *rows*, two spaces apart; a cell of several lines makes the row as high.
+
+    tabulate would do, but its import takes as long as all of `ckpt inspect`.
+    """
+    cells = [[row[i].splitlines() or [""] for i in used] for row in rows]
+    widths = [max(len(line) for row in cells for line in row[at]) for at in range(len(used))]
+    lines: list[str] = []
+    for row in cells:
+        for level in range(max(map(len, row))):
+            parts = [cell[level] if level < len(cell) else "" for cell in row]
+            padded = [
+                part.rjust(wide) if align[i] == "right" else part.ljust(wide)
+                for part, wide, i in zip(parts, widths, used, strict=True)
+            ]
+            lines.append("  ".join(padded).rstrip())
+    return lines
 
 
 def _fit(rows: list[list[str]], names: Sequence[str], texts: Sequence[int], used: Sequence[int], width: int) -> None:
@@ -86,6 +96,8 @@ def _fit(rows: list[list[str]], names: Sequence[str], texts: Sequence[int], used
         excess = 2 * len(used) + sum(widths.values()) - max(width, MIN_WIDTH)
         if excess <= 0:
             return
+        from textwrap import wrap
+
         widths[i] = max(widths[i] - excess, MIN_CELL, len(names[i]))
         for row in rows:
             if len(row[i]) > widths[i]:

@@ -10,7 +10,7 @@ from ckpt_tools.checkpoint import Anomaly, Checkpoint, GlobalUse, Module, Pickle
 from ckpt_tools.errors import CkptError
 from ckpt_tools.formats.producers import recognise
 from ckpt_tools.pickles.machine import Buffer, Evaluation, Truncated, evaluate
-from ckpt_tools.pickles.structure import survey
+from ckpt_tools.pickles.structure import MAX_DEPTH, survey
 from ckpt_tools.pickles.torch_objects import Interpreter, View
 from ckpt_tools.pickles.values import Budget, Global
 from ckpt_tools.pickles.weights_only import locate, refusals
@@ -116,6 +116,9 @@ def describe(
         raise error.at(path=source.name, member=member) from None
     found = survey(root, Budget(evaluation.end - evaluation.start))
     oddities = [Anomaly(what, f"{member}, byte {offset}") for what, offset in evaluation.anomalies]
+    if found.too_deep is not None:
+        what = f"values are nested more than {MAX_DEPTH} deep; what lies deeper is not described"
+        oddities.append(Anomaly(what, format_path(found.too_deep)))
     programs, noted = recognise(root, evaluation.globals.values())
     return Checkpoint(
         path=source.name,

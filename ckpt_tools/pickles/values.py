@@ -11,7 +11,7 @@ from typing import Final
 
 from ckpt_tools.errors import LimitExceeded
 
-SPARE_WORK = 1_000_000
+SPARE_WORK = 250_000
 """Copies, in elements, that any stream may ask for; see `Budget`."""
 
 UNSET: Final = object()
@@ -21,13 +21,13 @@ UNSET: Final = object()
 class Budget:
     """Work that is not in proportion to the bytes which ask for it: copies of what a stream shares.
 
-    A stream of *nbytes* may ask for `SPARE_WORK` elements and four times its length.
+    A stream of *nbytes* may ask for `SPARE_WORK` elements and twice its length.
     """
 
     __slots__ = ("left",)
 
     def __init__(self, nbytes: int) -> None:
-        self.left = SPARE_WORK + 4 * nbytes
+        self.left = SPARE_WORK + 2 * nbytes
 
     def spend(self, amount: int) -> None:
         """Account for *amount* elements; raises `LimitExceeded` where they are too many."""

@@ -17,6 +17,7 @@ from ckpt_tools.pickles.values import Call, Global, OrderedDict, PersistentId, a
 MAX_PATH = 64
 """The most keys of a path that `locate` keeps track of."""
 _LEAVES = (str, int, float, bytes)
+_REGISTRIES = ("_modules", "_parameters", "_buffers")
 
 BLOCKED_MODULES = frozenset({"sys", "os", "posix", "nt"})
 """Modules from which torch takes nothing, even where the user allows it."""
@@ -168,8 +169,10 @@ def locate(root: object, wanted: Iterable[Global | Call]) -> dict[Global | Call,
 def _children(value: object) -> list[tuple[object, object]]:
     """The values directly inside *value*, each with the key to add to the path; None adds nothing."""
     if isinstance(value, dict):
+        # modules, parameters and buffers go by their own names
+        hidden = _REGISTRIES if "_modules" in value and "_parameters" in value else ()
         children: list[tuple[object, object]] = [
-            (key if isinstance(key, str | int) else None, child) for key, child in value.items()
+            (key if isinstance(key, str | int) and key not in hidden else None, child) for key, child in value.items()
         ]
         children += [(None, key) for key in value if not isinstance(key, str | int)]
         if isinstance(value, OrderedDict):
@@ -182,13 +185,8 @@ def _children(value: object) -> list[tuple[object, object]]:
     if type(value) is PersistentId:
         return [(None, value.pid)]
     if type(value) is Call:
-        children = [(None, value.func), (None, value.args), (None, value.kwargs)]
-        attributes = value.attributes
-        for key, child in attributes.items():
-            # modules, parameters and buffers go by their own names
-            children.append((None if key in ("_modules", "_parameters", "_buffers") else key, child))
-        if value.state is not None and not attributes:
-            children.append((None, value.state))
+        # the state as a whole, since many objects may share one
+        children = [(None, value.func), (None, value.args), (None, value.kwargs), (None, value.state)]
         children += [(None, item) for item in value.items or ()]
         for key, child in value.entries or ():
             children += [(None, key), (key if isinstance(key, str | int) else None, child)]

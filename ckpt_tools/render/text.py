@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from ckpt_tools.report import Block, Facts, Report, Table
 
 MIN_WIDTH = 40
-MIN_CELL = 16
+MIN_CELLS = (16, 9)
+"""How narrow a column of text may become, first and if need be."""
 
 
 def render(reports: Sequence[Report], command: str, width: int, color: bool) -> str:
@@ -92,17 +93,25 @@ def _aligned(rows: Sequence[Sequence[str]], used: Sequence[int], align: Sequence
 def _fit(rows: list[list[str]], names: Sequence[str], texts: Sequence[int], used: Sequence[int], width: int) -> None:
     """Break the cells of the widest columns of text until the table is *width* columns wide."""
     widths = {i: max(len(names[i]), *(len(row[i]) for row in rows)) for i in used}
-    for i in sorted(texts, key=lambda i: -widths[i]):
-        excess = 2 * len(used) + sum(widths.values()) - max(width, MIN_WIDTH)
-        if excess <= 0:
-            return
-        from textwrap import wrap
+    wanted = dict(widths)
+    for least in MIN_CELLS:
+        for i in sorted(texts, key=lambda i: -wanted[i]):
+            excess = 2 * len(used) + sum(wanted.values()) - max(width, MIN_WIDTH)
+            if excess > 0:
+                wanted[i] = min(wanted[i], max(wanted[i] - excess, least, len(names[i])))
+    for i in texts:
+        if wanted[i] < widths[i]:
+            for row in rows:
+                row[i] = "\n".join(_wrapped_cell(row[i], wanted[i]))
 
-        widths[i] = max(widths[i] - excess, MIN_CELL, len(names[i]))
-        for row in rows:
-            if len(row[i]) > widths[i]:
-                indent = " " * (len(row[i]) - len(row[i].lstrip(" ")))
-                row[i] = "\n".join(wrap(row[i], widths[i], subsequent_indent=indent + " ", break_on_hyphens=False))
+
+def _wrapped_cell(text: str, width: int) -> list[str]:
+    if len(text) <= width:
+        return [text]
+    from textwrap import wrap
+
+    indent = " " * (len(text) - len(text.lstrip(" ")))
+    return wrap(text, width, subsequent_indent=indent + " ", break_on_hyphens=False)
 
 
 def _cut(line: str, width: int) -> str:

@@ -16,7 +16,8 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 
 import torch
@@ -126,12 +127,12 @@ def forward_summary(
 
 
 def _fill(subject: nn.Module, state_dict: StateDict, obstacle: CkptError) -> None:
-    report = load_into(subject, state_dict)
-    if without_data(subject):
-        wrong = [*report.missing, *(mismatch.name for mismatch in report.mismatched)] or without_data(subject)
+    load_into(subject, state_dict)
+    empty = without_data(subject)
+    if empty:
         raise CkptError(
-            f"the model must run with its weights, but the file does not have {', '.join(wrong[:3])}"
-            f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''} as the class does; without: {obstacle.problem}"
+            f"the model must run with its weights, but the file does not have {', '.join(empty[:3])}"
+            f"{f' and {len(empty) - 3} more' if empty[3:] else ''} as the class does; without: {obstacle.problem}"
         )
 
 
@@ -172,7 +173,7 @@ class _Recorder:
         self.stack: list[_Line] = []
         # weak, so that activations are freed as always; while such a reference lives, no other storage gets its address
         self.seen: dict[int, StorageWeakRef] = {}
-        for tensor in (*inputs, *model.parameters(), *model.buffers()):
+        for tensor in (*inputs, *_sized(model.parameters()), *_sized(model.buffers())):
             self._first_seen(tensor)
 
     def before(self, module: nn.Module, inputs: object) -> None:
@@ -221,9 +222,9 @@ def _run(model: nn.Module, inputs: Sequence[Tensor], device: torch.device) -> Fo
         if recorder.stack:
             at = recorder.stack[-1]
             place = f" in {recorder.names[id(at.module)] or 'the model'} ({type(at.module).__name__})"
-        message = " ".join(str(error).split())
+        message = textwrap.shorten(str(error), 240, placeholder=" …")
         raise CkptError(
-            f"the forward pass on {device.type} fails{place}: {type(error).__name__}: {message[:500]}",
+            f"the forward pass on {device.type} fails{place}: {type(error).__name__}: {message}",
             remedy="--input gives the sizes without the batch",
         ) from error
     finally:
@@ -233,8 +234,8 @@ def _run(model: nn.Module, inputs: Sequence[Tensor], device: torch.device) -> Fo
     return ForwardSummary(
         layers=layers,
         inputs=tuple(_described("", tensor) for tensor in inputs),
-        parameters=sum(p.numel() for p in model.parameters()),
-        trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        parameters=sum(p.numel() for p in _sized(model.parameters())),
+        trainable_parameters=sum(p.numel() for p in _sized(model.parameters()) if p.requires_grad),
         mult_adds=sum(layer.mult_adds for layer in layers),
         activation_bytes=sum(layer.activation_bytes for layer in layers),
         ran_on=device.type,
@@ -289,15 +290,18 @@ def _layers(model: nn.Module, recorder: _Recorder) -> tuple[Layer, ...]:
 
 def _own_parameters(module: nn.Module, counted: set[int]) -> tuple[int, int]:
     new = shared = 0
-    for parameter in module._parameters.values():
-        if parameter is None:
-            continue
+    for parameter in _sized(module._parameters.values()):
         if id(parameter) in counted:
             shared += parameter.numel()
         else:
             new += parameter.numel()
             counted.add(id(parameter))
     return new, shared
+
+
+def _sized(tensors: Iterable[Tensor | None]) -> Iterator[Tensor]:
+    """Without what is None, or of a lazy module that has not run."""
+    return (tensor for tensor in tensors if tensor is not None and not nn.parameter.is_lazy(tensor))
 
 
 def _described(path: str, tensor: Tensor) -> Output:

@@ -61,7 +61,7 @@ def locate(
         if isinstance(make, nn.Module):
             return make
         if not callable(make):
-            raise CkptError(f"{spec}: it is a {type(make).__name__}, neither a class nor a function")
+            raise CkptError(f"{spec} is of type {type(make).__name__}, neither a class nor a function")
         _check_arguments(spec, make, args, kwargs)
         return _build(spec, lambda: make(*args, **kwargs), network, empty)
 

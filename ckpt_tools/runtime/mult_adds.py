@@ -51,6 +51,11 @@ class MultAdds(TorchDispatchMode):  # type: ignore[misc]  # torch's types are no
         super().__init__()
         self._tally = tally
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # else the first operator waits seconds for torch.compile's machinery to be imported
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

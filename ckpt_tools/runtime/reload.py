@@ -100,8 +100,7 @@ def _load(model: nn.Module, state_dict: StateDict, make: Callable[[TensorInfo], 
         name = ours + file_name.removeprefix(theirs)
         file_names[name] = file_name
         if not isinstance(value, TensorInfo):
-            value = plain(value)
-            if name.endswith("_extra_state") and isinstance(value, Mapping | list | tuple | str | int | float | bytes):
+            if name.endswith("_extra_state") and _is_data(value):
                 given[name] = value
             else:
                 unexpected.append(file_name)
@@ -163,6 +162,23 @@ def _metadata(state_dict: StateDict, theirs: str, ours: str) -> OrderedDict[str,
             name = (ours + f"{path}.".removeprefix(theirs)).rstrip(".")
             found[name] = {str(key): plain(value) for key, value in noted.items()}
     return found
+
+
+def _is_data(value: object) -> bool:
+    """Whether *value* is what a class would get from torch too: built of Python's own types all the way down."""
+    pending, met = [value], set()
+    while pending:
+        value = pending.pop()
+        if id(value) in met:
+            continue
+        met.add(id(value))
+        if isinstance(value, dict):
+            pending += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            pending += value
+        elif type(value) not in (str, bytes, int, float, bool, type(None)):
+            return False
+    return True
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

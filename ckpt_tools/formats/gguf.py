@@ -18,7 +18,8 @@ from ckpt_tools.formats.base import Format
 from ckpt_tools.formats.dense import dense, packed
 from ckpt_tools.sources import Source
 
-MAX_TENSORS = 1 << 20
+MAX_TENSORS = 1 << 16
+"""The most tensors; models have some thousand."""
 MAX_ENTRIES = 1 << 16
 """The most entries of metadata; models have some dozens."""
 MAX_STRINGS = 1 << 24

@@ -22,6 +22,8 @@ from ckpt_tools.sources import Source
 
 MAX_FIELDS = 1 << 22
 """The most fields that are gone through; a model of 100,000 nodes has a few hundred thousand."""
+MAX_TENSORS = 1 << 18
+"""The most initializers; a model has some thousand."""
 MAX_TEXT = 1 << 16
 """The longest name that is read, in bytes, and the longest metadata that are kept."""
 FIRST_FIELDS = 64
@@ -320,6 +322,8 @@ class _Model:
     def _add(self, name: str, tensor: object) -> None:
         if name in self.initializers:
             raise CorruptFile(f"an ONNX model with two initializers of the name {name!r:.80}")
+        if len(self.initializers) == MAX_TENSORS:
+            raise LimitExceeded(f"an ONNX model of more than {MAX_TENSORS:,} initializers")
         self.initializers[name] = tensor
 
     def _value_info(self, message: _Field) -> tuple[str, str]:

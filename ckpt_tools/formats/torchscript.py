@@ -27,7 +27,7 @@ from ckpt_tools.pickles.torch_objects import Interpreter
 from ckpt_tools.pickles.values import Call, Global, as_global
 from ckpt_tools.sources import Source
 
-CODE_LIMIT = 1 << 26
+CODE_LIMIT = 1 << 25
 """The most bytes of code that are read, all files together."""
 MAX_LITERAL = 256
 """The longest value of a ``Final`` attribute that is read, in characters."""

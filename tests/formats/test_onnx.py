@@ -299,6 +299,14 @@ def test_fields_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
         open_checkpoint(data)
 
 
+def test_initializers_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = model(*((5, tensor(str(n), (0,), FLOAT)) for n in range(10)))
+    assert len(by_name(open_checkpoint(data))) == 10
+    monkeypatch.setattr(onnx, "MAX_TENSORS", 9)
+    with pytest.raises(LimitExceeded, match="more than 9 initializers"):
+        open_checkpoint(data)
+
+
 def test_nesting_without_end() -> None:
     kind = message((1, message((1, FLOAT))))
     body = b""

@@ -28,6 +28,18 @@ VALUE_CHARACTERS = 100_000
 """And its longest text."""
 
 
+# classes outside torch that set a _version (torchvision 0.29: mnasnet.py, densenet.py, vision_transformer.py,
+# detection/_utils.py, feature_pyramid_network.py, rpn.py, mask_rcnn.py)
+_CLASS_VERSIONS = {
+    "torchvision.models.mnasnet.MNASNet": 2,
+    "torchvision.models.densenet._DenseBlock": 2,
+    "torchvision.models.vision_transformer.MLPBlock": 2,
+    "torchvision.ops.feature_pyramid_network.FeaturePyramidNetwork": 2,
+    "torchvision.models.detection.rpn.RPNHead": 2,
+    "torchvision.models.detection.mask_rcnn.MaskRCNNHeads": 2,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Names:
     """How names change, in this order: the prefix goes, the map applies, the expressions apply, a prefix comes.
@@ -164,7 +176,10 @@ def _plan(
     if isinstance(earlier, dict):
         values = {**earlier, **values}
     found = aliases([replace(e.tensor, name=e.name) for e in entries])
-    versions = _versions(state_dict.metadata, renamed)
+    recorded = state_dict.metadata
+    if checkpoint.module is not None and state_dict.path == checkpoint.module_path:
+        recorded = _known_versions(checkpoint.module)
+    versions = _versions(recorded, renamed)
     return Plan(checkpoint, state_dict, tuple(entries), found, values, tuple(left), versions, {**kept, **metadata})
 
 
@@ -207,6 +222,22 @@ def _wanted(name: str, rules: Names) -> bool:
     if rules.keep and not any(fnmatch.fnmatchcase(name, glob) for glob in rules.keep):
         return False
     return not any(fnmatch.fnmatchcase(name, glob) for glob in rules.drop)
+
+
+def _known_versions(module: Module) -> Mapping[str, object]:
+    """The versions of a pickled model's modules, as far as the file or their class's name tells them.
+
+    A version is an attribute of the class, which no pickle holds. One that is wrong makes ``load_state_dict``
+    convert what needs no conversion (torchvision's MNASNet rebuilds its stem), so none is made up.
+    """
+    known: dict[str, object] = {}
+    for path, part in module.walk():
+        version = part.attributes.get("_version", _CLASS_VERSIONS.get(part.class_name))
+        if version is None and part.class_name.startswith("torch."):
+            version = part.version
+        if isinstance(version, int):
+            known[path] = {"version": version}
+    return known
 
 
 def _versions(versions: Mapping[str, object] | None, renamed: Mapping[str, str]) -> Mapping[str, object] | None:

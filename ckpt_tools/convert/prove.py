@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from ckpt_tools.analysis.digest import Digest, digest
 from ckpt_tools.convert.plan import Entry, Plan, source_of
@@ -13,19 +14,20 @@ from ckpt_tools.formats import open_checkpoint
 Advance = Callable[[int], None]
 
 
-def source_digest(plan: Plan, advance: Advance | None = None) -> Digest:
-    """The digest of the tensors that *plan* takes, under the source's names: what ``ckpt digest`` prints."""
-    return digest([entry.tensor for entry in plan.entries], advance)
+def prove(path: str, plan: Plan, cast: Mapping[str, str], advance: Advance | None = None) -> tuple[Digest, Digest]:
+    """Read the source and the file *path* side by side and compare them, tensor by tensor.
 
-
-def prove(path: str, plan: Plan, source: Digest, cast: Mapping[str, str], advance: Advance | None = None) -> Digest:
-    """Read the file *path* and compare it with *plan* and the *source*'s digests; those of *cast* tensors differ.
-
-    Returns the output's digest. Raises `CkptError` where anything is not as it should be.
+    *cast* has the digests that cast tensors should have. Returns the digest of the source's tensors, under the
+    source's names (what ``ckpt digest`` prints), and the output's. Raises `CkptError` where anything is not as
+    *plan* has it.
     """
-    found = digest(source_of(open_checkpoint(path), None).tensors if plan.entries else (), advance)
+    written = source_of(open_checkpoint(path), None).tensors if plan.entries else ()
+    with ThreadPoolExecutor(1) as other:  # hashing leaves the interpreter to others
+        reading = other.submit(digest, [entry.tensor for entry in plan.entries], advance)
+        found = digest(written, advance)
+        source = reading.result()
     compare(found, plan, source, cast)
-    return found
+    return source, found
 
 
 def compare(found: Digest, plan: Plan, source: Digest, cast: Mapping[str, str]) -> None:

@@ -28,6 +28,10 @@ _OBJECTIONS: dict[str, Callable[[TensorInfo, DType], str]] = {
 }
 
 
+_TO_COME = "".join(f"{byte:02x}" for byte in b"the digest will be written here.")
+"""What stands for the source's digest, as long, until that is known: it is made while the output is read again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Conversion:
     """What was done, or would be: *source* and *output* are digests, None where nothing was verified."""
@@ -99,17 +103,18 @@ def carry_out(
     changes meanwhile, or the system refuses.
     """
     plan = conversion.plan
-    source = prove.source_digest(plan, advance) if verify else None
+    source: Digest | None = None
     output: Digest | None = None
     with replacing(conversion.target) as file:
-        written = _write(file, conversion, source, advance)
+        written = _write(file, conversion, _TO_COME if verify else None, advance)
         file.flush()
         _refuse_losses(plan, written.losses, allow_lossy)
-        watch.check()
-        if source is not None:
-            output = prove.prove(file.name, plan, source, written.sha256, advance)
+        if verify:
+            source, output = prove.prove(file.name, plan, written.sha256, advance)
             if conversion.format == "safetensors":
+                _fill_in(file, source.sha256)
                 prove.prove_with_library(file.name, write_safetensors.stored(plan))
+        watch.check()
         nbytes = file.seek(0, os.SEEK_END)
     return Conversion(plan, conversion.target, conversion.format, source, output, written.losses, nbytes)
 
@@ -121,20 +126,29 @@ def work(conversion: Conversion, verify: bool) -> int:
 
 
 def _write(
-    file: BinaryIO, conversion: Conversion, source: Digest | None, advance: Callable[[int], None] | None
+    file: BinaryIO, conversion: Conversion, digest: str | None, advance: Callable[[int], None] | None
 ) -> Written:
     plan = conversion.plan
     sink = Sink(file, advance)
     try:
         if conversion.format == "torch":
             return write_torch.write(sink, plan)
-        note = note_text(plan, source.sha256 if source is not None else None, _version())
+        note = note_text(plan, digest, _version())
         metadata = write_safetensors.metadata(plan, note, NOTE)
         return write_safetensors.write(sink, write_safetensors.stored(plan), metadata)
     except UnsupportedFeature as error:
         raise error.at(path=conversion.plan.checkpoint.path) from None
     finally:
         sink.close()
+
+
+def _fill_in(file: BinaryIO, sha256: str) -> None:
+    """Put the source's digest where the header of the safetensors *file* has `_TO_COME`."""
+    with open(file.name, "rb") as written:
+        head = written.read(8 + int.from_bytes(written.read(8), "little"))
+    file.seek(8 + head.index(_TO_COME.encode("ascii")))
+    file.write(sha256.encode("ascii"))
+    file.flush()
 
 
 def _refuse_losses(plan: Plan, losses: Mapping[str, Losses], allowed: bool) -> None:

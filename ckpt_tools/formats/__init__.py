@@ -23,6 +23,7 @@ FORMATS: tuple[Format, ...] = (
     lazy("onnx", lambda source, head: not head.startswith((_ZIP, b"\x80", b"\x93"))),
     lazy("peft", files=False, folders=True),
     lazy("sharded", lambda source, head: b"{" in head, folders=True),
+    lazy("deepspeed", files=False, folders=True),
     lazy("torch_tar", lambda source, head: not head.startswith((_ZIP, b"\x80"))),
     lazy("torch_legacy"),
     lazy("pickle", module="plain_pickle"),

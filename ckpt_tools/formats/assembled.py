@@ -19,6 +19,7 @@ from ckpt_tools.contents import chunks, swap_width
 from ckpt_tools.dtypes import DType
 from ckpt_tools.errors import CorruptFile, LimitExceeded
 from ckpt_tools.formats.dense import dense
+from ckpt_tools.report import shortened
 from ckpt_tools.sources import MemorySource, Source
 
 MAX_COMPARED = 1 << 22
@@ -39,12 +40,12 @@ def assemble(name: str, dtype: DType, shape: tuple[int, ...], pieces: Sequence[P
     Raises `CorruptFile` where the pieces do not cover the tensor, each element once.
     """
     filled = [piece for piece in pieces if 0 not in piece.sizes]
-    _check_cover(name, shape, filled)
+    _check_cover(shortened(name), shape, filled)
     for piece in filled:
         wanted = math.prod(piece.sizes) * dtype.itemsize
         if piece.source.size != wanted:
             raise CorruptFile(
-                f"{name}: a chunk of {wanted:,} bytes has {piece.source.size:,}: {piece.source.name}",
+                f"{shortened(name)}: a chunk of {wanted:,} bytes has {piece.source.size:,}: {piece.source.name}",
             )
     nbytes = math.prod(shape) * dtype.itemsize
     if not filled:

@@ -37,8 +37,8 @@ from ckpt_tools.formats.unpickled import load_buffer, pickle_of, run_machine
 from ckpt_tools.pickles.machine import Evaluation
 from ckpt_tools.pickles.structure import MAX_DEPTH, survey
 from ckpt_tools.pickles.torch_objects import MAX_RANK, Interpreter
-from ckpt_tools.pickles.values import Call, Global, OrderedDict, brief, plain
-from ckpt_tools.report import count
+from ckpt_tools.pickles.values import Call, Global, OrderedDict, brief, key_text, plain
+from ckpt_tools.report import count, listed, shortened
 from ckpt_tools.sources import Folder, Source
 
 METADATA = ".metadata"
@@ -50,8 +50,6 @@ CHUNK_BYTES = 16
 _RANK_METADATA = re.compile(r"__(\d{1,9})\.metadata")
 _RANK_FILE = re.compile(r"__(\d{1,9})_\d+\.distcp")
 _HF_FILE = re.compile(r"shard-(\d{5,9})-model-\d+-of-\d+\.safetensors")
-_SHOWN = 6
-_TEXT = 200
 
 
 def detect(source: Source, head: bytes) -> bool:
@@ -123,7 +121,7 @@ def _read(target: Source | Folder, folder: Folder, names: Sequence[str], sources
     ranks = {match[1] for name in files.opened if (match := _RANK_FILE.fullmatch(name))}
     return Checkpoint(
         path=target.name,
-        source=target,
+        source=folder,
         format=FORMAT.name,
         title=f"{FORMAT.title}, {count(len(files.opened), 'file')} of {count(len(ranks), 'rank')}",
         kind=surveyed.kind,
@@ -170,8 +168,8 @@ class _Files:
             verb, them = ("is", "it") if len(missing) == 1 else ("are", "them")
             raise CorruptFile(
                 f"{len(missing):,} of {count(len({p.file for p in places.values()}), 'file')} {verb} missing, and with "
-                f"{them} {count(len(affected), 'entry', 'entries')}, in whole or in part: {_listed(list(missing))} "
-                f"({_listed(list(affected))})",
+                f"{them} {count(len(affected), 'entry', 'entries')}, in whole or in part: {listed(list(missing))} "
+                f"({listed(list(affected))})",
                 path=self.folder.name,
                 member=member,
                 remedy="Fetch the missing files: each rank writes its own, where training ran",
@@ -228,7 +226,7 @@ class _Metadata:
             if type(value) is Call and value.class_name.startswith("pathlib."):
                 value = "/".join(str(part) for part in value.arguments[:64]).replace("//", "/")
             if isinstance(value, str):
-                noted[key] = value[:_TEXT]
+                noted[key] = shortened(value)
         return noted
 
     def anomalies(self) -> Iterator[Anomaly]:
@@ -240,7 +238,7 @@ class _Metadata:
             yield Anomaly(f"{count(rest, 'byte')} follow the end of the pickle", self.member)
         if self._unused:
             names = list(dict.fromkeys(name for name, _ in self._unused))
-            yield Anomaly(f"places are given for what is no entry: {_listed(names)}", self.member)
+            yield Anomaly(f"places are given for what is no entry: {listed(names)}", self.member)
 
     def entries(self) -> Iterator[tuple[KeyPath, object]]:
         """Each entry under the path of keys that it was saved under: a tensor, or an object's value."""
@@ -256,7 +254,7 @@ class _Metadata:
                 if kind == "TensorStorageMetadata" and type(entry) is Call:
                     chunks = plain(entry.attributes.get("chunks"))
                     if not isinstance(chunks, list | tuple):
-                        raise CorruptFile(f"{name[:_TEXT]} has no list of chunks")
+                        raise CorruptFile(f"{shortened(name)} has no list of chunks")
                     chunks_left -= len(chunks)
                     if chunks_left < 0:
                         raise LimitExceeded("more chunks are listed than the pickle has room for: it repeats some")
@@ -264,7 +262,7 @@ class _Metadata:
                 elif kind == "BytesStorageMetadata":
                     yield path, self._object(name)
                 else:
-                    raise CorruptFile(f"{name[:_TEXT]} is described by {kind}, which is neither tensor nor object")
+                    raise CorruptFile(f"{shortened(name)} is described by {kind}, which is neither tensor nor object")
         except CkptError as error:
             raise error.at(path=self.source.name) from None
 
@@ -295,7 +293,8 @@ class _Metadata:
         lying = self._slice(name, place)
         if nbytes > place.length and not place.transforms:
             raise CorruptFile(
-                f"{name[:_TEXT]}: a chunk of {nbytes:,} bytes would lie in {place.length:,} bytes of {place.file}"
+                f"{shortened(name)}: a chunk of {nbytes:,} bytes would lie in {place.length:,} bytes of "
+                f"{shortened(place.file)}"
             )
 
         def find() -> Source:
@@ -319,19 +318,19 @@ class _Metadata:
         try:
             found = _archive(self._slice(name, place))
         except CkptError as error:
-            error.name(name[:_TEXT])
+            error.name(shortened(name))
             raise
         self.pickles += [replace(pickle, member=f"{place.file}: {name}") for pickle in found.pickles]
         return found.values
 
     def _slice(self, name: str, place: _Place) -> Source:
         file = self.files.opened[place.file]
-        return file.slice(place.offset, place.length, f"{file.name}: {name[:_TEXT]}")
+        return file.slice(place.offset, place.length, f"{file.name}: {shortened(name)}")
 
     def _place(self, name: str, offsets: tuple[int, ...] | None) -> _Place:
         place = self._places.get((name, offsets))
         if place is None:
-            chunk = f"the chunk of {name[:_TEXT]} at {offsets}" if offsets is not None else name[:_TEXT]
+            chunk = f"the chunk of {shortened(name)} at {offsets}" if offsets is not None else shortened(name)
             raise CorruptFile(f"{chunk} is listed, but has no place in a file")
         self._unused.pop((name, offsets), None)
         return place
@@ -347,7 +346,7 @@ class _Metadata:
             if type(name) is not str or type(file) is not str:
                 raise CorruptFile(f"a place in a file is given without a name: {brief((name, file))}")
             if type(offset) is not int or type(length) is not int:
-                raise CorruptFile(f"{name[:_TEXT]} has the place {brief((offset, length))} in a file")
+                raise CorruptFile(f"{shortened(name)} has the place {brief((offset, length))} in a file")
             offsets = index.attributes.get("offset")
             key = (name, None if offsets is None else _sizes(offsets, name))
             places[key] = _Place(file, offset, length, _transforms(fields.get("transform_descriptors")))
@@ -365,11 +364,6 @@ def _archive(source: Source) -> Checkpoint:
     return torch_zip.read(source)
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(name if len(name) <= _TEXT else name[: _TEXT - 1] + "…" for name in names[:_SHOWN]) + more
-
-
 def _mapping(fields: Mapping[object, object], key: str) -> dict[object, object]:
     value = plain(fields.get(key))
     if not isinstance(value, dict):
@@ -381,10 +375,10 @@ def _sizes(value: object, name: str) -> tuple[int, ...]:
     """A ``torch.Size``: whole numbers, none of them negative, no more of them than torch takes."""
     sizes = plain(value)
     if not isinstance(sizes, tuple | list) or len(sizes) > MAX_RANK:
-        raise CorruptFile(f"{name[:_TEXT]} has {brief(sizes)} in place of sizes or offsets")
+        raise CorruptFile(f"{shortened(name)} has {brief(sizes)} in place of sizes or offsets")
     for size in sizes:
         if type(size) is not int or not 0 <= size < 1 << 63:
-            raise CorruptFile(f"{name[:_TEXT]} has a size or offset of {brief(size)}")
+            raise CorruptFile(f"{shortened(name)} has a size or offset of {brief(size)}")
     return tuple(sizes)
 
 
@@ -396,13 +390,13 @@ def _properties(value: object, name: str) -> tuple[DType, bool | None]:
     dtype = fields[0] if fields else None
     known = BY_NAME.get(dtype.path.removeprefix("torch.")) if type(dtype) is Global else None
     if known is None:
-        raise CorruptFile(f"{name[:_TEXT]} is of the unknown dtype {brief(dtype)}")
+        raise CorruptFile(f"{shortened(name)} is of the unknown dtype {brief(dtype)}")
     return known, fields[2] if len(fields) > 2 and isinstance(fields[2], bool) else None
 
 
 def _transforms(value: object) -> str:
     value = plain(value)
-    return ", ".join(str(item)[:_TEXT] for item in value[:_SHOWN]) if isinstance(value, list | tuple) else ""
+    return listed([key_text(item) for item in value[:8]]) if isinstance(value, list | tuple) else ""
 
 
 # --- from flat names to what was saved
@@ -413,7 +407,7 @@ def _path(value: object, name: str) -> KeyPath:
     if not isinstance(path, tuple | list) or not path or not all(type(step) in (str, int) for step in path[:MAX_DEPTH]):
         return (name,)
     if len(path) >= MAX_DEPTH:
-        raise LimitExceeded(f"{name[:_TEXT]} stands {len(path):,} levels deep, of which {MAX_DEPTH} are read")
+        raise LimitExceeded(f"{shortened(name)} stands {len(path):,} levels deep, of which {MAX_DEPTH} are read")
     return tuple(path)
 
 
@@ -486,7 +480,7 @@ def _hugging_face(target: Source | Folder, folder: Folder, names: Sequence[str])
     if gaps:
         raise CorruptFile(
             f"the shards of {count(len(gaps), 'rank')} are missing, below the highest number there is: "
-            f"{_listed([f'shard-{number:05}-model-…' for number in gaps])}",
+            f"{listed([f'shard-{number:05}-model-…' for number in gaps])}",
             path=folder.name,
             remedy="Fetch the missing files: each rank writes its own, where training ran",
         )
@@ -512,7 +506,7 @@ def _hugging_face(target: Source | Folder, folder: Folder, names: Sequence[str])
         noted["shapes"] = "inferred from the chunks: the format does not record those of whole tensors"
     return Checkpoint(
         path=target.name,
-        source=target,
+        source=folder,
         format=FORMAT.name,
         title=f"{FORMAT.title} in safetensors (Hugging Face), {count(len(parts), 'file')}",
         kind="state_dict",
@@ -538,13 +532,13 @@ def _collect(part: Checkpoint, chunks: dict[str, _Chunks]) -> None:
         info = sharding.get(name) if isinstance(sharding, dict) else None
         saved = info.get("saved_offsets") if isinstance(info, dict) else None
         if saved is None and sharding:
-            raise CorruptFile(f"its {SHARDING} has no saved_offsets for {name[:_TEXT]}")
+            raise CorruptFile(f"its {SHARDING} has no saved_offsets for {shortened(name)}")
         offsets = _sizes(saved, name) if saved is not None else (0,) * len(tensor.shape)
         found = chunks.setdefault(name, _Chunks(tensor.dtype))
         rank = len(found.pieces[0].sizes) if found.pieces else len(tensor.shape)
         if len(offsets) != len(tensor.shape) or rank != len(tensor.shape) or found.dtype != tensor.dtype:
-            raise CorruptFile(f"the chunks of {name[:_TEXT]} differ in type or number of dimensions")
-        found.pieces.append(Piece(offsets, tensor.shape, elements(tensor, f"{part.path}: {name[:_TEXT]}")))
+            raise CorruptFile(f"the chunks of {shortened(name)} differ in type or number of dimensions")
+        found.pieces.append(Piece(offsets, tensor.shape, elements(tensor, f"{part.path}: {shortened(name)}")))
 
 
 FORMAT = Format("distributed", "torch.distributed.checkpoint", read, detect, is_distributed)

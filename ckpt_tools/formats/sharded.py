@@ -15,17 +15,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
-from typing import TypeVar
 
-from ckpt_tools.checkpoint import Anomaly, Checkpoint, KeyPath, Refusal, Role, StateDict, TensorInfo
+from ckpt_tools.checkpoint import Anomaly, Checkpoint, KeyPath, Role, StateDict, TensorInfo
 from ckpt_tools.errors import CkptError, CorruptFile, NotFound
 from ckpt_tools.formats import safetensors, torch_legacy, torch_zip
-from ckpt_tools.formats.base import HEAD_BYTES, Format
-from ckpt_tools.formats.impostors import explain
+from ckpt_tools.formats.base import Format
 from ckpt_tools.formats.json_text import read_json
+from ckpt_tools.formats.parts import all_anomalies, all_pickles, all_refusals, common, open_part
 from ckpt_tools.pickles.values import OrderedDict, plain
-from ckpt_tools.report import count
+from ckpt_tools.report import count, listed, shortened
 from ckpt_tools.sources import Folder, Source
 
 CONFIG_LIMIT = 1 << 22
@@ -43,9 +41,6 @@ _WHOLE = (
 )
 _WEIGHTS = re.compile(r".+\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack|onnx|npz|pkl)")
 _SHOWN = 6
-_TEXT = 200
-
-_V = TypeVar("_V")
 
 
 def detect(source: Source, head: bytes) -> bool:
@@ -127,12 +122,7 @@ def _beside(names: Iterable[str], described: Iterable[str]) -> dict[str, object]
     """The names of weights and pickles in the folder that are not described here."""
     known = set(described)
     rest = [name for name in names if _WEIGHTS.fullmatch(name) and name not in known]
-    return {"not described": _listed(rest)} if rest else {}
-
-
-def _listed(names: Sequence[str], shown: int = _SHOWN) -> str:
-    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
-    return ", ".join(name if len(name) <= _TEXT else name[: _TEXT - 1] + "…" for name in names[:shown]) + more
+    return {"not described": listed(rest)} if rest else {}
 
 
 # --- reading
@@ -163,13 +153,13 @@ def _indexed(source: Source, folder: Folder, names: Sequence[str], anomalies: li
     ]
     for (shard, place), names_there in elsewhere.items():
         what = f"{_tensors_are(names_there)} in {place}, where the index has {shard}"
-        anomalies.append(Anomaly(f"{what}: {_listed(names_there)}", "weight_map"))
+        anomalies.append(Anomaly(f"{what}: {listed(names_there)}", "weight_map"))
     for shard, unnamed in _grouped(loose).items():
-        anomalies.append(Anomaly(f"{_tensors_are(unnamed)} not in the index: {_listed(unnamed)}", shard))
+        anomalies.append(Anomaly(f"{_tensors_are(unnamed)} not in the index: {listed(unnamed)}", shard))
     for name, found in tensors.items():
         twice = [t for t in found if where[t] != name and t in weight_map]
         if twice:
-            what = f"{_tensors_are(twice)} in it and in another shard: {_listed(twice)}"
+            what = f"{_tensors_are(twice)} in it and in another shard: {listed(twice)}"
             anomalies.append(Anomaly(what, name))
     anomalies += _total_size(metadata, entries.values(), (tensor for _, tensor in loose), bool(absent))
     of_sets = {_set(shard) for shard in shards}
@@ -179,7 +169,7 @@ def _indexed(source: Source, folder: Folder, names: Sequence[str], anomalies: li
     if absent:
         also = "".join(f"; {anomaly.what} ({anomaly.where})" for anomaly in anomalies[:_SHOWN])
         raise CorruptFile(
-            f"{_tensors_are(absent)} in the index, but in no shard: {_listed(absent)}{also}",
+            f"{_tensors_are(absent)} in the index, but in no shard: {listed(absent)}{also}",
             path=source.name,
             remedy="Fetch the index and the shards again, from one revision",
         )
@@ -213,7 +203,7 @@ def _index(source: Source) -> tuple[dict[str, str], dict[str, object]]:
         raise CorruptFile("the index has no weight_map, which tells each tensor's file", path=source.name)
     for name, shard in weight_map.items():
         if type(shard) is not str:
-            raise CorruptFile(f"the weight_map has no file name for {name[:_TEXT]!r}", path=source.name)
+            raise CorruptFile(f"the weight_map has no file name for tensor {shortened(name)}", path=source.name)
     noted = metadata if isinstance(metadata, dict) else {}
     return weight_map, {key: value for key, value in noted.items() if isinstance(value, str | int | float | bool)}
 
@@ -230,7 +220,7 @@ def _open(folder: Folder, weight_map: Mapping[str, str], index: str) -> dict[str
             continue
         except CorruptFile as error:
             raise error.at(path=index) from None
-        shards[shard] = _read(source)
+        shards[shard] = open_part(source, _FILES)
     if missing:
         affected = sum(shard in missing for shard in weight_map.values())
         names = [name for name, shard in weight_map.items() if shard in missing]
@@ -240,19 +230,11 @@ def _open(folder: Folder, weight_map: Mapping[str, str], index: str) -> dict[str
             f"{len(missing):,} of {count(len(missing) + len(shards), 'shard')} "
             f"{'is' if len(missing) == 1 else 'are'} missing{reason}, and with "
             f"{'it' if len(missing) == 1 else 'them'} {affected:,} of {count(len(weight_map), 'tensor')}: "
-            f"{_listed(list(missing))} ({_listed(names)})",
+            f"{listed(list(missing))} ({listed(names)})",
             path=index,
             remedy="Fetch the missing files into the folder of the index",
         )
     return shards
-
-
-def _read(source: Source) -> Checkpoint:
-    head = source.peek(0, HEAD_BYTES)
-    for format in _FILES:
-        if format.detect is not None and format.detect(source, head):
-            return format.read(source)  # type: ignore[arg-type]
-    raise explain(source, head)
 
 
 def _tensors(part: Checkpoint) -> dict[str, TensorInfo]:
@@ -303,9 +285,6 @@ def _joined(
     role: Role = "optimizer" if all(part.kind == "optimizer" for part in parts) and parts else "model"
     values = OrderedDict()
     values.update(entries)
-    refusals = None
-    if any(part.refusals is not None for part in parts):
-        refusals = tuple(chain.from_iterable(_refusals(name, part) for name, part in shards.items()))
     return Checkpoint(
         path=source.name,
         source=source,
@@ -314,33 +293,18 @@ def _joined(
         kind="optimizer" if role == "optimizer" else "state_dict",
         state_dicts=(StateDict((), role, entries, versions or None),),
         values=values,
-        metadata=_common([part.metadata for part in parts]),
-        producer=_common([part.producer for part in parts]),
-        pickles=tuple(replace(p, member=f"{name}: {p.member}") for name, part in shards.items() for p in part.pickles),
-        refusals=refusals,
-        anomalies=tuple(
-            replace(a, where=f"{name}: {a.where}" if a.where else name)
-            for name, part in shards.items()
-            for a in part.anomalies
-        ),
+        metadata=common([part.metadata for part in parts]),
+        producer=common([part.producer for part in parts]),
+        pickles=all_pickles(shards),
+        refusals=all_refusals(shards) if any(part.refusals is not None for part in parts) else None,
+        anomalies=all_anomalies(shards),
         parts=parts,
         size=sum(part.size for part in parts),
     )
 
 
-def _common(mappings: Sequence[Mapping[str, _V]]) -> dict[str, _V]:
-    """The entries that all of *mappings* have."""
-    first, *rest = mappings or [{}]
-    return {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}
-
-
 def _kinds(parts: Iterable[Checkpoint]) -> str:
     return ", ".join(dict.fromkeys(part.title for part in parts)) or "none"
-
-
-def _refusals(shard: str, part: Checkpoint) -> list[Refusal]:
-    path: KeyPath = (shard,)
-    return [replace(refusal, path=(*path, *refusal.path)) for refusal in part.refusals or ()]
 
 
 def _without_index(folder: Folder, names: Sequence[str], numbered: Sequence[str]) -> Checkpoint:
@@ -352,18 +316,18 @@ def _without_index(folder: Folder, names: Sequence[str], numbered: Sequence[str]
         absent = [number for number in range(1, min(total, 10**6) + 1) if number not in there]
         raise CorruptFile(
             f"{missing:,} of {count(total, 'shard')} {'is' if missing == 1 else 'are'} missing, and there is no "
-            f"index: {_listed([_numbered_name(numbered[0], number) for number in absent])}",
+            f"index: {listed([_numbered_name(numbered[0], number) for number in absent])}",
             path=folder.name,
             remedy="Fetch the missing files",
         )
-    shards = {name: _read(folder.open(name)) for name in numbered}
+    shards = {name: open_part(folder.open(name), _FILES) for name in numbered}
     anomalies = [Anomaly("there is no index: the shards' own headers were put together", folder.name)]
     entries: dict[str, TensorInfo] = {}
     for shard, part in shards.items():
         for name, tensor in _tensors(part).items():
             if name in entries:
                 raise CorruptFile(
-                    f"several shards hold a tensor of this name: {name[:_TEXT]}, and no index tells which counts",
+                    f"several shards hold a tensor of this name: {shortened(name)}, and no index tells which counts",
                     path=folder.name,
                     member=shard,
                 )
@@ -387,7 +351,7 @@ def _whole(folder: Folder, names: Sequence[str]) -> Checkpoint:
     """The one file of weights in a model's folder."""
     name = _single(names)
     assert name is not None  # or the folder would not have been recognised
-    part = _read(folder.open(name))
+    part = open_part(folder.open(name), _FILES)
     anomalies: list[Anomaly] = []
     producer = _producer(folder, names, anomalies)
     return replace(
@@ -421,7 +385,7 @@ def _producer(folder: Folder, names: Sequence[str], anomalies: list[Anomaly]) ->
         value = next((config[key] for key in keys if config.get(key) is not None), None)
         items = value if isinstance(value, list) else [value]
         if all(isinstance(item, str) for item in items[:_SHOWN]) and items:
-            found[label] = _listed([str(item) for item in items])
+            found[label] = listed([str(item) for item in items])
     return found
 
 

@@ -385,8 +385,8 @@ def test_names_that_are_no_file(folder: Path, name: str) -> None:
     ("text", "problem"),
     [
         ('{"weight_map": []}', "the index has no weight_map"),
-        ('{"weight_map": {"a": 1}}', "the weight_map has no file name for 'a'"),
-        ('{"weight_map": {"a": ["b"]}}', "the weight_map has no file name for 'a'"),
+        ('{"weight_map": {"a": 1}}', "the weight_map has no file name for tensor a"),
+        ('{"weight_map": {"a": ["b"]}}', "the weight_map has no file name for tensor a"),
         ('{"metadata": 1}', "the index has no weight_map"),
         ('{"weight_map": ', "not valid JSON"),
         ("[]", "valid JSON, but not an object"),

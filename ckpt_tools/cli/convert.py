@@ -56,7 +56,7 @@ def convert(
     dry_run: bool,
     report_file: str | None,
 ) -> None:
-    """Write the weights of SRC to DST: a .safetensors file, or a .pt, .pth or .bin that weights_only takes.
+    """Write the weights of SRC to DST: .safetensors, .npz, or a .pt, .pth or .bin that weights_only takes.
 
     SRC is anything that inspect reads. The output is read again and compared with the source before it takes
     DST's place. What is left behind is listed on standard error.

@@ -11,7 +11,7 @@ from typing import BinaryIO
 from ckpt_tools.analysis.digest import ALGORITHM, Digest
 from ckpt_tools.atomic import replacing
 from ckpt_tools.checkpoint import TensorInfo, format_path
-from ckpt_tools.convert import prove, write_safetensors, write_torch
+from ckpt_tools.convert import prove, write_npz, write_safetensors, write_torch
 from ckpt_tools.convert.plan import NOTE, Names, Plan, make_plan, note_text
 from ckpt_tools.convert.stream import Losses, Sink, Watch, Written
 from ckpt_tools.dtypes import DType
@@ -19,12 +19,17 @@ from ckpt_tools.errors import CkptError, LossyConversion, UnsupportedFeature
 from ckpt_tools.formats import open_checkpoint
 from ckpt_tools.report import Block, Facts, Report, Table, count, plain_json, size
 
-FORMATS: dict[str, tuple[str, ...]] = {"safetensors": (".safetensors",), "torch": (".pt", ".pth", ".bin")}
+FORMATS: dict[str, tuple[str, ...]] = {
+    "safetensors": (".safetensors",),
+    "torch": (".pt", ".pth", ".bin"),
+    "npz": (".npz",),
+}
 """What can be written, and the suffixes that ask for it."""
 
 _OBJECTIONS: dict[str, Callable[[TensorInfo, DType], str]] = {
     "safetensors": write_safetensors.objection,
     "torch": write_torch.objection,
+    "npz": write_npz.objection,
 }
 
 
@@ -133,6 +138,8 @@ def _write(
     try:
         if conversion.format == "torch":
             return write_torch.write(sink, plan)
+        if conversion.format == "npz":
+            return write_npz.write(sink, plan)
         note = note_text(plan, digest, _version())
         metadata = write_safetensors.metadata(plan, note, NOTE)
         return write_safetensors.write(sink, write_safetensors.stored(plan), metadata)
@@ -201,6 +208,8 @@ def report(conversion: Conversion, done: bool) -> Report:
     if plan.aliases:
         how = {True: "a view, written on its own", False: "the same tensor, written once"}
         rows = [(name, alias.of, how[alias.stored]) for name, alias in plan.aliases.items()]
+        if conversion.format == "npz":
+            rows = [(name, alias.of, "written on its own") for name, alias in plan.aliases.items()]
         if conversion.format == "torch":
             rows = [(name, alias.of, "keeps sharing memory") for name, alias in plan.aliases.items()]
         blocks.append(Table("Aliases", ("name", "of", "how"), rows))

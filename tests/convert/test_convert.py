@@ -82,9 +82,9 @@ def test_torch_archive_has_torch_s_members_at_torch_s_alignment(tmp_path: Path) 
 
 
 def test_members_beyond_4_gib_are_written_as_zip64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ckpt_tools.convert import write_torch
+    from ckpt_tools.convert import archive as zips
 
-    monkeypatch.setattr(write_torch, "_WIDE", 400)  # what 4 GiB is to a zip without the extension
+    monkeypatch.setattr(zips, "_WIDE", 400)  # what 4 GiB is to a zip without the extension
     state = {"a": torch.arange(100), "b": torch.arange(3), "c": torch.arange(60.0)}
     convert(saved(tmp_path, state), tmp_path / "out.pt", verify=False)
     with zipfile.ZipFile(tmp_path / "out.pt") as archive:
@@ -92,6 +92,33 @@ def test_members_beyond_4_gib_are_written_as_zip64(tmp_path: Path, monkeypatch: 
         assert sizes["archive/data/0"] == 800
         assert sizes["archive/data/1"] == 24
         assert archive.read("archive/data/1") == state["b"].numpy().tobytes()
+
+
+def test_npz_output_is_numpy_s(tmp_path: Path) -> None:
+    import numpy
+
+    state = every_dtype() | {"é": torch.tensor(2.5), "t": torch.arange(6).reshape(2, 3).T, "empty": torch.zeros(0, 2)}
+    state["again"] = state["t"]
+    source = saved(tmp_path, state)
+    with pytest.raises(UnsupportedFeature, match=r"z\.bfloat16 \(bfloat16, for which numpy has no type\)"):
+        prepare(str(source), str(tmp_path / "out.npz"))
+    convert(source, tmp_path / "out.npz", names=Names(drop=["z.bfloat16", "z.float8*"]))
+    with numpy.load(tmp_path / "out.npz") as loaded:
+        expected = {k: v.numpy() for k, v in state.items() if not k.startswith(("z.bfloat16", "z.float8"))}
+        assert loaded.files == list(expected)
+        for name, array in expected.items():
+            assert loaded[name].dtype == array.dtype
+            assert numpy.array_equal(loaded[name], array)
+
+
+def test_what_an_npz_has_no_room_for_is_refused(tmp_path: Path) -> None:
+    source = saved(tmp_path, {"a" * 70_000: torch.ones(1)})
+    with pytest.raises(UnsupportedFeature, match="is too long for a zip archive"):
+        convert(source, tmp_path / "out.npz")
+    source = saved(tmp_path, {"deep": torch.ones([1] * 40)})
+    with pytest.raises(UnsupportedFeature, match=r"deep \(40 dimensions, of which numpy has 32\)"):
+        convert(source, tmp_path / "out.npz")
+    convert(source, tmp_path / "out.pt")
 
 
 def test_bytes_do_not_depend_on_the_target_s_name_or_the_time(tmp_path: Path) -> None:

@@ -78,6 +78,15 @@ def test_multiply_adds_of_a_vision_transformer():
     assert first.mult_adds == attention
 
 
+@pytest.mark.parametrize("name", ["vit_b_32", "swin_t", "convnext_tiny", "regnet_y_400mf", "maxvit_t"])
+def test_multiply_adds_are_near_those_that_torchvision_notes(name):
+    """It notes billions of products (``_ops``), rounded, without biases and normalizations."""
+    models = pytest.importorskip("torchvision").models
+    noted = models.get_model_weights(name).DEFAULT.meta["_ops"]
+    found = forward_summary(locate(f"torchvision:{name}"), sizes("3,224,224")).mult_adds / 1e9
+    assert found == pytest.approx(noted, rel=0.015)
+
+
 def test_a_frozen_backbone():
     model = locate("torchvision:resnet18", [], {"num_classes": 2})
     model.requires_grad_(False)

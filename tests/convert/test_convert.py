@@ -112,9 +112,9 @@ def test_npz_output_is_numpy_s(tmp_path: Path) -> None:
 
 
 def test_what_an_npz_has_no_room_for_is_refused(tmp_path: Path) -> None:
-    source = saved(tmp_path, {"a" * 70_000: torch.ones(1)})
+    source = saved(tmp_path, {"a": torch.ones(1)})
     with pytest.raises(UnsupportedFeature, match="is too long for a zip archive"):
-        convert(source, tmp_path / "out.npz")
+        convert(source, tmp_path / "out.npz", names=Names(add="b" * 70_000))
     source = saved(tmp_path, {"deep": torch.ones([1] * 40)})
     with pytest.raises(UnsupportedFeature, match=r"deep \(40 dimensions, of which numpy has 32\)"):
         convert(source, tmp_path / "out.npz")

@@ -186,7 +186,7 @@ def _unpickle(checkpoint: Checkpoint | None, trust: bool) -> nn.Module:
     located = source.locate(0)
     found: Any
     try:
-        if located is not None:
+        if located is not None and located[1] == 0 and os.path.getsize(located[0]) == source.size:
             found = torch.load(located[0], "cpu", weights_only=False, mmap=checkpoint.format == "torch_zip")
         else:
             found = torch.load(io.BytesIO(source.read(0, source.size)), "cpu", weights_only=False)

@@ -9,6 +9,7 @@ import pytest
 
 from ckpt_tools import CkptError, open_checkpoint
 from ckpt_tools.errors import MissingDependency
+from ckpt_tools.sources import open_source
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -344,9 +345,11 @@ def test_a_pickled_model_is_loaded_with_its_weights(nets):
     model[0].weight.requires_grad_(False)
     torch.save({"epoch": 1, "nets": [model]}, "nested.pt")
     torch.save(model, "legacy.pt", _use_new_zipfile_serialization=False)
-    with open("nested.pt", "rb") as file:
-        in_memory = open_checkpoint(file.read())
-    for checkpoint in (open_checkpoint("nested.pt"), open_checkpoint("legacy.pt"), in_memory):
+    data = (nets / "nested.pt").read_bytes()
+    (nets / "other.pt").write_bytes(b"before" + data + b"after")
+    inside = open_source("other.pt").slice(6, len(data), "inside")
+    for target in ("nested.pt", "legacy.pt", data, inside):
+        checkpoint = open_checkpoint(target)
         found = locate("pickle", checkpoint=checkpoint, trust=True)
         assert torch.equal(found[0].weight, model[0].weight)
         assert not found[0].weight.requires_grad

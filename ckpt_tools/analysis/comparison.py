@@ -1,0 +1,184 @@
+"""How the values of two tensors of one shape differ, measured in one pass and bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ckpt_tools.analysis.trainability import same_bytes
+from ckpt_tools.checkpoint import TensorInfo
+from ckpt_tools.contents import chunks, numpy_dtype
+from ckpt_tools.errors import CkptError
+
+BLOCK = 1 << 20
+"""Bytes of each tensor taken at a time; their float64 copies are a few times that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Tensor B against tensor A, both of *numel* elements.
+
+    *identical*: same dtype and bits. *equal* counts elements of the same bits (of equal value where the dtypes
+    differ). *distance* is ‖B - A‖, *norm* ‖A‖, *other_norm* ‖B‖, *dot* the real part of <A, B>: in float64, over
+    the elements that are finite on both sides. *max_abs* is the largest |B - A| there, at *max_index*. *max_ulp*
+    is None unless both have one float dtype. *nans* and *infs* count A's and B's. *cast*: B is A converted to
+    B's other dtype, bit for bit. *within*: no element breaks the tolerance; one that is NaN always does.
+    """
+
+    numel: int
+    identical: bool
+    equal: int
+    distance: float = 0.0
+    norm: float = 0.0
+    other_norm: float = 0.0
+    dot: float = 0.0
+    max_abs: float = 0.0
+    max_index: tuple[int, ...] | None = None
+    max_ulp: int | None = None
+    sign_flips: int = 0
+    nans: tuple[int, int] = (0, 0)
+    infs: tuple[int, int] = (0, 0)
+    cast: bool = False
+    within: bool = True
+
+    @property
+    def relative(self) -> float | None:
+        """‖B - A‖ / ‖A‖; None where B moved from zero."""
+        if self.norm:
+            return self.distance / self.norm
+        return None if self.distance else 0.0
+
+    @property
+    def cosine(self) -> float | None:
+        """The cosine of the angle between A and B; None where either is zero."""
+        scale = self.norm * self.other_norm
+        return self.dot / scale if scale else None
+
+
+def compare(a: TensorInfo, b: TensorInfo, rtol: float = 0.0, atol: float = 0.0) -> Comparison | None:
+    """Compare *b* with *a*; of identical tensors nothing but that is measured.
+
+    None where there are no numbers to measure (quantized, packed and complex32 tensors that differ). Raises
+    ValueError for two shapes, `CkptError` where bytes are missing.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"{a.shape} is not {b.shape}")
+    if same_bytes(a, b) and not (rtol or atol):
+        return Comparison(a.numel, True, a.numel)
+    if any(t.dtype.kind in ("quantized", "bits") or t.dtype.numpy is None or "_x2" in t.dtype.name for t in (a, b)):
+        return None
+    return _measure(a, b, rtol, atol)
+
+
+def compare_all(
+    pairs: Iterable[tuple[TensorInfo, TensorInfo]], threads: int = 2
+) -> Iterator[Comparison | CkptError | None]:
+    """`compare` of each pair, in order, by *threads* at once; an error stands in its pair's place."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def one(pair: tuple[TensorInfo, TensorInfo]) -> Comparison | CkptError | None:
+        try:
+            return compare(*pair)
+        except CkptError as error:
+            return error
+
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(one, pairs)
+
+
+def _measure(a: TensorInfo, b: TensorInfo, rtol: float, atol: float) -> Comparison:
+    import numpy as np
+
+    same_type = a.dtype == b.dtype
+    ulps = same_type and a.dtype.kind == "float" and a.dtype.name != "float8_e8m0fnu"
+    wide: Any = np.complex128 if "complex" in (a.dtype.kind, b.dtype.kind) else np.float64
+    kinds = {a.dtype.kind, b.dtype.kind}
+    start = equal = flips = max_ulp = 0
+    squares = squares_a = squares_b = dot = 0.0
+    max_abs, max_at = 0.0, -1
+    nans, infs = [0, 0], [0, 0]
+    cast, within = not same_type, True
+    for x, y in _blocks(a, b):
+        with np.errstate(all="ignore"):
+            p, q = x.astype(wide), y.astype(wide)
+            bits = (_bits(x) == _bits(y)) if same_type else None
+            if bits is not None and bits.ndim > 1:
+                bits = bits.all(axis=1)
+            same = bits if bits is not None else p == q
+            cast = cast and x.astype(y.dtype).tobytes() == y.tobytes()
+            for side, values in enumerate((p, q)):
+                nans[side] += int(np.isnan(values).sum())
+                infs[side] += int(np.isinf(values).sum())
+            finite = np.isfinite(p) & np.isfinite(q)
+            exact = kinds in ({"int"}, {"uint"})  # int64 differences that float64 would round away
+            apart = _gap(x, y).astype(np.float64) if exact else np.abs(q - p)
+            apart = np.where(finite, apart, 0.0)
+            zero_p, zero_q = np.where(finite, p, 0), np.where(finite, q, 0)
+            squares += float(np.sum(apart * apart))
+            squares_a += float(np.sum(np.abs(zero_p) ** 2))
+            squares_b += float(np.sum(np.abs(zero_q) ** 2))
+            dot += float(np.sum(zero_p * np.conj(zero_q)).real)
+            top = int(np.argmax(apart))
+            if apart[top] > max_abs:
+                max_abs, max_at = float(apart[top]), start + top
+            if wide is np.float64:
+                opposite = (zero_p < 0) != (zero_q < 0)
+                flips += int(np.sum(opposite & (zero_p != 0) & (zero_q != 0)))
+            if ulps and finite.any():
+                max_ulp = max(max_ulp, int(_gap(_ordered(x), _ordered(y))[finite].max()))
+            close = finite & (apart <= atol + rtol * np.abs(p)) | (np.isinf(p) & (p == q))
+            within = within and bool(close.all())
+        equal += int(same.sum())
+        start += len(x)
+    index = tuple(int(i) for i in np.unravel_index(max_at, a.shape)) if max_at >= 0 else None
+    return Comparison(
+        a.numel, same_type and equal == a.numel, equal, math.sqrt(squares), math.sqrt(squares_a),
+        math.sqrt(squares_b), dot, max_abs, index, max_ulp if ulps else None, flips,
+        (nans[0], nans[1]), (infs[0], infs[1]), cast, within,
+    )  # fmt: skip
+
+
+def _blocks(a: TensorInfo, b: TensorInfo) -> Iterator[tuple[Any, Any]]:
+    """Both tensors' elements, side by side."""
+    import numpy as np
+
+    left, right = chunks(a, BLOCK), chunks(b, BLOCK)
+    types = numpy_dtype(a.dtype), numpy_dtype(b.dtype)
+    x = y = b""
+    for at in range(0, a.numel, BLOCK // 16):
+        count = min(BLOCK // 16, a.numel - at)
+        x, y = _filled(x, left, count * types[0].itemsize), _filled(y, right, count * types[1].itemsize)
+        yield np.frombuffer(x, types[0], count), np.frombuffer(y, types[1], count)
+        x, y = x[count * types[0].itemsize :], y[count * types[1].itemsize :]
+
+
+def _filled(held: bytes, more: Iterator[bytes], nbytes: int) -> bytes:
+    """*held* with what follows, *nbytes* at least: chunks need not end where elements do."""
+    while len(held) < nbytes:
+        held += next(more)
+    return held
+
+
+def _bits(values: Any) -> Any:
+    """The elements as unsigned integers: two to a row for complex128, which no integer holds."""
+    if values.itemsize == 16:
+        return values.view("<u8").reshape(-1, 2)
+    return values.view(f"<u{values.itemsize}")
+
+
+def _ordered(values: Any) -> Any:
+    """Floats as int64 in the order of their values, neighbours one apart and both zeros 0."""
+    top = 1 << (8 * values.itemsize - 1)
+    bits = _bits(values).astype("<u8")
+    magnitude = (bits & (top - 1)).astype("<i8")
+    return magnitude * (1 - 2 * (bits >= top).astype("<i8"))
+
+
+def _gap(x: Any, y: Any) -> Any:
+    """|x - y| of integers as uint64, exact over their whole range."""
+    import numpy as np
+
+    p, q = x.astype("<u8"), y.astype("<u8")  # which wraps, and unwraps in the difference
+    return np.where(x > y, p - q, q - p)

@@ -1,0 +1,71 @@
+"""Values compared, held against torch in float64."""
+
+import pytest
+
+from ckpt_tools import open_checkpoint
+from ckpt_tools.analysis.comparison import compare, compare_all
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture
+def pair(tmp_path):
+    def pair(a, b):
+        torch.save({"w": a, "v": b}, tmp_path / "m.pt")
+        state_dict = open_checkpoint(tmp_path / "m.pt").model_state_dict()
+        return state_dict["w"], state_dict["v"]
+
+    return pair
+
+
+@pytest.mark.parametrize(
+    "name", ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "complex64", "int64", "uint8"]
+)
+@pytest.mark.parametrize("shape", [(), (0, 3), (7, 5), (300, 1000)])
+def test_against_torch(pair, name, shape):
+    torch.manual_seed(1)
+    dtype = getattr(torch, name)
+    scale = 1 if dtype.is_floating_point or dtype.is_complex else 50
+    a, b = ((torch.randn(shape, dtype=torch.float64).abs() * scale + k).to(dtype) for k in (0, 1))
+    found = compare(*pair(a.T if len(shape) > 1 else a, b.T if len(shape) > 1 else b))
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    p, q = a.to(wide), b.to(wide)
+    assert found.identical == (a.numel() == 0)
+    if a.numel():
+        assert found.distance == pytest.approx((q - p).norm().item(), rel=1e-12)
+        assert found.norm == pytest.approx(p.norm().item(), rel=1e-12)
+        assert found.max_abs == pytest.approx((q - p).abs().max().item(), rel=1e-12)
+        assert (q - p).abs().T[found.max_index].item() == pytest.approx(found.max_abs) if len(shape) > 1 else True
+        assert found.equal == int((p == q).sum())
+
+
+def test_nan_is_the_same_only_by_its_bits(pair):
+    nan = torch.tensor([float("nan"), 1.0])
+    assert compare(*pair(nan, nan.clone())).identical
+    found = compare(*pair(nan, torch.tensor([2.0, 1.5])))
+    assert (found.identical, found.equal, found.nans, found.distance, found.within) == (False, 0, (1, 0), 0.5, False)
+    assert not compare(*pair(nan, nan.clone()), atol=9.0).within
+
+
+def test_small_numbers_signs_steps_and_counters(pair):
+    found = compare(*pair(torch.tensor([1e-9, 1.0]), torch.tensor([9e-9, -1.0])))
+    assert (found.equal, found.sign_flips, found.max_index) == (0, 1, (1,))
+    step = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))
+    assert compare(*pair(torch.tensor(1.0), step)).max_ulp == 1
+    assert compare(*pair(torch.tensor(0.0), torch.tensor(3.0))).relative is None
+    assert compare(*pair(torch.tensor(2**53), torch.tensor(2**53 + 1))).distance == 1.0
+    assert compare(*pair(torch.tensor(1.0), torch.tensor(1.5)), rtol=0.5).within
+
+
+def test_a_cast_is_recognised(pair):
+    a = torch.randn(9)
+    assert compare(*pair(a, a.half())).cast
+    assert compare(*pair(a.bfloat16(), a.bfloat16().float())).cast
+    assert not compare(*pair(a, a.half() + 1)).cast
+
+
+def test_pairs_keep_their_order_and_shapes_must_agree(pair):
+    a, b = pair(torch.zeros(1), torch.ones(1))
+    assert [found.identical for found in compare_all([(a, a), (a, b)])] == [True, False]
+    with pytest.raises(ValueError):
+        compare(*pair(torch.zeros(1), torch.zeros(8)))

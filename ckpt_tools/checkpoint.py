@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ckpt_tools.dtypes import DType
@@ -216,7 +216,7 @@ class Module:
         return StateDict((), "model", entries, versions)
 
 
-@record
+@dataclass(frozen=True, slots=True)
 class Found:
     """A value together with the key path, or the part of the file name, that it came from."""
 
@@ -268,7 +268,7 @@ class TrainingState:
     arguments: Found | None = None
 
 
-@record
+@dataclass(frozen=True, slots=True)
 class GlobalUse:
     """A global that a pickle names, as text.
 
@@ -297,7 +297,7 @@ class Pickle:
     root: object = None
 
 
-@record
+@dataclass(frozen=True, slots=True)
 class Anomaly:
     """Something a lenient loader would swallow: *what* is odd, and *where*."""
 
@@ -305,7 +305,7 @@ class Anomaly:
     where: str = ""
 
 
-@record
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """A reason why ``torch.load(weights_only=True)`` refuses a file.
 

@@ -24,7 +24,7 @@ FORMATS: tuple[Format, ...] = (
     lazy("peft", files=False, folders=True),
     lazy("sharded", lambda source, head: b"{" in head, folders=True),
     lazy("deepspeed", files=False, folders=True),
-    lazy("torch_tar", lambda source, head: not head.startswith((_ZIP, b"\x80"))),
+    lazy("torch_tar", lambda source, head: not head.startswith(_ZIP)),
     lazy("torch_legacy"),
     lazy("pickle", module="plain_pickle"),
     lazy("archive", begins(_ZIP), pick=lambda module: module.over(lambda: FORMATS), module="checkpoint_archive"),
@@ -36,12 +36,12 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".pth.tar", ".pt2", ".npz", 
 
 
 def open_checkpoint(target: str | os.PathLike[str] | bytes | Source) -> Checkpoint:
-    """Describe the checkpoint at *target*: a path, a folder, ``-`` for standard input, bytes or a source.
+    """Describe the checkpoint at *target*: a path, a folder, a URL, ``-`` for standard input, bytes or a source.
 
     No tensor bytes are read, and nothing the file contains is imported or run. Raises a `CkptError` that
     says what is wrong with the file.
     """
-    source = open_source(target)
+    source = _source(target)
     try:
         return _open(source)
     except CkptError as error:
@@ -62,6 +62,14 @@ def looks_like_checkpoint(path: str) -> bool:
         return any(format.detect is not None and format.detect(source, head) for format in FORMATS)
     except CkptError:
         return False
+
+
+def _source(target: str | os.PathLike[str] | bytes | Source) -> Source | Folder:
+    if isinstance(target, str) and "://" in target:
+        from ckpt_tools.remote import open_url  # nothing that local files should wait for
+
+        return open_url(target)
+    return open_source(target)
 
 
 def _open(source: Source | Folder) -> Checkpoint:

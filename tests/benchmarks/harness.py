@@ -6,9 +6,11 @@ returns tables; ``python -m tests.benchmarks`` runs them all and writes docs/ben
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -49,25 +51,42 @@ def measure(commands: dict[str, Sequence[str]], runs: int = 7, env: dict[str, st
     # these slow a current OpenBLAS down (see the machine's notes), for us as for our peers
     for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
         variables.pop(name, None)
-    for round_ in range(runs + 1):
-        for name, command in commands.items():
-            seconds, rss, code = _run(command, variables)
-            if code:
-                raise RuntimeError(f"{name}: exit code {code} of {' '.join(command)[:300]}")
-            if round_:
-                costs[name].seconds.append(seconds)
-                costs[name].rss = max(costs[name].rss, rss)
+    # Linux counts the memory of the process that starts a program into the program's own peak, so a small
+    # one must do it, not this one, which may have loaded torch
+    starter = subprocess.Popen(
+        [sys.executable, "-S", "-E", "-c", STARTER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=variables,
+        text=True,
+    )
+    assert starter.stdin is not None and starter.stdout is not None
+    with starter:
+        for round_ in range(runs + 1):
+            for name, command in commands.items():
+                print(json.dumps(list(command)), file=starter.stdin, flush=True)
+                seconds, rss, code = json.loads(starter.stdout.readline())
+                if code:
+                    raise RuntimeError(f"{name}: exit code {code} of {' '.join(command)[:300]}")
+                if round_:
+                    costs[name].seconds.append(seconds)
+                    costs[name].rss = max(costs[name].rss, rss)
+        starter.stdin.close()
     return costs
 
 
-def _run(command: Sequence[str], env: dict[str, str]) -> tuple[float, int, int]:
-    """Wall seconds, peak resident bytes and exit code of one process, its output thrown away."""
+STARTER = """
+import json, os, sys, time
+for line in sys.stdin:
+    command = json.loads(line)
+    actions = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, flags, 0) for fd, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY))]
     start = time.perf_counter()
-    # posix_spawn: the child's peak must be its own, and a fork begins with ours
-    actions = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
-    child = os.posix_spawnp(command[0], list(command), env, file_actions=actions)
+    child = os.posix_spawnp(command[0], command, os.environ, file_actions=actions)
     _, status, usage = os.wait4(child, 0)
-    return time.perf_counter() - start, usage.ru_maxrss * 1024, os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - start
+    print(json.dumps([seconds, usage.ru_maxrss * 1024, os.waitstatus_to_exitcode(status)]), flush=True)
+"""
+"""A process that runs the commands it is given, one a line, and tells wall seconds, peak bytes and exit code."""
 
 
 def machine() -> str:

@@ -49,7 +49,7 @@ def run(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "little.py").write_text(NET)
     entries = {
         "body.0.weight": torch.zeros(8, 4),
         "body.0.bias": torch.zeros(8),
@@ -63,13 +63,13 @@ def folder(tmp_path):
 
 def test_flags_of_the_class_decide(run, folder):
     for path in ("bare.pt", "wrapped.pt"):
-        done = run("summary", path, "--model", "net.py:Net", "--kwargs", "classes=2")
+        done = run("summary", path, "--model", "little.py:Net", "--kwargs", "classes=2")
         assert (done.exit_code, done.stderr) == (0, "hello\n")
         assert done.stdout.startswith(f"{path}: 58 parameters: 18 trainable, 40 frozen (as the class builds it)\n")
 
 
 def test_the_forward_pass_as_text(run, folder):
-    words = ("--model", "net:Net", "--args", "[2]", "--input", "4", "--batch", "3")
+    words = ("--model", "little:Net", "--args", "[2]", "--input", "4", "--batch", "3")
     done = run("summary", "bare.pt", *words)
     assert (done.exit_code, set(done.stderr.splitlines())) == (0, {"hello", "forward"})
     assert done.stdout.endswith(
@@ -95,14 +95,14 @@ Forward pass
 
 
 def test_a_class_that_is_not_quite_the_files(run, folder):
-    done = run("summary", "bare.pt", "--model", "net.py:Net", "--args", "[5]", "--input", "4")
+    done = run("summary", "bare.pt", "--model", "little.py:Net", "--args", "[5]", "--input", "4")
     assert done.exit_code == 0
     told = "class   it is not quite the file's: 2 tensors in another shape (head.weight, head.bias)"
     assert told in done.stdout
 
 
 def test_the_forward_pass_as_data(run, folder):
-    options = ("--model", "net.py:Net", "--args", "[2]", "--input", "4", "--batch", "0", "--format", "json")
+    options = ("--model", "little.py:Net", "--args", "[2]", "--input", "4", "--batch", "0", "--format", "json")
     done = run("summary", "wrapped.pt", *options)
     assert done.exit_code == 0
     data = json.loads(done.stdout)
@@ -145,11 +145,14 @@ def test_a_pickled_model(run, tmp_path):
     ("options", "message"),
     [
         (["--model", "nothing:Net"], "ckpt: there is no module 'nothing'. "),
-        (["--model", "net.py:Net"], "ckpt: net.py:Net needs arguments: classes. Give them with --kwargs classes=VALUE"),
-        (["--model", "net.py:Net", "--args", "2"], "ckpt: the arguments are no JSON list: 2. "),
-        (["--model", "net.py:Net", "--args", "[2]", "--input", "4x4"], "ckpt: '4x4' is no input. "),
         (
-            ["--model", "net.py:Net", "--args", "[2]", "--input", "5"],
+            ["--model", "little.py:Net"],
+            "ckpt: little.py:Net needs arguments: classes. Give them with --kwargs classes=VALUE",
+        ),
+        (["--model", "little.py:Net", "--args", "2"], "ckpt: the arguments are no JSON list: 2. "),
+        (["--model", "little.py:Net", "--args", "[2]", "--input", "4x4"], "ckpt: '4x4' is no input. "),
+        (
+            ["--model", "little.py:Net", "--args", "[2]", "--input", "5"],
             "ckpt: bare.pt: the forward pass on cpu fails in body.0 (Linear): RuntimeError: mat1 and mat2 shapes",
         ),
         (["--input", "4"], "Error: --input is for --model"),
@@ -168,7 +171,7 @@ def test_torch_is_not_needed_without_the_option_and_named_with_it(folder, monkey
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
     assert run("summary", "bare.pt").exit_code == 0
-    done = run("summary", "bare.pt", "--model", "net.py:Net", "--args", "[2]")
+    done = run("summary", "bare.pt", "--model", "little.py:Net", "--args", "[2]")
     assert (done.exit_code, done.stdout, done.stderr) == (
         2,
         "",

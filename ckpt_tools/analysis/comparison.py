@@ -10,7 +10,7 @@ from typing import Any
 from ckpt_tools.analysis.trainability import same_bytes
 from ckpt_tools.checkpoint import TensorInfo
 from ckpt_tools.contents import chunks, numpy_dtype
-from ckpt_tools.errors import CkptError
+from ckpt_tools.errors import CkptError, CorruptFile
 
 BLOCK = 1 << 20
 """Bytes of each tensor taken at a time; their float64 copies are a few times that."""
@@ -157,7 +157,10 @@ def _blocks(a: TensorInfo, b: TensorInfo) -> Iterator[tuple[Any, Any]]:
 def _filled(held: bytes, more: Iterator[bytes], nbytes: int) -> bytes:
     """*held* with what follows, *nbytes* at least: chunks need not end where elements do."""
     while len(held) < nbytes:
-        held += next(more)
+        chunk = next(more, b"")
+        if not chunk:
+            raise CorruptFile("the tensor's bytes end early")
+        held += chunk
     return held
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 from ckpt_tools.analysis.counting import looks_like_buffer
 from ckpt_tools.checkpoint import Checkpoint, Module, Optimizer, StateDict, TensorInfo
 from ckpt_tools.contents import chunks
-from ckpt_tools.errors import CkptError
+from ckpt_tools.errors import UnsupportedFeature
 
 Verdict = Literal["trainable", "frozen", "unknown"]
 EvidenceSource = Literal["recorded", "class", "base", "optimizer", "none"]
@@ -155,24 +155,37 @@ def _compare(
             shapes = f"{_shape(other)} in the base, {_shape(tensor)} here"
             evidence = Evidence("trainable", "base", "unclear", f"it was replaced ({shapes})")
             changed_layers.add(layer)
-        elif same_bytes(tensor, other):
-            evidence = Evidence("frozen", "base", "likely", "its bytes are those of the base")
         else:
-            evidence = Evidence("trainable", "base", "certain", "its bytes differ from the base")
-            changed_layers.add(layer)
+            evidence = _by_bytes(tensor, other)
+            if evidence.verdict == "trainable":
+                changed_layers.add(layer)
         by_name[tensor.name].append(evidence)
     drifted = []
     for tensor in state_dict.tensors:
         other = known.get(tensor.name)
         if tensor.name in by_name or other is None or other.shape != tensor.shape:
             continue
-        if tensor.name.rpartition(".")[0] not in changed_layers and not same_bytes(tensor, other):
+        layer = tensor.name.rpartition(".")[0]
+        if layer not in changed_layers and _by_bytes(tensor, other).verdict == "trainable":
             drifted.append(tensor.name)
     return tuple(drifted)
 
 
+def _by_bytes(tensor: TensorInfo, other: TensorInfo) -> Evidence:
+    try:
+        same = same_bytes(tensor, other)
+    except UnsupportedFeature as error:
+        return Evidence("unknown", "base", "unclear", f"it cannot be compared with the base: {error.problem}")
+    if same:
+        return Evidence("frozen", "base", "likely", "its bytes are those of the base")
+    return Evidence("trainable", "base", "certain", "its bytes differ from the base")
+
+
 def same_bytes(a: TensorInfo, b: TensorInfo) -> bool:
-    """Whether two tensors of one shape have one dtype and the same bits."""
+    """Whether two tensors have one dtype and shape and the same bits.
+
+    Raises `UnsupportedFeature` where one of them has no bytes of its own to compare (meta, sparse).
+    """
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     if (
@@ -181,20 +194,17 @@ def same_bytes(a: TensorInfo, b: TensorInfo) -> bool:
         and (a.storage_offset, a.stride) == (b.storage_offset, b.stride)
     ):
         return True
-    try:
-        left, right = chunks(a), chunks(b)
-        rest_left = rest_right = b""
-        while True:
-            rest_left = rest_left or next(left, b"")
-            rest_right = rest_right or next(right, b"")
-            count = min(len(rest_left), len(rest_right))
-            if count == 0:
-                return not rest_left and not rest_right
-            if rest_left[:count] != rest_right[:count]:
-                return False
-            rest_left, rest_right = rest_left[count:], rest_right[count:]
-    except CkptError:
-        return False
+    left, right = chunks(a), chunks(b)
+    rest_left = rest_right = b""
+    while True:
+        rest_left = rest_left or next(left, b"")
+        rest_right = rest_right or next(right, b"")
+        count = min(len(rest_left), len(rest_right))
+        if count == 0:
+            return not rest_left and not rest_right
+        if rest_left[:count] != rest_right[:count]:
+            return False
+        rest_left, rest_right = rest_left[count:], rest_right[count:]
 
 
 # --- what the optimizer holds

@@ -151,6 +151,13 @@ def test_base_compares_bytes_and_finds_drifted_buffers(tmp_path):
     assert trust.drifted_buffers == ("1.running_mean", "1.running_var", "1.num_batches_tracked")
 
 
+def test_what_has_no_bytes_is_not_said_to_differ(tmp_path):
+    base = save(tmp_path, {"w": torch.zeros(3, device="meta"), "v": torch.zeros(2)}, "base.pt")
+    found, trust = verdicts(save(tmp_path, {"w": torch.zeros(3), "v": torch.ones(2)}), base=open_checkpoint(base))
+    assert found == {"w": "unknown", "v": "trainable"}
+    assert "cannot be compared" in trust.parameters["w"].basis.reason
+
+
 def test_base_behind_a_wrapper_prefix(tmp_path):
     model = net()
     base = save(tmp_path, nn.DataParallel(model).state_dict(), "base.pt")

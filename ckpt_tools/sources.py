@@ -269,6 +269,11 @@ class Folder:
             raise NotFound(f"is no path: {error}", path=self.name) from None
 
 
+def is_url(target: object) -> bool:
+    """Whether *target* is a URL, or several that fsspec chains with ``::``; `ckpt_tools.remote` opens those."""
+    return isinstance(target, str) and "://" in target
+
+
 def open_source(target: str | os.PathLike[str] | bytes | Source) -> Source | Folder:
     """*target* as bytes to read: a path, ``-`` for standard input, bytes, or a source as it is.
 

@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "ckpt_tools"
 # __main__ stand above them all.
 LAYERS = (
     {"errors", "dtypes", "atomic", "records"},
-    {"sources"},
+    {"sources", "remote"},
     {"checkpoint", "contents", "report"},
     {"pickles"},
     {"formats"},

@@ -15,6 +15,7 @@ from ckpt_tools.errors import CkptError, NotACheckpoint, NotFound
 from ckpt_tools.formats import looks_like_checkpoint, open_checkpoint
 from ckpt_tools.render import render
 from ckpt_tools.report import Report
+from ckpt_tools.sources import is_url
 
 
 def output_options(*formats: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -61,7 +62,7 @@ def expand(path: str) -> Iterator[str]:
 
     Raises `NotFound` where it names nothing, `NotACheckpoint` for a folder without any.
     """
-    if path == "-" or os.path.lexists(path):
+    if path == "-" or is_url(path) or os.path.lexists(path):
         matches = [path]
     else:
         import glob

@@ -7,7 +7,7 @@ import os
 from ckpt_tools.checkpoint import Checkpoint
 from ckpt_tools.errors import CkptError, CorruptFile, NotACheckpoint
 from ckpt_tools.formats.base import HEAD_BYTES, Format, begins, lazy, zip_with
-from ckpt_tools.sources import Folder, Source, open_source
+from ckpt_tools.sources import Folder, Source, is_url, open_source
 
 _ZIP = b"PK\x03\x04"
 
@@ -65,10 +65,10 @@ def looks_like_checkpoint(path: str) -> bool:
 
 
 def _source(target: str | os.PathLike[str] | bytes | Source) -> Source | Folder:
-    if isinstance(target, str) and "://" in target:
+    if is_url(target):
         from ckpt_tools.remote import open_url  # nothing that local files should wait for
 
-        return open_url(target)
+        return open_url(str(target))
     return open_source(target)
 
 

@@ -6,15 +6,15 @@ import os
 import re
 from typing import NamedTuple
 
-_SUFFIX = re.compile(r"(\.(pt|pth|ckpt|bin|tar|pkl|pickle|safetensors|zip|model))+$", re.I)
-_LABELLED = re.compile(
-    r"(?<![A-Za-z])(epoch|ep|e|step|iter|iteration|it|loss|acc|accuracy|val_loss|val_acc|lr|map|f1|auc|best)"
-    r"(?:s)?[=_\-]?(\d+(?:\.\d+)?(?:e-?\d+)?)(?![A-Za-z0-9])",
-    re.I,
+# text until a name has digits to look at: compiling takes longer than reading most files
+_SUFFIX = r"(?i)(\.(pt|pth|ckpt|bin|tar|pkl|pickle|safetensors|zip|model))+$"
+_LABELLED = (
+    r"(?i)(?<![A-Za-z])(epoch|ep|e|step|iter|iteration|it|loss|acc|accuracy|val_loss|val_acc|lr|map|f1|auc|best)"
+    r"(?:s)?[=_\-]?(\d+(?:\.\d+)?(?:e-?\d+)?)(?![A-Za-z0-9])"
 )
-_EQUALS = re.compile(r"(?:^|[-_.,])([A-Za-z][A-Za-z0-9_/]*)=(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
-_BARE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)(?![A-Za-z0-9])")
-_HASH = re.compile(r"-([0-9a-f]{8,64})$")
+_EQUALS = r"(?:^|[-_.,])([A-Za-z][A-Za-z0-9_/]*)=(-?\d+(?:\.\d+)?(?:e-?\d+)?)"
+_BARE = r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)(?![A-Za-z0-9])"
+_HASH = r"-([0-9a-f]{8,64})$"
 _LONG = {"ep": "epoch", "e": "epoch", "iter": "step", "it": "step", "iteration": "step", "acc": "accuracy"}
 
 
@@ -32,8 +32,11 @@ def name_hints(path: str) -> tuple[NameHint, ...]:
     Unlabelled numbers are taken by position, as people write them: a whole number is the epoch, the first
     fraction after it a loss, a second one a metric; these are guesses and marked so.
     """
-    stem = _SUFFIX.sub("", os.path.basename(path))
-    hash_match = _HASH.search(stem)
+    stem = os.path.basename(path)
+    if not any(character.isdigit() for character in stem):
+        return ()
+    stem = re.sub(_SUFFIX, "", stem)
+    hash_match = re.search(_HASH, stem)
     hints: list[NameHint] = []
     if hash_match and not hash_match[1].isdecimal():
         # torch.hub checks downloads against it
@@ -41,14 +44,14 @@ def name_hints(path: str) -> tuple[NameHint, ...]:
         stem = stem[: hash_match.start()]
     seen: set[str] = set()
     for pattern in (_EQUALS, _LABELLED):
-        for match in pattern.finditer(stem):
+        for match in re.finditer(pattern, stem):
             label = _LONG.get(match[1].lower(), match[1].lower().lstrip("_"))
             if label not in seen:
                 seen.add(label)
                 hints.append(NameHint(label, _number(match[2]), False))
-        stem = pattern.sub("-", stem)
+        stem = re.sub(pattern, "-", stem)
     if not seen:
-        numbers = _BARE.findall(stem)
+        numbers = re.findall(_BARE, stem)
         whole = [n for n in numbers if "." not in n]
         fractions = [n for n in numbers if "." in n]
         if fractions and len(whole) <= 1 and len(numbers) > 1:

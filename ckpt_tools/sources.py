@@ -123,8 +123,10 @@ class FileSource(Source):
             os.close(self._fd)
             self._fd = -1
 
-    def __del__(self) -> None:
-        self.close()
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # when the interpreter ends, the name os may be gone before this is
+        if self._fd >= 0:
+            close(self._fd)
 
 
 class MemorySource(Source):
@@ -175,6 +177,11 @@ class Inflated(Source):
         super().__init__(name, size)
         self._compressed = compressed
         self._restart()
+
+    @property
+    def compressed_size(self) -> int:
+        """The bytes that it takes in the archive."""
+        return self._compressed.size
 
     def _restart(self) -> None:
         self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)

@@ -135,35 +135,33 @@ class Archive:
         )
 
 
+def _find_end(source: Source) -> int:
+    """The offset of the last end record, which a comment of up to 64 KiB may follow."""
+    farthest = max(0, source.size - _END.size - _U16)
+    for start in (max(farthest, source.size - 4096), farthest):  # a comment is rare: look near the end first
+        tail = source.peek(start, source.size - start)
+        at = tail.rfind(b"PK\x05\x06", 0, max(0, len(tail) - _END.size + 4))
+        if at >= 0:
+            return start + at
+    raise MissingDirectory("the zip archive has no central directory", path=source.name)
+
+
 def _find_directory(source: Source) -> tuple[int, int, int]:
     """The number of entries, the offset and the size of the central directory."""
-    tail_size = min(source.size, _END.size + _U16)
-    tail_start = source.size - tail_size
-    tail = source.peek(tail_start, min(tail_size, 4096))
-    if tail_size > 4096:  # a comment is rare: look near the end first
-        tail_start = source.size - 4096
-        tail = source.peek(tail_start, 4096)
-    at = tail.rfind(b"PK\x05\x06")
-    if at < 0 and tail_size > 4096:
-        tail_start = source.size - tail_size
-        tail = source.peek(tail_start, tail_size)
-        at = tail.rfind(b"PK\x05\x06")
-    if at < 0 or at + _END.size > len(tail):
-        raise MissingDirectory("the zip archive has no central directory", path=source.name)
-    _, _, _, _, count, size, offset, _ = _END.unpack_from(tail, at)
-    end_at = tail_start + at
+    end_at = _find_end(source)
+    _, _, _, _, count, size, offset, _ = _END.unpack(source.read(end_at, _END.size))
     locator_at = end_at - _LOCATOR64.size
-    if locator_at >= 0 and _U32 in (size, offset, count | 0xFFFF0000):
+    if locator_at >= _END64.size:
+        # where there is a zip64 record, it counts, whether or not the fields here are at their limits
         signature, _, record_at, _ = _LOCATOR64.unpack(source.read(locator_at, _LOCATOR64.size))
         if signature == b"PK\x06\x07":
             fields = _END64.unpack(source.read(record_at, _END64.size))
-            if fields[0] != b"PK\x06\x06":
-                raise CorruptFile("the zip64 locator points to no zip64 record", path=source.name)
-            count, size, offset = fields[7], fields[8], fields[9]
-    if offset + size > end_at:
+            if fields[0] == b"PK\x06\x06":
+                count, size, offset = fields[7], fields[8], fields[9]
+    if offset + size > source.size:
         raise CorruptFile(
             f"the central directory would take the bytes {offset:,} to {offset + size:,}, "
-            f"past its own end record at {end_at:,}",
+            f"but the file ends at byte {source.size:,}",
             path=source.name,
         )
     if count * _CENTRAL.size > size:
@@ -192,6 +190,12 @@ def _parse(source: Source, offset: int, size: int, count: int) -> list[Member]:
         if header_offset + LOCAL.size + packed > source.size:
             raise CorruptFile(
                 f"its {packed:,} bytes at {header_offset:,} reach past the end of the file",
+                path=source.name,
+                member=name,
+            )
+        if method == 0 and packed != unpacked:
+            raise CorruptFile(
+                f"it is stored, but has {packed:,} bytes in the file and {unpacked:,} as such",
                 path=source.name,
                 member=name,
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ckpt_tools.checkpoint import Anomaly, Checkpoint, Storage
+from ckpt_tools.checkpoint import Anomaly, Checkpoint, Refusal, Storage
 from ckpt_tools.dtypes import BY_STORAGE, UINT8
 from ckpt_tools.errors import CkptError, CorruptFile, NotACheckpoint
 from ckpt_tools.formats.archive import Archive, Member, MissingDirectory
@@ -16,6 +16,9 @@ from ckpt_tools.formats.base import Format
 from ckpt_tools.formats.unpickled import describe, load_buffer, run_machine
 from ckpt_tools.pickles.values import Global, brief
 from ckpt_tools.sources import Source
+
+MIN_VERSION, MAX_VERSION = 1, 10
+"""The archive versions that torch opens (caffe2/serialize/versions.h)."""
 
 # The oldest torch that writes each member, from the history of torch/serialization.py and inline_container.cc
 _SINCE = (
@@ -142,6 +145,18 @@ def _read(source: Source, archive: Archive, root: str, pickle: Member) -> Checkp
     version = members.text("version") or members.text(".data/version")
     if version:
         producer["archive version"] = version
+    refused: list[Refusal] = []
+    outside = sum(not member.name.startswith(root) for member in archive.members)
+    if outside:
+        what = (
+            f"{outside:,} of {len(archive.members):,} members stand outside of {brief(root)}, so that torch refuses it"
+        )
+        anomalies.append(Anomaly(what))
+        refused.append(Refusal("zip archive", what, is_global=False))
+    if version is None or not version.isdecimal() or not MIN_VERSION <= int(version[:9]) <= MAX_VERSION:
+        what = f"the archive's version is {brief(version)}, where torch wants {MIN_VERSION} to {MAX_VERSION}"
+        anomalies.append(Anomaly(what))
+        refused.append(Refusal("zip archive", what, is_global=False))
     since = next((v for name, v in _SINCE if archive.find(root + name) is not None), None)
     if since:
         producer["torch"] = f"{since} or later (inferred from the archive's members)"
@@ -155,6 +170,7 @@ def _read(source: Source, archive: Archive, root: str, pickle: Member) -> Checkp
         title="PyTorch zip archive (torch.save)",
         producer=producer,
         anomalies=anomalies,
+        refused=refused,
     )
 
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 
 from ckpt_tools.checkpoint import Anomaly, Checkpoint, GlobalUse, Module, Pickle, Refusal, Storage, format_path
-from ckpt_tools.errors import CkptError
+from ckpt_tools.errors import CkptError, LimitExceeded
 from ckpt_tools.formats.producers import recognise
 from ckpt_tools.pickles.machine import Buffer, Evaluation, Truncated, evaluate
 from ckpt_tools.pickles.structure import MAX_DEPTH, survey
 from ckpt_tools.pickles.torch_objects import Interpreter, View
 from ckpt_tools.pickles.values import Budget, Global
 from ckpt_tools.pickles.weights_only import locate, refusals
-from ckpt_tools.sources import Source
+from ckpt_tools.sources import Inflated, Source
 
 FIRST_BYTES = 1 << 16
 """How much is read to begin with where pickles stand before what is not to be read."""
@@ -24,6 +24,11 @@ PICKLE_LIMIT = 1 << 31
 """The longest pickle that is read into memory: no program has written one beyond it (torch's own limit on
 protocol 2 strings is 4 GiB; state_dicts of a million tensors pickle to 150 MB)."""
 
+INFLATED_BYTES = 1 << 20
+"""The longest deflated pickle that is evaluated whatever it was deflated to."""
+INFLATED_RATIO = 16
+"""How much a longer one may have been deflated: values take a hundred times the bytes that announce them."""
+
 
 def load_buffer(source: Source) -> Buffer:
     """All bytes of a pickle, for the machine; those of a large local file are mapped, not read."""
@@ -32,6 +37,12 @@ def load_buffer(source: Source) -> Buffer:
         return mapped
     if source.size > PICKLE_LIMIT:
         raise CkptError(f"its pickle of {source.size:,} bytes is too long to be evaluated", path=source.name)
+    if isinstance(source, Inflated) and source.size > max(INFLATED_BYTES, INFLATED_RATIO * source.compressed_size):
+        raise LimitExceeded(
+            f"its pickle of {source.size:,} bytes is deflated to {source.compressed_size:,}, as no real one is",
+            path=source.name,
+            remedy="If you trust the file, pack it again without compression",
+        )
     return source.read(0, source.size)
 
 

@@ -24,6 +24,8 @@ from ckpt_tools.sources import MemorySource, Source
 
 MAX_COMPARED = 1 << 22
 """The most pairs of pieces that are compared to see that none overlap; those of a grid need far fewer."""
+SHORT_RUN = 64
+"""Runs of up to so many bytes are copied many at a time."""
 
 
 class Piece(NamedTuple):
@@ -150,19 +152,39 @@ class _Runs:
     def fill(self, out: memoryview, offset: int) -> None:
         """Write into *out*, which stands for the bytes from *offset* on, what belongs there."""
         end = offset + len(out)
-        first = last = bisect_right(range(self.count), offset - self.length, key=self.start)
-        places: list[tuple[int, int]] = []  # in the whole
-        while last < self.count and (start := self.start(last)) < end:
-            places.append((max(start, offset), min(start + self.length, end)))
-            last += 1
-        if not places:
+        first = bisect_right(range(self.count), offset - self.length, key=self.start)
+        stop = bisect_right(range(self.count), end - 1, key=self.start)
+        if self.length <= SHORT_RUN and len(self.outer) == 1:
+            whole = first + (first < stop and self.start(first) < offset)
+            last = stop - (whole < stop and self.start(stop - 1) + self.length > end)
+            if whole < last:
+                self._stripes(out, offset, whole, last)
+                self._copy(out, offset, first, whole)
+                first = last
+        self._copy(out, offset, first, stop)
+
+    def _copy(self, out: memoryview, offset: int, first: int, stop: int) -> None:
+        """Write the runs from *first* to *stop* one by one, as far as *out* reaches."""
+        end = offset + len(out)
+        starts = [self.start(index) for index in range(first, stop)]
+        if not starts:
             return
-        skipped = max(0, offset - self.start(first))
-        data = self.source.read(first * self.length + skipped, sum(stop - start for start, stop in places))
+        skipped, cut = max(0, offset - starts[0]), max(0, starts[-1] + self.length - end)
+        data = self.source.read(first * self.length + skipped, len(starts) * self.length - skipped - cut)
         at = 0
-        for start, stop in places:
-            out[start - offset : stop - offset] = data[at : at + stop - start]
-            at += stop - start
+        for start in starts:
+            begin, after = max(start, offset), min(start + self.length, end)
+            out[begin - offset : after - offset] = data[at : at + after - begin]
+            at += after - begin
+
+    def _stripes(self, out: memoryview, offset: int, first: int, stop: int) -> None:
+        """Write the runs from *first* to *stop*, which are short, whole and evenly apart: each byte of all at once."""
+        data = memoryview(self.source.read(first * self.length, (stop - first) * self.length))
+        step = self.outer[0][1]
+        begin = self.start(first) - offset
+        after = self.start(stop - 1) - offset + 1
+        for i in range(self.length):
+            out[begin + i : after + i : step] = data[i :: self.length]
 
 
 def _runs(piece: Piece, shape: tuple[int, ...], itemsize: int) -> _Runs:
@@ -173,13 +195,18 @@ def _runs(piece: Piece, shape: tuple[int, ...], itemsize: int) -> _Runs:
     while inner and piece.sizes[inner - 1] == shape[inner - 1]:
         inner -= 1
     inner = max(inner - 1, 0)
-    outer = tuple(zip(piece.sizes[:inner], steps, strict=False))
+    outer: list[tuple[int, int]] = []
+    for size, step in zip(piece.sizes[:inner], steps, strict=False):
+        if outer and outer[-1][1] == size * step:  # evenly apart, over both dimensions
+            outer[-1] = (outer[-1][0] * size, step)
+        else:
+            outer.append((size, step))
     return _Runs(
         piece.source,
         math.prod(piece.sizes[inner:]) * itemsize,
         math.prod(piece.sizes[:inner]),
         sum(at * step for at, step in zip(piece.offsets, steps, strict=True)),
-        outer,
+        tuple(outer),
     )
 
 

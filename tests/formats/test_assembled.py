@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -52,9 +53,14 @@ def grids(draw: st.DrawFn) -> tuple[np.ndarray, list[Piece]]:
     return whole, draw(st.permutations(cut(whole, cuts)))
 
 
-@given(grids(), st.data())
-def test_any_window_of_any_grid(grid: tuple[np.ndarray, list[Piece]], data: st.DataObject) -> None:
+@given(grids(), st.sampled_from([0, 64]), st.data())
+def test_any_window_of_any_grid(grid: tuple[np.ndarray, list[Piece]], short: int, data: st.DataObject) -> None:
     whole, pieces = grid
+    with mock.patch.object(assembled, "SHORT_RUN", short):
+        check_windows(whole, pieces, data)
+
+
+def check_windows(whole: np.ndarray, pieces: list[Piece], data: st.DataObject) -> None:
     tensor = assemble("t", INT16, whole.shape, pieces)
     assert read_bytes(tensor) == whole.tobytes()
     assert tensor.nbytes == whole.nbytes

@@ -22,6 +22,7 @@ from ckpt_tools.contents import scalar
 from ckpt_tools.errors import CkptError
 from ckpt_tools.pickles.values import Blob, Call, Global, PersistentId, plain
 from ckpt_tools.report import Block, Facts, Report, Table, count, number, plain_json, size
+from ckpt_tools.sources import Folder
 
 SCREEN_ROWS = 24
 """Rows of the tree that fit on a screen with what stands above it."""
@@ -185,7 +186,9 @@ def _loading(checkpoint: Checkpoint, sections: list[StateDict]) -> list[tuple[st
     """What trips people who load it: the key under which the weights stand, the prefix of every name."""
     rows: list[tuple[str, str]] = []
     models = [section for section in sections if section.role == "model" and section.tensors]
-    loadable = checkpoint.pickles and checkpoint.module is None and checkpoint.kind != "program"
+    # torch.load takes a file that is one pickle's, no folder and no archive of checkpoints
+    one_file = bool(checkpoint.pickles) and not checkpoint.parts and not isinstance(checkpoint.source, Folder)
+    loadable = one_file and checkpoint.module is None and checkpoint.kind != "program"
     if loadable and len(models) == 1 and models[0].path:
         keys = "".join(f"[{key!r}]" for key in models[0].path)
         rows.append(("to load", f"the weights are not at the root: model.load_state_dict(torch.load(…){keys})"))

@@ -13,6 +13,7 @@ from ckpt_tools.analysis.summary import summarize
 from ckpt_tools.checkpoint import Checkpoint
 from ckpt_tools.cli.model import ModelChoice, model_options
 from ckpt_tools.cli.output import emit, output_options, report_each
+from ckpt_tools.cli.progress import progress
 from ckpt_tools.formats import open_checkpoint
 from ckpt_tools.report import Report
 
@@ -24,6 +25,7 @@ from ckpt_tools.report import Report
 @click.option("--depth", type=click.IntRange(1), help="Levels of layers to show. [default: what fits a screen]")
 @click.option("--sort", type=click.Choice(["parameters", "bytes", "name"]), help="List layers in this order.")
 @click.option("--keys", metavar="GLOB", help="Only parameters whose name matches.")
+@click.option("--stats", is_flag=True, help="Read the bytes: min, max, mean, std, zeros, NaN, a histogram a tensor.")
 @model_options()
 @click.option(
     "--input",
@@ -47,6 +49,7 @@ def summary(
     depth: int | None,
     sort: str | None,
     keys: str | None,
+    stats: bool,
     model: ModelChoice | None,
     inputs: tuple[str, ...],
     batch: int,
@@ -64,10 +67,21 @@ def summary(
     if inputs and model is None:
         raise click.UsageError("--input is for --model")
     make = partial(summarize, **options) if model is None else _with_class(model, inputs, batch, options)
+    if stats:
+        make = _with_statistics(make, select, keys)
     reports, code = report_each(paths, make)
     if reports:
         emit(reports, command="summary", format=format, output=output)
     sys.exit(code)
+
+
+def _with_statistics(
+    make: Callable[[Checkpoint], Report], select: str | None, keys: str | None
+) -> Callable[[Checkpoint], Report]:
+    """*make*, and the statistics after it; imports numpy."""
+    from ckpt_tools.analysis.number_table import with_statistics
+
+    return lambda checkpoint: with_statistics(make(checkpoint), checkpoint, select=select, keys=keys, progress=progress)
 
 
 def _with_class(

@@ -51,6 +51,8 @@ def measure(commands: dict[str, Sequence[str]], runs: int = 7, env: dict[str, st
     # these slow a current OpenBLAS down (see the machine's notes), for us as for our peers
     for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
         variables.pop(name, None)
+    # pip compiles what it installs; a working tree is compiled by the first round, if Python may keep the result
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)
     # Linux counts the memory of the process that starts a program into the program's own peak, so a small
     # one must do it, not this one, which may have loaded torch
     starter = subprocess.Popen(

@@ -1,0 +1,126 @@
+"""Tensor bytes for analyses that want all of them, in any order: read once, in bounded memory, by threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from math import prod
+from typing import NamedTuple, TypeVar
+
+from ckpt_tools.checkpoint import TensorInfo
+from ckpt_tools.contents import EXPANDED_BYTES, chunks, swap_width
+from ckpt_tools.errors import CkptError, CorruptFile, UnsupportedFeature
+
+T = TypeVar("T")
+
+SPAN = 4 << 20
+"""Bytes that one thread takes at a time: long enough to make nothing of the handing over."""
+
+
+class Span(NamedTuple):
+    """*nbytes* bytes of a tensor from byte *start* of its elements: *data*, or where they lie in a local file."""
+
+    start: int
+    nbytes: int
+    data: bytes = b""
+    path: str = ""
+    offset: int = 0
+
+    def blocks(self, buffer: memoryview) -> Iterator[tuple[int, memoryview]]:
+        """The bytes in pieces that fit *buffer*, which is overwritten, each with its start within the elements."""
+        if not self.path:
+            for at in range(0, self.nbytes, len(buffer)):
+                yield self.start + at, memoryview(self.data)[at : at + len(buffer)]
+            return
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                file.seek(self.offset)
+                for at in range(0, self.nbytes, len(buffer)):
+                    block = buffer[: self.nbytes - at]
+                    filled = 0
+                    while filled < len(block):
+                        count = file.readinto(block[filled:])
+                        if not count:
+                            raise CorruptFile(
+                                "ends here now: it was cut while it was being read",
+                                path=self.path,
+                                offset=self.offset + at + filled,
+                            )
+                        filled += count
+                    yield self.start + at, block
+        except OSError as error:
+            raise CkptError(f"reading failed: {error.strerror}", path=self.path, offset=self.offset) from None
+
+
+def in_storage_order(tensor: TensorInfo) -> tuple[TensorInfo, int]:
+    """A tensor of the same elements, each once and as they follow in the storage, and how often each comes.
+
+    The elements of a transposed tensor become a vector. Where they lie scattered only what an expanded tensor
+    repeats (stride 0) is taken away.
+    """
+    if tensor.storage is None or tensor.layout != "strided" or not tensor.numel:
+        return tensor, 1
+    axes = [(stride, size) for stride, size in zip(tensor.stride, tensor.shape, strict=True) if size != 1]
+    repeats = prod(size for stride, size in axes if not stride)
+    axes = [(stride, size) for stride, size in axes if stride]
+    dense = 1
+    for stride, size in sorted(axes):
+        if stride != dense:
+            break
+        dense *= size
+    else:
+        axes = [(1, dense)]
+    return replace(tensor, stride=tuple(a[0] for a in axes), shape=tuple(a[1] for a in axes)), repeats
+
+
+def spans(tensor: TensorInfo) -> Iterator[Span]:
+    """The bytes of *tensor* as `contents.chunks` gives them, cut into spans that threads may read.
+
+    What does not lie as it is wanted in a local file is read here, as the iterator goes on. Raises
+    `UnsupportedFeature` for a tensor without bytes of its own, and for one that repeats a short storage to more
+    than a gibibyte.
+    """
+    storage = tensor.storage
+    if storage is not None and tensor.nbytes > max(storage.nbytes, EXPANDED_BYTES):
+        raise UnsupportedFeature(f"{tensor.name} repeats {storage.nbytes:,} bytes to {tensor.nbytes:,}")
+    plain = storage is not None and not storage.missing and tensor.layout == "strided" and tensor.numel
+    altered = swap_width(tensor) or tensor.details.get("conj") or tensor.details.get("neg")
+    if storage is not None and plain and tensor.contiguous and not altered:
+        offset = storage.offset + tensor.storage_offset * tensor.dtype.itemsize
+        place = storage.source.slice(offset, tensor.nbytes, tensor.name).locate(0)
+        packed = tensor.nbytes != tensor.numel * tensor.dtype.itemsize
+        if place is not None and not (packed and tensor.storage_offset):
+            path, offset = place
+            for start in range(0, tensor.nbytes, SPAN):
+                yield Span(start, min(SPAN, tensor.nbytes - start), path=path, offset=offset + start)
+            return
+    start = 0
+    for chunk in chunks(tensor):
+        yield Span(start, len(chunk), chunk)
+        start += len(chunk)
+
+
+def in_order(jobs: Iterable[Callable[[], T]], threads: int) -> Iterator[T]:
+    """What *jobs* return, in their order; up to *threads* run at once, and few more are begun than are asked for.
+
+    *jobs* is iterated in the caller's thread. The first error of a job is raised in its turn.
+    """
+    if threads < 2:
+        for job in jobs:
+            yield job()
+        return
+    from concurrent.futures import Future, ThreadPoolExecutor  # which imports logging
+
+    pending: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for job in jobs:
+                pending.append(pool.submit(job))
+                if len(pending) > 2 * threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -521,3 +521,4 @@ def test_inspect(tmp_path: Path, run: Any) -> None:
     assert (outcome.exit_code, outcome.stderr) == (0, "")
     assert "DeepSpeed ZeRO stage 3, 2 ranks" in outcome.stdout
     assert "placeholder_of [4, 3]" in outcome.stdout
+    assert "torch.load(…)" not in outcome.stdout  # which takes no folder

@@ -675,3 +675,4 @@ def test_inspect(tmp_path: Path, run: Any) -> None:
     assert (outcome.exit_code, outcome.stderr) == (0, "")
     assert "torch.distributed.checkpoint, 1 file of 1 rank" in outcome.stdout
     assert re.search(r"epoch +7 +\(at epoch\)", outcome.stdout)
+    assert "torch.load(…)" not in outcome.stdout  # which takes no folder

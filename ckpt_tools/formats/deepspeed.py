@@ -40,7 +40,7 @@ from ckpt_tools.formats import torch_legacy, torch_zip
 from ckpt_tools.formats.assembled import Assembled, Piece, elements
 from ckpt_tools.formats.base import Format
 from ckpt_tools.formats.dense import dense
-from ckpt_tools.formats.parts import all_anomalies, all_pickles, all_refusals, common, open_part
+from ckpt_tools.formats.parts import all_anomalies, all_pickles, all_refusals, beside, common, open_part
 from ckpt_tools.pickles.torch_objects import MAX_RANK
 from ckpt_tools.pickles.values import brief, plain
 from ckpt_tools.report import count, listed, shortened
@@ -100,10 +100,13 @@ def read(folder: Folder) -> Checkpoint:
     save = _Save(place, prefix)
     for name in names:
         save.add(name)
+    around = folder.names() if prefix else []
     try:
-        return save.describe(folder)
+        made = save.describe(folder)
     except CkptError as error:
         raise error.at(path=place.name) from None
+    rest = beside([*around, *(prefix + name for name in names)], {prefix + name for name in save.parts})
+    return replace(made, metadata={**made.metadata, **rest})
 
 
 def _tag(folder: Folder) -> str:

@@ -32,6 +32,7 @@ from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded, NotFound, U
 from ckpt_tools.formats import safetensors, torch_zip
 from ckpt_tools.formats.assembled import Deferred, Piece, assemble, elements
 from ckpt_tools.formats.base import HEAD_BYTES, Format
+from ckpt_tools.formats.parts import all_anomalies, beside
 from ckpt_tools.formats.producers import recognise
 from ckpt_tools.formats.unpickled import load_buffer, pickle_of, run_machine
 from ckpt_tools.pickles.machine import Evaluation
@@ -97,7 +98,7 @@ def read(target: Source | Folder) -> Checkpoint:
             remedy=f"Copy the folder again with its hidden files, or take an earlier checkpoint: {METADATA} is "
             "written last",
         )
-    return _hugging_face(target, folder, [name for name in names if name.endswith(".safetensors")])
+    return _hugging_face(target, folder, names)
 
 
 def _read(target: Source | Folder, folder: Folder, names: Sequence[str], sources: Sequence[str]) -> Checkpoint:
@@ -131,7 +132,7 @@ def _read(target: Source | Folder, folder: Folder, names: Sequence[str], sources
         training=surveyed.training,
         values=values,
         loose=tuple(surveyed.loose),
-        metadata={**noted, **found[0].noted()},
+        metadata={**noted, **found[0].noted(), **beside(names, files.opened)},
         producer={"torch.distributed.checkpoint": found[0].version(), **programs},
         pickles=tuple(pickle for metadata in found for pickle in metadata.pickles),
         refusals=(
@@ -475,7 +476,8 @@ class _Chunks:
 
 def _hugging_face(target: Source | Folder, folder: Folder, names: Sequence[str]) -> Checkpoint:
     """The whole tensors of safetensors files whose metadata says where their chunks belong."""
-    numbers = {int(match[1]) for name in names if (match := _HF_FILE.fullmatch(name))}
+    shards = [name for name in names if name.endswith(".safetensors")]
+    numbers = {int(match[1]) for name in shards if (match := _HF_FILE.fullmatch(name))}
     gaps = sorted(set(range(1, min(max(numbers, default=0), 10**6) + 1)) - numbers)
     if gaps:
         raise CorruptFile(
@@ -484,7 +486,7 @@ def _hugging_face(target: Source | Folder, folder: Folder, names: Sequence[str])
             path=folder.name,
             remedy="Fetch the missing files: each rank writes its own, where training ran",
         )
-    parts = {name: safetensors.read(folder.open(name)) for name in names}
+    parts = {name: safetensors.read(folder.open(name)) for name in shards}
     chunks: dict[str, _Chunks] = {}
     for part in parts.values():
         try:
@@ -512,9 +514,9 @@ def _hugging_face(target: Source | Folder, folder: Folder, names: Sequence[str])
         kind="state_dict",
         state_dicts=(StateDict((), "model", entries),),
         values=entries,
-        metadata=noted,
+        metadata={**noted, **beside(names, parts)},
         producer={"writer": "torch.distributed.checkpoint"},
-        anomalies=tuple(replace(a, where=f"{name}: {a.where}") for name, part in parts.items() for a in part.anomalies),
+        anomalies=all_anomalies(parts),
         parts=tuple(parts.values()),
         size=sum(part.size for part in parts.values()),
     )

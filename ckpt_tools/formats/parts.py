@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from ckpt_tools.checkpoint import Anomaly, Checkpoint, Pickle, Refusal
 from ckpt_tools.formats.base import HEAD_BYTES, Format
 from ckpt_tools.formats.impostors import explain
+from ckpt_tools.report import listed
 from ckpt_tools.sources import Source
 
 Parts = Mapping[str, Checkpoint]
 """Checkpoints by the name of their file, as the whole knows it."""
 
 _V = TypeVar("_V")
+_OTHERS = re.compile(r".+\.(safetensors|bin|pt2?|pth|ckpt|gguf|h5|msgpack|onnx|npz|pkl)")
 
 
 def open_part(source: Source, formats: Iterable[Format]) -> Checkpoint:
@@ -49,3 +52,9 @@ def all_anomalies(parts: Parts) -> tuple[Anomaly, ...]:
         for name, part in parts.items()
         for a in part.anomalies
     )
+
+
+def beside(names: Iterable[str], described: Collection[str]) -> dict[str, object]:
+    """The metadata that names the weights and pickles of a folder which are not *described* with the others."""
+    rest = [name for name in names if name not in described and _OTHERS.fullmatch(name)]
+    return {"not described": listed(rest)} if rest else {}

@@ -21,7 +21,7 @@ from ckpt_tools.errors import CkptError, CorruptFile, NotFound
 from ckpt_tools.formats import safetensors, torch_legacy, torch_zip
 from ckpt_tools.formats.base import Format
 from ckpt_tools.formats.json_text import read_json
-from ckpt_tools.formats.parts import all_anomalies, all_pickles, all_refusals, common, open_part
+from ckpt_tools.formats.parts import all_anomalies, all_pickles, all_refusals, beside, common, open_part
 from ckpt_tools.pickles.values import OrderedDict, plain
 from ckpt_tools.report import count, listed, shortened
 from ckpt_tools.sources import Folder, Source
@@ -39,7 +39,6 @@ _WHOLE = (
     "pytorch_model.bin",
     "diffusion_pytorch_model.bin",
 )
-_WEIGHTS = re.compile(r".+\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack|onnx|npz|pkl)")
 _SHOWN = 6
 
 
@@ -118,13 +117,6 @@ def _single(names: Sequence[str]) -> str | None:
     return next((name for name in _WHOLE if name in names), None)
 
 
-def _beside(names: Iterable[str], described: Iterable[str]) -> dict[str, object]:
-    """The names of weights and pickles in the folder that are not described here."""
-    known = set(described)
-    rest = [name for name in names if _WEIGHTS.fullmatch(name) and name not in known]
-    return {"not described": listed(rest)} if rest else {}
-
-
 # --- reading
 
 
@@ -177,7 +169,7 @@ def _indexed(source: Source, folder: Folder, names: Sequence[str], anomalies: li
     return replace(
         made,
         loose=tuple(loose),
-        metadata={**made.metadata, **metadata, **_beside(names, shards)},
+        metadata={**made.metadata, **metadata, **beside(names, shards)},
         producer={**_producer(folder, names, anomalies), **made.producer},
         anomalies=(*anomalies, *made.anomalies),
         size=made.size + source.size,
@@ -255,7 +247,7 @@ def _total_size(
         number = int(declared) if isinstance(declared, int | float | str) else None
     except (ValueError, OverflowError):
         number = None
-    if number is None:
+    if number is None or abs(number) >= 1 << 63:
         if "total_size" not in metadata:
             return []
         return [Anomaly(f"total_size is {str(declared)[:40]!r}, no number of bytes", "metadata")]
@@ -335,7 +327,7 @@ def _without_index(folder: Folder, names: Sequence[str], numbered: Sequence[str]
     made = _joined(folder, shards, entries, "sharded state_dict without an index")
     return replace(
         made,
-        metadata={**made.metadata, **_beside(names, shards)},
+        metadata={**made.metadata, **beside(names, shards)},
         producer={**_producer(folder, names, anomalies), **made.producer},
         anomalies=(*anomalies, *made.anomalies),
     )
@@ -356,7 +348,7 @@ def _whole(folder: Folder, names: Sequence[str]) -> Checkpoint:
     producer = _producer(folder, names, anomalies)
     return replace(
         part,
-        metadata={**part.metadata, **_beside(names, [name])},
+        metadata={**part.metadata, **beside(names, [name])},
         producer={**producer, **part.producer},
         anomalies=(*part.anomalies, *anomalies),
     )

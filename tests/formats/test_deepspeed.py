@@ -210,8 +210,11 @@ def test_latest_names_the_folder(tmp_path: Path) -> None:
     expected = zero_2(tmp_path / "global_step10")
     zero_3(tmp_path / "global_step5")
     (tmp_path / "latest").write_text("global_step10\n")
+    for name in ("rng_state_0.pth", "global_step10/custom.pkl", "README.md"):
+        (tmp_path / name).write_bytes(b"")
     checkpoint = open_checkpoint(tmp_path)
     assert (checkpoint.path, checkpoint.metadata["zero_stage"]) == (str(tmp_path), 2)
+    assert checkpoint.metadata["not described"] == "rng_state_0.pth, global_step10/custom.pkl"
     assert_weights(checkpoint, expected)
     assert [s.path[0] for s in checkpoint.state_dicts] == [
         "fp32", f"global_step10/{MODEL}", f"global_step10/{optim(0)}", f"global_step10/{optim(1)}",

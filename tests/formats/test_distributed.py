@@ -499,10 +499,12 @@ def test_what_is_left_over_is_told(tmp_path: Path) -> None:
         ("w", (2, 0)): place(FILE, len(DATA), len(DATA)),
         ("gone", None): place(FILE, 0, 4),
     }
-    one(tmp_path, places=places, files={FILE: DATA + DATA, "__5_0.distcp": b"older"})
+    one(tmp_path, places=places, files={FILE: DATA + DATA, "__5_0.distcp": b"older", "common.pt": b""})
     with (tmp_path / ".metadata").open("ab") as file:
         file.write(b"xyz")
-    assert said(open_checkpoint(tmp_path)) == [
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.metadata == {"not described": "common.pt"}
+    assert said(checkpoint) == [
         (".metadata", "3 bytes follow the end of the pickle"),
         (".metadata", "places are given for what is no entry: gone"),
         ("__5_0.distcp", "a file that .metadata does not mention"),

@@ -226,6 +226,7 @@ def test_no_total_size(folder: Path) -> None:
         (57, "total_size is 57 bytes, the tensors take 56"),
         (-1, "total_size is -1 bytes, the tensors take 56"),
         ("many", "total_size is 'many', no number of bytes"),
+        (10**4000, f"total_size is '1{'0' * 39}', no number of bytes"),
         (float("inf"), "total_size is 'inf', no number of bytes"),
         (float("nan"), "total_size is 'nan', no number of bytes"),
         ("1" * 5000, f"total_size is '{'1' * 40}', no number of bytes"),

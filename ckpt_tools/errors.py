@@ -39,8 +39,8 @@ class CkptError(Exception):
 
     def at(self, *, path: str | None = None, member: str | None = None) -> CkptError:
         """This error, with the place filled in where it is not known yet."""
-        self.path = self.path or path
-        self.member = self.member or member
+        if self.path is None or self.path == path:  # else it names a member of its own already
+            self.path, self.member = path, self.member or member
         return self
 
     def name(self, subject: str) -> None:

@@ -254,7 +254,7 @@ class _Moments(NamedTuple):
     *deviation* is that of the population: unlike a sum of squares it is within the range of the numbers.
     """
 
-    count: int = 0  # type: ignore[assignment]
+    n: int = 0
     low: float | int = math.inf
     high: float | int = -math.inf
     base: float | int = 0
@@ -267,10 +267,10 @@ class _Moments(NamedTuple):
         return float(min(max(self.base + self.rest, self.low), self.high))
 
     def merged(self, later: _Moments) -> _Moments:
-        if not self.count or not later.count:
-            return self if self.count else later
-        count = self.count + later.count
-        here, there = self.count / count, later.count / count
+        if not self.n or not later.n:
+            return self if self.n else later
+        n = self.n + later.n
+        here, there = self.n / n, later.n / n
         step = (later.base - self.base) + (later.rest - self.rest)
         if math.isfinite(step):
             base, rest = self.base, self.rest + step * there
@@ -279,13 +279,13 @@ class _Moments(NamedTuple):
             base, rest = 0, self.mean * here + later.mean * there
             between = (later.mean / 2 - self.mean / 2) * (2 * math.sqrt(here * there))
         deviation = math.hypot(self.deviation * math.sqrt(here), later.deviation * math.sqrt(there), between)
-        return _Moments(count, min(self.low, later.low), max(self.high, later.high), base, rest, deviation)
+        return _Moments(n, min(self.low, later.low), max(self.high, later.high), base, rest, deviation)
 
 
 def _statistics(
     dtype: DType, tally: _Tally, moments: _Moments, histogram: Array, sampled: bool, repeats: int
 ) -> Statistics:
-    count, finite = tally.count * repeats, moments.count * repeats
+    count, finite = tally.count * repeats, moments.n * repeats
     some, mean = finite > 0, moments.mean if finite else 0.0
     alike = tally.count in (tally.positive_infinity, tally.negative_infinity)
     return Statistics(
@@ -393,7 +393,8 @@ def _table(dtype: DType) -> tuple[Array, float]:
     import ml_dtypes
 
     kind = np.dtype(ml_dtypes.float4_e2m1fn) if dtype.name == "float4_e2m1fn_x2" else numpy_dtype(dtype)
-    return parts.view(kind).astype(np.float64), float(ml_dtypes.finfo(kind).smallest_normal)  # type: ignore[no-untyped-call]
+    finfo: Any = ml_dtypes.finfo
+    return parts.view(kind).astype(np.float64), float(finfo(kind).smallest_normal)
 
 
 # --- wider types: block by block
@@ -565,7 +566,7 @@ class _Sums:
         sampled = self.step > 1
         low, high = self.moments.low, self.moments.high
         histogram = np.zeros(0, np.int64)
-        if self.moments.count:
+        if self.moments.n:
             with np.errstate(all="ignore"):
                 numbers = self.reading.exactly(np.concatenate(self.sample).reshape(-1).view(self.reading.words))
                 if numbers.dtype.kind == "f":

@@ -542,7 +542,7 @@ class _Sums:
         finite = self._without_others(self.reading.exactly(words))
         zeros = finite.numbers.size - int(np.count_nonzero(finite.numbers))
         self.tally.zeros += zeros
-        if finite.low < self.reading.smallest:
+        if 0 <= finite.low < self.reading.smallest:
             self.tally.subnormal += int(np.count_nonzero(finite.numbers < self.reading.smallest)) - zeros
         return finite
 

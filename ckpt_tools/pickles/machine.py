@@ -165,17 +165,9 @@ class _Machine:
                 if code == 0x72:  # LONG_BINPUT
                     memo[_U32(data, position)[0]] = stack[-1]
                     position += 4
-                elif code == 0x71:  # BINPUT
-                    memo[data[position]] = stack[-1]
-                    position += 1
                 elif code == 0x68:  # BINGET
                     stack.append(memo[data[position]])
                     position += 1
-                elif code == 0x6A:  # LONG_BINGET
-                    stack.append(memo[_U32(data, position)[0]])
-                    position += 4
-                elif code == 0x94:  # MEMOIZE
-                    memo[len(memo)] = stack[-1]
                 elif code == 0x4B:  # BININT1
                     stack.append(data[position])
                     position += 1
@@ -186,6 +178,22 @@ class _Machine:
                     items = stack
                     stack = marks.pop()
                     stack.append(tuple(items))
+                elif code == 0x52:  # REDUCE
+                    args = stack.pop()
+                    func = stack[-1]
+                    if type(func) is Global and type(args) is tuple:
+                        func.uses.add("call")
+                        if func.path != "collections.OrderedDict":
+                            stack[-1] = call = Call(func, args, at)
+                            calls.append(call)
+                            continue
+                        if not args:
+                            stack[-1] = OrderedDict()
+                            continue
+                    self.at, self.stack = at, stack
+                    stack[-1] = self._called(func, args)
+                elif code == 0x85:  # TUPLE1
+                    stack[-1] = (stack[-1],)
                 elif code == 0x58:  # BINUNICODE
                     size = _U32(data, position)[0]
                     position += 4
@@ -195,6 +203,24 @@ class _Machine:
                     else:
                         stack.append(str(data[position:stop], "utf-8", "surrogatepass"))
                     position = stop
+                elif code == 0x51:  # BINPERSID
+                    stack[-1] = pid = PersistentId(stack[-1])
+                    persistent.append(pid)
+                elif code == 0x71:  # BINPUT
+                    memo[data[position]] = stack[-1]
+                    position += 1
+                elif code == 0x89:  # NEWFALSE
+                    stack.append(False)
+                elif code == 0x29:  # EMPTY_TUPLE
+                    stack.append(())
+                elif code == 0x6A:  # LONG_BINGET
+                    stack.append(memo[_U32(data, position)[0]])
+                    position += 4
+                elif code == 0x94:  # MEMOIZE
+                    memo[len(memo)] = stack[-1]
+                elif code == 0x86:  # TUPLE2
+                    last = stack.pop()
+                    stack[-1] = (stack[-1], last)
                 elif code == 0x8C:  # SHORT_BINUNICODE
                     size = data[position]
                     position += 1
@@ -202,34 +228,10 @@ class _Machine:
                     if position > end:
                         raise _Short
                     stack.append(str(data[start:position], "utf-8", "surrogatepass"))
-                elif code == 0x52:  # REDUCE
-                    args = stack.pop()
-                    func = stack[-1]
-                    if type(func) is Global and type(args) is tuple:
-                        func.uses.add("call")
-                        if func.path != "collections.OrderedDict":
-                            call = Call(func, args, at)
-                            calls.append(call)
-                            stack[-1] = call
-                            continue
-                    self.at, self.stack = at, stack
-                    stack[-1] = self._called(func, args)
-                elif code == 0x51:  # BINPERSID
-                    stack[-1] = pid = PersistentId(stack[-1])
-                    persistent.append(pid)
-                elif code == 0x29:  # EMPTY_TUPLE
-                    stack.append(())
-                elif code == 0x85:  # TUPLE1
-                    stack[-1] = (stack[-1],)
-                elif code == 0x86:  # TUPLE2
-                    last = stack.pop()
-                    stack[-1] = (stack[-1], last)
                 elif code == 0x87:  # TUPLE3
                     last = stack.pop()
                     middle = stack.pop()
                     stack[-1] = (stack[-1], middle, last)
-                elif code == 0x89:  # NEWFALSE
-                    stack.append(False)
                 elif code == 0x4D:  # BININT2
                     stack.append(_U16(data, position)[0])
                     position += 2

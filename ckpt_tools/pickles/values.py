@@ -121,7 +121,7 @@ class OrderedDict(dict[object, object]):
     __slots__ = ("state",)
 
     def __init__(self) -> None:
-        super().__init__()
+        # without dict's own __init__, which would do nothing, once for every tensor
         self.state: object = None
 
 

@@ -514,7 +514,7 @@ class Interpreter:
             training if isinstance(training, bool) else None,
             {k: v for k, v in attributes.items() if _is_hyperparameter(k, v)},
             {k: v for k, v in attributes.items() if type(k) is str and k not in _STRUCTURE},
-            _VERSIONS.get(class_name, 1),
+            _version(class_name, attributes),
             state_dict_hints=tuple(hints),
         )
         self._measured[id(module)] = (entries, names, height + 1)
@@ -655,6 +655,14 @@ def _is_hyperparameter(name: object, value: object) -> bool:
     return isinstance(value, _SCALARS)
 
 
+def _version(class_name: str, attributes: Mapping[Any, object]) -> int | None:
+    """The module's version; None where only its class would know."""
+    own = attributes.get("_version")
+    return (
+        own if isinstance(own, int) else _VERSIONS.get(class_name, 1 if class_name.startswith(_KNOWN_CLASSES) else None)
+    )
+
+
 def _hints(class_name: str, attributes: Mapping[Any, object]) -> list[str]:
     """What may make torch's own state_dict() differ from the one derived here."""
     hints = []
@@ -675,14 +683,32 @@ _STRUCTURE = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_
 _HARMLESS_HOOKS = frozenset({"torch.nn.utils.spectral_norm.SpectralNormStateDictHook"})
 # packed weights are unpacked by _save_to_state_dict, which is code (torch/ao/nn/quantized)
 _OWN_STATE_DICT = ("torch.ao.nn.quantized.", "torch.nn.quantized.", "torch.nn.intrinsic.quantized.")
-# class attributes, which a pickle does not hold (torch/nn/modules/batchnorm.py and instancenorm.py)
+# class attributes, which a pickle does not hold, and 1 in all other classes of torch 2.14 and torchvision 0.29
 _VERSIONS = {
-    f"torch.nn.modules.{where}": 2
-    for where in (
-        *(f"batchnorm.{name}" for name in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")),
-        *(f"instancenorm.InstanceNorm{n}d" for n in (1, 2, 3)),
-    )
+    **{
+        f"torch.nn.modules.{where}": 2
+        for where in (
+            *(f"batchnorm.{name}" for name in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")),
+            *(f"instancenorm.InstanceNorm{n}d" for n in (1, 2, 3)),
+        )
+    },
+    **{
+        f"torchvision.{where}": 2
+        for where in (
+            "models._utils.IntermediateLayerGetter",
+            "models.densenet._DenseBlock",
+            "models.detection.mask_rcnn.MaskRCNNHeads",
+            "models.detection.retinanet.RetinaNetClassificationHead",
+            "models.detection.retinanet.RetinaNetRegressionHead",
+            "models.detection.rpn.RPNHead",
+            "models.mnasnet.MNASNet",
+            "models.quantization.mobilenetv3.QuantizableSqueezeExcitation",
+            "models.vision_transformer.MLPBlock",
+            "ops.feature_pyramid_network.FeaturePyramidNetwork",
+        )
+    },
 }
+_KNOWN_CLASSES = ("torch.", "torchvision.")
 _PARAMETERS = frozenset({"torch.nn.parameter.Parameter", "torch.nn.Parameter"})
 _PACKED = {"quint4x2": 2, "quint2x4": 4}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import pickle
 import struct
@@ -655,21 +656,34 @@ def test_byte_strings_in_byte_strings() -> None:
 # --- against torch
 
 
-def test_versions_are_those_of_torch() -> None:
+def test_versions_are_those_of_the_classes() -> None:
     torch = pytest.importorskip("torch")
+    torchvision = pytest.importorskip("torchvision")
+    for name in ("models.detection", "models.quantization", "models.video", "models.optical_flow", "ops"):
+        importlib.import_module(f"{torchvision.__name__}.{name}")
     seen: dict[str, int] = {}
     pending = list(torch.nn.Module.__subclasses__())
     while pending:
         cls = pending.pop()
         pending += cls.__subclasses__()
-        # lazy modules become others before they are saved, quantized ones write their own state_dict
-        if (
-            cls.__module__.startswith("torch.nn.modules.")
-            and "Lazy" not in cls.__name__
-            and not cls.__name__.startswith("_")
-        ):
+        # lazy modules become others before they are saved, bases without a public name are none
+        hidden = "Lazy" in cls.__name__ or (cls.__module__.startswith("torch.") and cls.__name__.startswith("_"))
+        if cls.__module__.startswith(("torch.nn.modules.", "torchvision.")) and not hidden:
             seen[f"{cls.__module__}.{cls.__name__}"] = cls._version
+    assert len(seen) > 300
     assert {name: version for name, version in seen.items() if version != 1} == _VERSIONS
+
+
+def test_versions_in_the_metadata() -> None:
+    classes = {"b": "torch.nn.modules.batchnorm BatchNorm2d", "l": "torch.nn.modules.linear Linear", "m": "m Net"}
+    net = plain_module(module(_modules={name: module(cls) for name, cls in classes.items()}, _version=7))
+    assert {name: part.version for name, part in net.walk()} == {"": 7, "b": 2, "l": 1, "m": None}
+    assert net.state_dict().metadata == {
+        "": {"version": 7},
+        "b": {"version": 2},
+        "l": {"version": 1},
+        "m": {"version": 1},
+    }
 
 
 def saved(value: object) -> bytes:

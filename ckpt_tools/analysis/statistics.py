@@ -183,12 +183,13 @@ class _End(NamedTuple):
 class _Scratch:
     """Memory that a thread works in, block after block."""
 
-    __slots__ = ("buffer", "single", "wide")
+    __slots__ = ("buffer", "single", "spare", "wide")
 
     def __init__(self) -> None:
         self.buffer = np.empty(BLOCK * _WIDEST, np.uint8)
         self.single = np.empty(BLOCK, np.float32)
         self.wide = np.empty(BLOCK, np.float64)
+        self.spare = np.empty(BLOCK, np.uint64)
 
 
 def _jobs(works: dict[object, _Work]) -> Iterator[Callable[[], _Part | _End]]:
@@ -313,16 +314,12 @@ def _bins(numbers: Array, low: float | int, high: float | int) -> Array:
     if low == high:
         return np.full(numbers.shape, BINS // 2)
     if numbers.dtype.kind in "iu":
-        places = _above(numbers, low) / float(high - low)
+        above = numbers.astype(np.uint64) - np.uint64(int(low) % (1 << 64))  # before anything is rounded
+        places = above.astype(np.float64) / float(high - low)
     else:
         scale = 0.5 if math.isinf(high - low) else 1.0
         places = (numbers.astype(np.float64) * scale - low * scale) / (high * scale - low * scale)
     return np.minimum((places * BINS).astype(np.intp), BINS - 1)
-
-
-def _above(numbers: Array, low: float | int) -> Array:
-    """How far integers are above *low*, in float64, subtracted before they are rounded."""
-    return (numbers.astype(np.uint64) - np.uint64(int(low) % (1 << 64))).astype(np.float64)
 
 
 # --- types of up to a byte: how often each byte comes
@@ -594,7 +591,10 @@ def _moments(finite: _Finite, scratch: _Scratch) -> _Moments:
     origin, top = 0, max(-low, high)
     if numbers.dtype.kind in "iu" and numbers.itemsize == 8:
         origin, top = int(low), high - low
-        x = _above(numbers, low)
+        # subtracted before they are rounded
+        np.subtract(numbers.view(np.uint64), np.uint64(origin % (1 << 64)), out=scratch.spare[:count])
+        np.copyto(wide, scratch.spare[:count])
+        x = wide
     elif numbers.dtype == np.float64:
         x = numbers
     else:
@@ -619,9 +619,11 @@ def _moments(finite: _Finite, scratch: _Scratch) -> _Moments:
 
 def _mean_and_variance(x: Array) -> tuple[float, float]:
     whole = x.size - x.size % _ROW
-    rows, tail = x[:whole].reshape(-1, _ROW), x[whole:]
-    squares = float(tail @ tail)
+    squares = 0.0
     if whole:
-        squares += float(np.matmul(rows[:, None, :], rows[:, :, None]).sum())
+        rows = x[:whole].reshape(-1, _ROW)
+        squares = float(np.matmul(rows[:, None, :], rows[:, :, None]).sum())
+    if whole < x.size:
+        squares += float(x[whole:] @ x[whole:])
     mean = float(np.einsum("i->", x)) / x.size
     return mean, squares / x.size - mean * mean

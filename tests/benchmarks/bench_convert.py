@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.benchmarks.harness import ROOT, Table, ckpt, measure
+from tests.benchmarks.harness import COST_COLUMNS, ROOT, Table, at_least, at_most, ckpt, measure
 
 LARGE = 2_000_000_000
 
@@ -30,35 +30,23 @@ def run(folder: Path, runs: int = 3, large: int = LARGE) -> list[Table]:
     subprocess.run([sys.executable, "-c", MAKE, str(source), str(large)], check=True, cwd=ROOT)
     # what is written is flushed to the disk by convert, so by what it is compared with
     hashes = f"cp {source} {copy} && sync {copy} && openssl dgst -sha256 {source} && openssl dgst -sha256 {copy}"
-    costs = measure(
-        {
-            "cp": ["sh", "-c", f"cp {source} {copy} && sync {copy}"],
-            "plain": ckpt("convert", source, target, "--force", "--no-verify"),
-            "hashes": ["sh", "-c", hashes],
-            "proof": ckpt("convert", source, target, "--force"),
-            "pt": ckpt("convert", source, folder / "out.pt", "--force"),
-            "torch": [sys.executable, "-c", TORCH, str(source), str(target)],
-        },
-        runs,
-    )
-    plain, proof = costs["plain"], costs["proof"]
-    peak = max(plain.rss, proof.rss, costs["pt"].rss)
-    labels = {
-        "cp": ("`cp`, `sync`", f"--no-verify within 1.15×: {plain.wall / costs['cp'].wall:.2f}×"),
-        "plain": ("`ckpt convert --no-verify`", f"under 64 MB: {peak / 1e6:.1f} MB at most"),
-        "hashes": (
-            "`cp`, `sync`, `openssl dgst -sha256` twice",
-            f"with proof within 1.3×: {proof.wall / costs['hashes'].wall:.2f}×",
-        ),
-        "proof": ("`ckpt convert`", ""),
-        "pt": ("`ckpt convert` to .pt", ""),
-        "torch": (
-            "`torch.load(mmap=True)`, `save_file`",
-            f"--no-verify 2.5× ahead or more: {costs['torch'].wall / plain.wall:.1f}×",
-        ),
+    commands = {
+        "`cp`, `sync`": ["sh", "-c", f"cp {source} {copy} && sync {copy}"],
+        "`ckpt convert --no-verify`": ckpt("convert", source, target, "--force", "--no-verify"),
+        "`cp`, `sync`, `openssl dgst -sha256` twice": ["sh", "-c", hashes],
+        "`ckpt convert`": ckpt("convert", source, target, "--force"),
+        "`ckpt convert` to .pt": ckpt("convert", source, folder / "out.pt", "--force"),
+        "`torch.load(mmap=True)`, `save_file`": [sys.executable, "-c", TORCH, str(source), str(target)],
     }
-    table = Table(f"ckpt convert, {large / 1e9:g} GB zip to safetensors", ("process", "wall", "peak memory", "target"))
-    for name, cost in costs.items():
-        label, target_met = labels[name]
-        table.rows.append((label, f"{cost.wall:.2f} s", f"{cost.rss / 1e6:.1f} MB", target_met))
+    costs = measure(commands, runs)
+    cp, plain, hashed, proven, to_pt, torch = costs.values()
+    peak = max(plain.rss, proven.rss, to_pt.rss)
+    table = Table(f"{large / 1e9:g} GB zip to safetensors", ("process", *COST_COLUMNS))
+    table.rows = [(name, *cost.cells) for name, cost in costs.items()]
+    table.targets = [
+        at_most("`--no-verify` against `cp`", plain.wall / cp.wall, 1.15),
+        at_most("with proof against `cp` and two hashes", proven.wall / hashed.wall, 1.3),
+        at_least("torch against `--no-verify`", torch.wall / plain.wall, 2.5),
+        at_most("peak memory of convert", peak / 1e6, 64, " MB"),
+    ]
     return [table]

@@ -104,6 +104,11 @@ class Archive:
         return known
 
     @property
+    def root(self) -> str:
+        """The first entry's outermost folder, with its slash, as torch takes it; "" of an empty archive."""
+        return self.members[0].name.partition("/")[0] + "/" if self.members else ""
+
+    @property
     def duplicates(self) -> tuple[tuple[str, ...], ...]:
         """Groups of member names that torch takes for the same."""
         return tuple(tuple(self.members[i].name for i in group) for group in self._by_name.values() if len(group) > 1)

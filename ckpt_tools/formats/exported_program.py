@@ -84,11 +84,7 @@ def detect(source: Source, head: bytes) -> bool:
     except MissingDirectory:
         return False
     names = {member.name for member in archive.members}
-    return f"{_root(archive)}archive_format" in names or _OLD_GRAPH in names
-
-
-def _root(archive: Archive) -> str:
-    return archive.members[0].name.partition("/")[0] + "/" if archive.members else ""
+    return f"{archive.root}archive_format" in names or _OLD_GRAPH in names
 
 
 def read(source: Source) -> Checkpoint:
@@ -100,8 +96,8 @@ def read(source: Source) -> Checkpoint:
     archive = Archive.of(source)
     found = _Findings(source.size)
     try:
-        if archive.find(f"{_root(archive)}archive_format") is not None:
-            _read_archive(Members(archive, _root(archive)), found)
+        if archive.find(f"{archive.root}archive_format") is not None:
+            _read_archive(Members(archive, archive.root), found)
         else:
             _read_old(Members(archive, ""), found)
     except CkptError as error:

@@ -65,14 +65,10 @@ def detect(source: Source, head: bytes) -> bool:
         archive = Archive.of(source)
     except MissingDirectory:
         return False
-    root = _root(archive)
+    root = archive.root
     names = {member.name for member in archive.members}
     # the name as it is, no case folded, decides (torch/serialization.py, _is_torchscript_zip)
     return f"{root}constants.pkl" in names or _is_oldest(root, names)
-
-
-def _root(archive: Archive) -> str:
-    return archive.members[0].name.partition("/")[0] + "/" if archive.members else ""
 
 
 def _is_oldest(root: str, names: set[str]) -> bool:
@@ -89,7 +85,7 @@ def read(source: Source) -> Checkpoint:
     archives of torch 1.0 to 1.3.
     """
     archive = Archive.of(source)
-    root = _root(archive)
+    root = archive.root
     if archive.find(f"{root}constants.pkl") is None:
         raise UnsupportedFeature(
             "a TorchScript archive of torch 1.0 to 1.3 (model.json)",

@@ -1,0 +1,1 @@
+"""The gate for model files: rules look at each file and answer with findings. Nothing in a file is run."""

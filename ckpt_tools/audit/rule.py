@@ -1,0 +1,84 @@
+"""A rule of the audit: one generator function, whose docstring is its public page."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from ckpt_tools.audit.findings import Finding, Severity
+from ckpt_tools.records import record
+
+if TYPE_CHECKING:
+    from ckpt_tools.audit.subject import Subject
+
+Needs = Literal["header", "bytes", "values"]
+"""What a rule reads: headers and pickles; every byte of the file; the numbers of the tensors."""
+
+Check = Callable[["Subject"], Iterator[Finding]]
+
+SECTIONS = ("Why", "Example", "Remedy")
+"""What a page has after its first paragraph, each a paragraph (or more) that begins with the word and a colon."""
+
+
+@record
+class Rule:
+    """A rule: *code* and *name* are stable, *check* finds, *page* is the docstring of *check*."""
+
+    code: str
+    name: str
+    severity: Severity
+    check: Check
+    page: str
+    needs: Needs
+
+    def findings(self, subject: Subject) -> Iterator[Finding]:
+        """What the rule finds in *subject*, under the rule's code, name and severity."""
+        for found in self.check(subject):
+            yield replace(
+                found, code=self.code, name=self.name, severity=self.severity, remedy=found.remedy or self.remedy
+            )
+
+    @property
+    def summary(self) -> str:
+        """The page's first paragraph, on one line: what the rule finds."""
+        return " ".join(self.page.partition("\n\n")[0].split())
+
+    @property
+    def remedy(self) -> str:
+        """What the page advises, on one line."""
+        return " ".join(self.section("Remedy").split())
+
+    def section(self, title: str) -> str:
+        """The text of a section of the page; "" where it has none."""
+        others = "|".join(SECTIONS)
+        found = re.search(rf"^{title}: *(.*?)(?=\n\n(?:{others}): |\Z)", self.page, re.S | re.M)
+        return found[1].strip() if found else ""
+
+
+def rule(code: str, name: str, severity: Severity, *, needs: Needs = "header") -> Callable[[Check], Rule]:
+    """Make a rule of a generator function, which yields what `Subject.finding` makes.
+
+    Its docstring says what the rule finds, then ``Why: …``, ``Example: …`` and ``Remedy: …``, a paragraph each.
+    The remedy there is that of every finding that gives none.
+    """
+
+    def make(check: Check) -> Rule:
+        return Rule(code, name, severity, check, inspect.getdoc(check) or "", needs)
+
+    return make
+
+
+def registry(*families: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The rules of *families* in one tuple; refuses two with the same code or name."""
+    rules = tuple(rule for family in families for rule in family)
+    for attribute in ("code", "name"):
+        seen: set[str] = set()
+        for one in rules:
+            value = getattr(one, attribute)
+            if value in seen:
+                raise ValueError(f"two rules have the {attribute} {value}")
+            seen.add(value)
+    return rules

@@ -1,0 +1,120 @@
+"""What a rule sees of one file: `Subject`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ckpt_tools.audit.coverage import Coverage, cover
+from ckpt_tools.audit.dangers import PickleVerdict, judge
+from ckpt_tools.audit.findings import Finding, Location
+from ckpt_tools.audit.policy import Options
+from ckpt_tools.checkpoint import Checkpoint, Pickle, StateDict, TensorInfo
+from ckpt_tools.errors import CkptError, NotFound
+from ckpt_tools.formats import open_checkpoint
+from ckpt_tools.sources import Folder, Source, is_url, open_source
+
+if TYPE_CHECKING:
+    from ckpt_tools.analysis.statistics import NoStatistics, Statistics
+
+
+class Subject:
+    """One file, or one folder that is a checkpoint, with what is known of it.
+
+    *checkpoint* is None where the file cannot be read as one, and *error* says why. Everything else is worked
+    out when a rule first asks, once.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        source: Source | Folder,
+        checkpoint: Checkpoint | None,
+        error: CkptError | None = None,
+        options: Options | None = None,
+    ) -> None:
+        self.path = path
+        self.source = source
+        self.checkpoint = checkpoint
+        self.error = error
+        self.options = options or Options()
+
+    @classmethod
+    def open(cls, path: str, options: Options | None = None) -> Subject:
+        """The file or folder at *path*. Raises `NotFound` where it cannot be read at all."""
+        if is_url(path):
+            from ckpt_tools.remote import open_url
+
+            source = open_url(path)
+        else:
+            source = open_source(path)
+        return cls.of(source, path, options)
+
+    @classmethod
+    def of(cls, source: Source | Folder, path: str = "", options: Options | None = None) -> Subject:
+        """The subject over *source*."""
+        path = path or source.name
+        try:
+            return cls(path, source, open_checkpoint(source), None, options)  # type: ignore[arg-type]
+        except NotFound:
+            raise
+        except CkptError as error:
+            return cls(path, source, None, error, options)
+
+    def finding(
+        self,
+        message: str,
+        *,
+        member: str = "",
+        offset: int | None = None,
+        tensor: str = "",
+        evidence: Mapping[str, object] | None = None,
+        remedy: str = "",
+    ) -> Finding:
+        """A finding of the rule at hand; *evidence* holds plain JSON values, *remedy* "" is the rule's own."""
+        return Finding("", "", "error", message, Location(self.path, member, offset, tensor), evidence or {}, remedy)
+
+    @cached_property
+    def coverage(self) -> Coverage:
+        """What of the file has been looked at."""
+        return cover(self.source, self.checkpoint)
+
+    @cached_property
+    def pickles(self) -> tuple[Pickle, ...]:
+        """Every pickle in the file, those included that its format does not lead to."""
+        own = self.checkpoint.pickles if self.checkpoint is not None else ()
+        return (*own, *self.coverage.pickles)
+
+    @cached_property
+    def verdicts(self) -> tuple[PickleVerdict, ...]:
+        """The answer for each of `pickles`."""
+        return tuple(judge(pickle) for pickle in self.pickles)
+
+    @cached_property
+    def state_dicts(self) -> tuple[StateDict, ...]:
+        """Those of the file, the module's own first."""
+        if self.checkpoint is None:
+            return ()
+        found = list(self.checkpoint.state_dicts)
+        if self.checkpoint.module is not None:
+            own = self.checkpoint.module.state_dict()
+            found.insert(0, StateDict(self.checkpoint.module_path, "model", own.entries, own.metadata))
+        return tuple(found)
+
+    @cached_property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """The tensors of all `state_dicts`; names are those in their state_dict."""
+        return tuple(tensor for found in self.state_dicts for tensor in found.tensors)
+
+    @cached_property
+    def statistics(self) -> tuple[tuple[TensorInfo, Statistics | NoStatistics], ...]:
+        """Each of `tensors` with its numbers, from one pass over the bytes."""
+        from ckpt_tools.analysis.statistics import statistics_of
+
+        return tuple(zip(self.tensors, statistics_of(self.tensors), strict=True))
+
+    @cached_property
+    def base(self) -> Checkpoint | None:
+        """The checkpoint to compare with, where the user names one."""
+        return open_checkpoint(self.options.base) if self.options.base else None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ckpt_tools.analysis.trainability import same_bytes
 from ckpt_tools.checkpoint import TensorInfo
@@ -16,20 +16,40 @@ BLOCK = 1 << 20
 """Bytes of each tensor taken at a time; their float64 copies are a few times that."""
 
 
+Basis = Literal["value", "stored integer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """What may go unnoticed: elements with ``|B - A| <= atol + rtol * |A|``, and infinities that are equal."""
+
+    rtol: float = 0.0
+    atol: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Tensor B against tensor A, both of *numel* elements.
 
     *identical*: same dtype and bits. *equal* counts elements of the same bits (of equal value where the dtypes
-    differ). *distance* is ‖B - A‖, *norm* ‖A‖, *other_norm* ‖B‖, *dot* the real part of <A, B>: in float64, over
-    the elements that are finite on both sides. *max_abs* is the largest |B - A| there, at *max_index*. *max_ulp*
-    is None unless both have one float dtype. *nans* and *infs* count A's and B's. *cast*: B is A converted to
-    B's other dtype, bit for bit. *within*: no element breaks the tolerance; one that is NaN always does.
+    differ); None where nothing but *identical* was asked for and it is False.
+
+    *basis* says what was measured as numbers: values, or stored integers where A and B are quantized (before scale
+    and zero point). Where it is None nothing was, and all that follows is as it is by default: the bits
+    are known to be the same, only identity was asked for, or the elements are no numbers.
+
+    *distance* is ‖B - A‖, *norm* ‖A‖, *other_norm* ‖B‖, *dot* the real part of <A, B>: over the elements that are
+    finite on both sides. *max_abs* is the largest |B - A| there, at *max_index*. *max_ulp* is None unless both
+    have one float dtype. *nans* and *infs* count A's and B's. *cast*: B is A converted to B's other dtype, bit
+    for bit; *cast_back*: A is B converted to A's. Where both hold the conversion lost nothing.
+
+    *within*: no element breaks the tolerance, as one that is NaN always does; without a tolerance, all are *equal*.
     """
 
     numel: int
     identical: bool
-    equal: int
+    equal: int | None
+    basis: Basis | None = None
     distance: float = 0.0
     norm: float = 0.0
     other_norm: float = 0.0
@@ -41,6 +61,7 @@ class Comparison:
     nans: tuple[int, int] = (0, 0)
     infs: tuple[int, int] = (0, 0)
     cast: bool = False
+    cast_back: bool = False
     within: bool = True
 
     @property
@@ -57,40 +78,103 @@ class Comparison:
         return self.dot / scale if scale else None
 
 
-def compare(a: TensorInfo, b: TensorInfo, rtol: float = 0.0, atol: float = 0.0) -> Comparison | None:
-    """Compare *b* with *a*; of identical tensors nothing but that is measured.
+@dataclass(frozen=True, slots=True)
+class ChangeHistogram:
+    """How large the changes of a tensor's elements are, by powers of two.
 
-    None where there are no numbers to measure (quantized, packed and complex32 tensors that differ). Raises
-    ValueError for two shapes, `CkptError` where bytes are missing.
+    *counts* has the number of elements with ``edges[i] <= |B - A| < edges[i + 1]``, from the smallest change to the
+    largest; *edges* are powers of two, one more than counts. *unchanged* elements are equal, *others* not finite on
+    one side. *rms* is the root mean square of A's finite elements, against which an edge is large or small.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    unchanged: int
+    others: int
+    rms: float
+
+
+def compare(a: TensorInfo, b: TensorInfo, tolerance: Tolerance | None = None) -> Comparison | None:
+    """Compare *b* with *a*, which has the same shape.
+
+    None where their elements cannot be set against each other: different dtypes that are not both numbers.
+    Raises ValueError for two shapes, `CkptError` where bytes are missing (meta and sparse tensors have none).
     """
     if a.shape != b.shape:
         raise ValueError(f"{a.shape} is not {b.shape}")
-    if same_bytes(a, b) and not (rtol or atol):
+    if same_bytes(a, b) and not tolerance:
         return Comparison(a.numel, True, a.numel)
     if any(t.dtype.kind in ("quantized", "bits") or t.dtype.numpy is None or "_x2" in t.dtype.name for t in (a, b)):
         return None
-    return _measure(a, b, rtol, atol)
+    return _measure(a, b, tolerance)
 
 
 def compare_all(
-    pairs: Iterable[tuple[TensorInfo, TensorInfo]], threads: int = 2
+    pairs: Iterable[tuple[TensorInfo, TensorInfo, Tolerance | None]],
+    *,
+    threads: int = 2,
+    values: bool = True,
+    advance: Callable[[int], object] | None = None,
 ) -> Iterator[Comparison | CkptError | None]:
-    """`compare` of each pair, in order, by *threads* at once; an error stands in its pair's place."""
-    from concurrent.futures import ThreadPoolExecutor
+    """`compare` of each pair, in order, by *threads* at once; an error stands in its pair's place.
 
-    def one(pair: tuple[TensorInfo, TensorInfo]) -> Comparison | CkptError | None:
+    Without *values* only identity is found out, and a pair is read no further than to the first difference.
+    *advance* is told, in the caller's thread, how many bytes of `bytes_to_compare` are done with.
+    """
+    for a, b, tolerance in pairs:
         try:
-            return compare(*pair)
+            if a.shape != b.shape:
+                raise ValueError(f"{a.shape} is not {b.shape}")
+            if values:
+                yield compare(a, b, tolerance)
+            elif a.dtype != b.dtype:
+                yield Comparison(a.numel, False, None, within=False)
+            else:
+                same = same_bytes(a, b)
+                yield Comparison(a.numel, same, a.numel if same else None, within=same)
         except CkptError as error:
-            return error
+            yield error
+        if advance is not None:
+            advance(a.nbytes + b.nbytes)
 
-    with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(one, pairs)
+
+def bytes_to_compare(pairs: Iterable[tuple[TensorInfo, TensorInfo, Tolerance | None]]) -> int:
+    """What `compare_all` tells of *pairs* in all: the bytes of both sides, whether they must be read or not."""
+    return sum(a.nbytes + b.nbytes for a, b, _ in pairs)
 
 
-def _measure(a: TensorInfo, b: TensorInfo, rtol: float, atol: float) -> Comparison:
+def change_histogram(a: TensorInfo, b: TensorInfo) -> ChangeHistogram | None:
+    """How large the changes from *a* to *b* are, element by element; reads both once. None where `compare` is."""
     import numpy as np
 
+    if any(t.dtype.kind in ("quantized", "bits") or t.dtype.numpy is None or "_x2" in t.dtype.name for t in (a, b)):
+        return None
+    wide: Any = np.complex128 if "complex" in (a.dtype.kind, b.dtype.kind) else np.float64
+    unchanged, finite, squares = 0, 0, 0.0
+    counts = np.zeros(2200, np.int64)
+    for x, y in _blocks(a, b):
+        with np.errstate(all="ignore"):
+            p, q = x.astype(wide), y.astype(wide)
+            numbers = np.isfinite(p) & np.isfinite(q)
+            apart = np.abs(q - p)[numbers]
+            moved = apart[apart != 0]
+            unchanged += len(apart) - len(moved)
+            finite += len(apart)
+            squares += float(np.sum(np.abs(p[numbers]) ** 2))
+            counts += np.bincount(np.frexp(moved)[1] + 1100, minlength=2200)
+    there = np.flatnonzero(counts)
+    if not len(there):
+        return ChangeHistogram((), (), unchanged, a.numel - finite, math.sqrt(squares / finite) if finite else 0.0)
+    low, high = int(there[0]), int(there[-1]) + 1
+    edges = tuple(math.ldexp(0.5, i - 1100) for i in range(low, high + 1))
+    rms = math.sqrt(squares / finite)
+    return ChangeHistogram(edges, tuple(counts[low:high].tolist()), unchanged, a.numel - finite, rms)
+
+
+def _measure(a: TensorInfo, b: TensorInfo, tolerance: Tolerance | None) -> Comparison:
+    import numpy as np
+
+    rtol, atol = (tolerance.rtol, tolerance.atol) if tolerance else (0.0, 0.0)
     same_type = a.dtype == b.dtype
     ulps = same_type and a.dtype.kind == "float" and a.dtype.name != "float8_e8m0fnu"
     wide: Any = np.complex128 if "complex" in (a.dtype.kind, b.dtype.kind) else np.float64
@@ -134,9 +218,9 @@ def _measure(a: TensorInfo, b: TensorInfo, rtol: float, atol: float) -> Comparis
         start += len(x)
     index = tuple(int(i) for i in np.unravel_index(max_at, a.shape)) if max_at >= 0 else None
     return Comparison(
-        a.numel, same_type and equal == a.numel, equal, math.sqrt(squares), math.sqrt(squares_a),
+        a.numel, same_type and equal == a.numel, equal, "value", math.sqrt(squares), math.sqrt(squares_a),
         math.sqrt(squares_b), dot, max_abs, index, max_ulp if ulps else None, flips,
-        (nans[0], nans[1]), (infs[0], infs[1]), cast, within,
+        (nans[0], nans[1]), (infs[0], infs[1]), cast, False, within if tolerance else equal == a.numel,
     )  # fmt: skip
 
 

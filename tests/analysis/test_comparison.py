@@ -3,7 +3,7 @@
 import pytest
 
 from ckpt_tools import open_checkpoint
-from ckpt_tools.analysis.comparison import compare, compare_all
+from ckpt_tools.analysis.comparison import Tolerance, compare, compare_all
 
 torch = pytest.importorskip("torch")
 
@@ -44,7 +44,7 @@ def test_nan_is_the_same_only_by_its_bits(pair):
     assert compare(*pair(nan, nan.clone())).identical
     found = compare(*pair(nan, torch.tensor([2.0, 1.5])))
     assert (found.identical, found.equal, found.nans, found.distance, found.within) == (False, 0, (1, 0), 0.5, False)
-    assert not compare(*pair(nan, nan.clone()), atol=9.0).within
+    assert not compare(*pair(nan, nan.clone()), Tolerance(atol=9.0)).within
 
 
 def test_small_numbers_signs_steps_and_counters(pair):
@@ -54,7 +54,7 @@ def test_small_numbers_signs_steps_and_counters(pair):
     assert compare(*pair(torch.tensor(1.0), step)).max_ulp == 1
     assert compare(*pair(torch.tensor(0.0), torch.tensor(3.0))).relative is None
     assert compare(*pair(torch.tensor(2**53), torch.tensor(2**53 + 1))).distance == 1.0
-    assert compare(*pair(torch.tensor(1.0), torch.tensor(1.5)), rtol=0.5).within
+    assert compare(*pair(torch.tensor(1.0), torch.tensor(1.5)), Tolerance(rtol=0.5)).within
 
 
 def test_a_cast_is_recognised(pair):
@@ -66,6 +66,6 @@ def test_a_cast_is_recognised(pair):
 
 def test_pairs_keep_their_order_and_shapes_must_agree(pair):
     a, b = pair(torch.zeros(1), torch.ones(1))
-    assert [found.identical for found in compare_all([(a, a), (a, b)])] == [True, False]
+    assert [found.identical for found in compare_all([(a, a, None), (a, b, None)])] == [True, False]
     with pytest.raises(ValueError):
         compare(*pair(torch.zeros(1), torch.zeros(8)))

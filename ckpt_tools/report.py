@@ -18,6 +18,7 @@ class Facts:
 
     title: str
     rows: Sequence[tuple[str, str]]
+    note: str = ""
 
 
 @record
@@ -30,7 +31,53 @@ class Table:
     note: str = ""
 
 
-Block = Facts | Table
+@record
+class Tree:
+    """A table whose rows lie in one another: each is its depth (0 for the outermost) and its cells.
+
+    The first column is the one that is indented. A row's children follow it, one level deeper.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[int, Sequence[str]]]
+    note: str = ""
+
+
+@record
+class HeatMap:
+    """One cell a thing, such as a tensor, under the label of its row: ``[("layer1.0", [("conv1.weight", 0.02)])]``.
+
+    A value is 0 or more, such as a relative change, and is shown on a logarithmic scale; 0, infinity and NaN (not
+    comparable) have looks of their own. *measure* says what the values are.
+    """
+
+    title: str
+    rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]
+    measure: str = ""
+    note: str = ""
+
+
+HEAT_EDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Where one shade of a heat map ends and the next begins, for every map alike, so that maps can be compared."""
+
+
+def shade(value: float) -> int:
+    """The shade, 0 to 7, of a finite *value* above 0 in a heat map."""
+    return sum(value >= edge for edge in HEAT_EDGES)
+
+
+@record
+class Histogram:
+    """How many fall between each edge and the next: *edges*, rising, are one more than *counts*."""
+
+    title: str
+    edges: Sequence[float]
+    counts: Sequence[int]
+    note: str = ""
+
+
+Block = Facts | Table | Tree | HeatMap | Histogram
 
 
 @record
@@ -66,6 +113,12 @@ def shortened(name: str, length: int = 200) -> str:
     """*name*, which comes from a file, on one line and no longer than *length*, to be put into a message."""
     text = name if len(name) <= length else f"{name[: length - 1]}…"
     return text if text.isprintable() else repr(text)[1:-1]
+
+
+def sparkline(histogram: Sequence[int]) -> str:
+    """A histogram as text, a character a bin: a space where it is empty, else one of eight heights."""
+    top = max(histogram, default=0)
+    return "".join(" ▁▂▃▄▅▆▇█"[-(-8 * count // top)] if count else " " for count in histogram)
 
 
 def size(nbytes: int) -> str:

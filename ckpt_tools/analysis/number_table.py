@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
-from ckpt_tools.analysis.statistics import Statistics, bytes_to_read, sparkline, statistics_of
+from ckpt_tools.analysis.statistics import Statistics, bytes_to_read, statistics_of
 from ckpt_tools.analysis.summary import pick
 from ckpt_tools.checkpoint import Checkpoint
-from ckpt_tools.report import Report, Table, number, plain_json
+from ckpt_tools.report import Report, Table, number, plain_json, sparkline
 
 Progress = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
 """Given the bytes to read and what is done, a context with a function to be told of each number read."""

@@ -125,12 +125,6 @@ def bytes_to_read(tensors: Sequence[TensorInfo]) -> int:
     return sum(work.tensor.nbytes for work in _distinct(tensors)[1].values())
 
 
-def sparkline(histogram: Sequence[int]) -> str:
-    """A histogram as text, a character a bin: a space where it is empty, else one of eight heights."""
-    top = max(histogram, default=0)
-    return "".join(" ▁▂▃▄▅▆▇█"[-(-8 * count // top)] if count else " " for count in histogram)
-
-
 # --- what is to be read
 
 

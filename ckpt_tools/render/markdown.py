@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from ckpt_tools.render.text import plain
 from ckpt_tools.report import Block, Facts, Report
 
 _ESCAPES = str.maketrans({c: "\\" + c for c in "\\`*_{}[]<>#|~"})
@@ -25,6 +26,7 @@ def _report(report: Report) -> str:
 
 
 def _block(block: Block) -> str:
+    block = plain(block)
     if not block.rows:
         return ""
     columns = ("", "") if isinstance(block, Facts) else block.columns
@@ -38,9 +40,8 @@ def _block(block: Block) -> str:
             disable_numparse=True,
         )
     )
-    note = getattr(block, "note", "")
-    if note:
-        lines.append(f"\n{_escape(note)}")
+    if block.note:
+        lines.append(f"\n{_escape(block.note)}")
     return "\n".join(lines)
 
 

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from ckpt_tools.report import Block, Facts, Report, Table
+from ckpt_tools.report import (
+    HEAT_EDGES,
+    Block,
+    Facts,
+    HeatMap,
+    Histogram,
+    Report,
+    Table,
+    Tree,
+    number,
+    shade,
+    sparkline,
+)
 
 MIN_WIDTH = 40
 MIN_CELLS = (16, 9)
@@ -27,12 +40,12 @@ def _bold(text: str, color: bool) -> str:
 
 
 def _block(block: Block, width: int, color: bool) -> str:
+    block = plain(block)
     lines = _facts(block, width) if isinstance(block, Facts) else _table(block, width)
     if not lines:
         return ""
-    note = getattr(block, "note", "")
-    if note:
-        lines += _wrapped(note, width, "  ", "  ")
+    if block.note:
+        lines += _wrapped(block.note, width, "  ", "  ")
     heading = [_bold(block.title, color)] if block.title else []
     return "\n".join(heading + lines)
 
@@ -46,6 +59,38 @@ def _facts(block: Facts, width: int) -> list[str]:
             lines += _wrapped(line, width, start, " " * len(start))
             start = " " * len(start)
     return lines
+
+
+def plain(block: Block) -> Facts | Table:
+    """*block* in characters alone: a tree indented, a heat map and a histogram as bars of a line's height."""
+    match block:
+        case Tree():
+            return Table(
+                block.title, block.columns, [("  " * d + row[0], *row[1:]) for d, row in block.rows], block.note
+            )
+        case HeatMap():
+            strips = [(label, _strip([value for _, value in cells])) for label, cells in block.rows]
+            return Facts(block.title, [*strips, ("", _legend(block))] if strips else [], block.note)
+        case Histogram():
+            bars = f"{number(block.edges[0])} {sparkline(block.counts)} {number(block.edges[-1])}"
+            return Facts(block.title, [("", bars)], block.note)
+    return block
+
+
+def _strip(values: Sequence[float], length: int = 64) -> str:
+    cells = "".join(
+        "?" if math.isnan(v) else "∞" if math.isinf(v) else "▁▂▃▄▅▆▇█"[shade(v)] if v else "·" for v in values
+    )
+    return "\n".join(cells[at : at + length] for at in range(0, len(cells), length))
+
+
+def _legend(block: HeatMap) -> str:
+    values = [value for _, cells in block.rows for _, value in cells]
+    parts = [f"▁ below {number(HEAT_EDGES[0])}, a step each tenfold, █ from {number(HEAT_EDGES[-1])}"]
+    parts += ["· 0"] * (0.0 in values)
+    parts += ["∞ infinite"] * (math.inf in values)
+    parts += ["? not comparable"] * any(map(math.isnan, values))
+    return f"{block.measure}: {', '.join(parts)}" if block.measure else ", ".join(parts)
 
 
 def _wrapped(text: str, width: int, first: str, rest: str) -> list[str]:

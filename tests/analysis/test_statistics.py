@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ckpt_tools import open_checkpoint
-from ckpt_tools.analysis.statistics import BINS, NoStatistics, sparkline, statistics, statistics_of
+from ckpt_tools.analysis.statistics import BINS, NoStatistics, statistics, statistics_of
 
 torch = pytest.importorskip("torch")
 
@@ -113,4 +113,3 @@ def test_the_histogram_and_its_picture(described):
     [info] = described(t=torch.cat([torch.zeros(10), torch.ones(30)]))
     found = statistics(info)
     assert (found.histogram[0], found.histogram[-1], sum(found.histogram)) == (10, 30, 40)
-    assert sparkline((0, 1, 4, 8)) == " ▁▄█"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ckpt_tools.analysis import statistics as module
 from ckpt_tools.analysis import streaming
-from ckpt_tools.analysis.statistics import BINS, NoStatistics, bytes_to_read, sparkline, statistics, statistics_of
+from ckpt_tools.analysis.statistics import BINS, NoStatistics, bytes_to_read, statistics, statistics_of
 from ckpt_tools.analysis.streaming import in_storage_order
 from ckpt_tools.checkpoint import Storage, TensorInfo
 from ckpt_tools.contents import numpy_dtype, to_numpy
@@ -357,12 +357,6 @@ def test_a_byte_type_of_any_size_counts_all():
     found = statistics(of(np.tile(np.arange(256, dtype=np.uint8), 4000), "uint8"))
     assert not found.sampled
     assert list(found.histogram) == [4000 * n for n in np.histogram(np.arange(256), BINS)[0]]
-
-
-def test_sparkline_has_eight_heights_and_a_space_for_nothing():
-    assert sparkline(range(9)) == " ▁▂▃▄▅▆▇█"
-    assert sparkline([1_000_000, 1, 0]) == "█▁ "
-    assert sparkline([]) == sparkline([0, 0]).strip() == ""
 
 
 # --- reading

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ckpt_tools.dtypes import DType
 from ckpt_tools.records import record
@@ -288,13 +288,23 @@ class GlobalUse:
 
 @record
 class Pickle:
-    """One pickle stream of the file: where it lies, and what it would make an unpickler do."""
+    """One pickle stream of the file: where it lies, and what it would make an unpickler do.
+
+    It takes *size* bytes from *offset* of *member*. *storages* are those that it refers to. *evaluation* is what
+    the pickle machine made of it (`pickles.machine.Evaluation`), *stream* what its offsets count in. Where the
+    stream cannot be evaluated to its end, *problem* says why, and the rest is what came before.
+    """
 
     member: str
     size: int
     protocol: int
     globals: tuple[GlobalUse, ...]
     root: object = None
+    offset: int = 0
+    storages: tuple[Storage, ...] = ()
+    evaluation: Any = None
+    stream: Source | None = None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)

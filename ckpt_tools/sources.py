@@ -60,6 +60,10 @@ class Source:
         """The local file and the offset in it where byte *offset* lies verbatim; None where there is none."""
         return None
 
+    def extents(self, offset: int, size: int) -> Iterator[tuple[Source, int, int]]:
+        """Where *size* bytes from *offset* come from: runs of outermost sources, each as (source, offset, size)."""
+        yield self, offset, size
+
     def folder(self) -> Folder | None:
         """The folder it lies in; None for what is no file of its own."""
         return None
@@ -158,6 +162,9 @@ class Slice(Source):
     def locate(self, offset: int) -> tuple[str, int] | None:
         return self.parent.locate(self.offset + offset)
 
+    def extents(self, offset: int, size: int) -> Iterator[tuple[Source, int, int]]:
+        return self.parent.extents(self.offset + offset, size)
+
 
 class Inflated(Source):
     """A deflated run of bytes, inflated forward as it is read; going back starts again.
@@ -182,6 +189,11 @@ class Inflated(Source):
     def compressed_size(self) -> int:
         """The bytes that it takes in the archive."""
         return self._compressed.size
+
+    @property
+    def compressed(self) -> Source:
+        """The deflated bytes."""
+        return self._compressed
 
     def _restart(self) -> None:
         self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -281,12 +293,12 @@ def is_url(target: object) -> bool:
     return isinstance(target, str) and "://" in target
 
 
-def open_source(target: str | os.PathLike[str] | bytes | Source) -> Source | Folder:
-    """*target* as bytes to read: a path, ``-`` for standard input, bytes, or a source as it is.
+def open_source(target: str | os.PathLike[str] | bytes | Source | Folder) -> Source | Folder:
+    """*target* as bytes to read: a path, ``-`` for standard input, bytes, or a source or folder as it is.
 
     Raises `NotFound` where there is nothing to read.
     """
-    if isinstance(target, Source):
+    if isinstance(target, Source | Folder):
         return target
     if isinstance(target, bytes):
         return MemorySource(target, "<bytes>")

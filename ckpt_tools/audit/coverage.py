@@ -1,16 +1,38 @@
-"""What has been looked at: every byte of a file is examined, tensor data, or unread."""
+"""What has been looked at: every byte of a file is examined, tensor data, inert or unread.
+
+A format reads what its own loader would read. This looks at the rest: members of an archive under any name,
+bytes after the end, what lies between. What is a pickle there is evaluated like the others.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from struct import error as struct_error
 from typing import Literal
 
-from ckpt_tools.checkpoint import Checkpoint, Pickle
+from ckpt_tools.checkpoint import Checkpoint, Pickle, Storage, TensorInfo
+from ckpt_tools.errors import CkptError
+from ckpt_tools.formats import FORMATS
+from ckpt_tools.formats.archive import LOCAL, Archive, Member
+from ckpt_tools.formats.base import HEAD_BYTES
+from ckpt_tools.formats.unpickled import load_buffer, pickle_of
+from ckpt_tools.pickles.machine import Evaluation, Truncated, evaluate
 from ckpt_tools.records import record
-from ckpt_tools.sources import Folder, Source
+from ckpt_tools.sources import Folder, Inflated, Source
 
 How = Literal["examined", "tensor data", "inert", "unread"]
 """Read and understood; numbers of a tensor; of a kind that no loader runs (text, padding); none of these."""
+
+MAX_DEPTH = 3
+"""How deep archives may lie in archives."""
+MAX_MEMBERS = 20_000
+"""How many members of one archive are looked into, and how many pickles in a row."""
+MAX_INFLATED = 1 << 30
+"""The most bytes that are inflated in order to look into members."""
+TEXT_BYTES = 1 << 20
+"""The longest member of which all is read to see that it is text; of longer ones, the beginning and the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +46,29 @@ class Region:
     what: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class MemberState:
+    """A zip member by both of its headers: *local* has the fields of the local one, None where there is none.
+
+    The fields are those of `ckpt_tools.formats.archive.LOCAL`; *local_name* is the name there, *start* the offset
+    of the first byte.
+    """
+
+    member: Member
+    local: tuple[object, ...] | None
+    local_name: str
+    start: int
+
+
 @record
 class Coverage:
     """*regions* in file order. *pickles* are those that the checkpoint's own format does not lead to: in other
-    members of the archive, in what a broken file still holds.
+    members of the archive, in what a broken file still holds. *checkpoints* are files in the file, by member.
     """
 
     regions: tuple[Region, ...] = ()
     pickles: tuple[Pickle, ...] = ()
+    checkpoints: tuple[tuple[str, Checkpoint], ...] = ()
 
     @property
     def unread(self) -> tuple[Region, ...]:
@@ -39,6 +76,379 @@ class Coverage:
         return tuple(region for region in self.regions if region.how == "unread")
 
 
-def cover(source: Source | Folder, checkpoint: Checkpoint | None) -> Coverage:
-    """What of *source* the description *checkpoint* accounts for, and what the rest is."""
-    return Coverage()
+def cover(
+    source: Source | Folder, checkpoint: Checkpoint | None, error: CkptError | None = None, *, depth: int = 0
+) -> Coverage:
+    """What of *source* the description accounts for, and what the rest is.
+
+    *checkpoint* is None where it could not be read, because of *error*. Of an `Opening`, what was opened in it
+    is covered.
+    """
+    survey = _Survey(checkpoint, error, depth)
+    if isinstance(source, Source):
+        survey.file(source, "")
+    for name, file in source.opened.items() if isinstance(source, Opening) else ():
+        survey.file(file, name)
+    if error is not None and not survey.pickles:
+        survey.pickles += _unfinished(error, error.member or "pickle", source if isinstance(source, Source) else None)
+    return Coverage(tuple(survey.regions), tuple(survey.pickles), tuple(survey.checkpoints))
+
+
+def members(archive: Archive) -> Iterator[MemberState]:
+    """Every member of *archive* by its central and its local header, in the order of the directory."""
+    for member in archive.members:
+        raw = archive.source.peek(member.header_offset, LOCAL.size)
+        try:
+            fields = LOCAL.unpack(raw)
+        except struct_error:
+            fields = (b"",)
+        if fields[0] != b"PK\x03\x04":
+            yield MemberState(member, None, "", member.header_offset)
+            continue
+        name = archive.source.peek(member.header_offset + LOCAL.size, fields[9])
+        start = member.header_offset + LOCAL.size + fields[9] + fields[10]
+        yield MemberState(member, fields, name.decode("utf-8", "surrogateescape"), start)
+
+
+def all_tensors(checkpoint: Checkpoint) -> Iterator[TensorInfo]:
+    """Every tensor that the description has, parts included; one may come more than once."""
+    for found in checkpoint.state_dicts:
+        yield from found.tensors
+    if checkpoint.module is not None:
+        for _, module in checkpoint.module.walk():
+            for registry in (module.parameters, module.buffers):
+                yield from (tensor for tensor in registry.values() if tensor is not None)
+    for _, tensor in checkpoint.loose:
+        yield tensor
+    if checkpoint.training is not None:
+        for optimizer in checkpoint.training.optimizers:
+            yield from optimizer.tensors()
+
+
+def all_storages(checkpoint: Checkpoint) -> list[Storage]:
+    """Every storage that a tensor or a pickle of *checkpoint* refers to, once."""
+    found: dict[int, Storage] = {}
+    for tensor in all_tensors(checkpoint):
+        for storage in tensor.storages():
+            found[id(storage)] = storage
+    for pickle in checkpoint.pickles:
+        for storage in pickle.storages:
+            found[id(storage)] = storage
+    return list(found.values())
+
+
+class _Survey:
+    """The state of one `cover`."""
+
+    def __init__(self, checkpoint: Checkpoint | None, error: CkptError | None, depth: int) -> None:
+        self.checkpoint = checkpoint
+        self.error = error
+        self.depth = depth
+        self.regions: list[Region] = []
+        self.pickles: list[Pickle] = []
+        self.checkpoints: list[tuple[str, Checkpoint]] = []
+        self.left = MAX_INFLATED
+        self.data: dict[str, list[tuple[int, int]]] = {}
+        self.read: set[str] = {pickle.member for pickle in checkpoint.pickles} if checkpoint else set()
+        for storage in all_storages(checkpoint) if checkpoint else ():
+            for root, offset, size in _places(storage.source, storage.offset, storage.nbytes):
+                self.data.setdefault(root.name, []).append((offset, min(offset + size, root.size)))
+        self.data = {name: _merged(sorted(ranges)) for name, ranges in self.data.items()}
+        self.parts: dict[tuple[str, int], Checkpoint] = {}
+        for part in checkpoint.parts if checkpoint else ():
+            if isinstance(part.source, Source):
+                for root, offset, _ in _places(part.source, 0, part.source.size):
+                    self.parts[root.name, offset] = part
+
+    def file(self, source: Source, label: str) -> None:
+        """Cover one file; *label* goes before the names of what is in it."""
+        part = self.parts.get((source.name, 0)) if label else None
+        if part is not None:
+            self._inside(label, part, cover(source, part, depth=self.depth))
+            return
+        archive = _archive(source)
+        is_zip = source.peek(0, 2) == b"PK"
+        if archive is not None and is_zip and not (self.checkpoint and self.checkpoint.format == "distributed"):
+            self._zip(archive, label)
+        elif self.checkpoint is not None:
+            self._flat(source, label)
+            if archive is not None and not is_zip:
+                self._polyglot(archive, label)
+        elif not self._look(source, label):
+            what = self.error.problem if self.error is not None else "no format that is known"
+            self.regions.append(Region(label, 0, source.size, "unread", what))
+
+    def _flat(self, source: Source, label: str) -> None:
+        """A file without members: what is no tensor's is header, which the format has read, up to the last."""
+        assert self.checkpoint is not None
+        ranges = self.data.get(source.name, [])
+        nested = {pickle.member for pickle in self.checkpoint.pickles if pickle.member.startswith("storage ")}
+        ends = [p.offset + p.size for p in self.checkpoint.pickles if p.member not in nested]
+        position = 0
+        for start, end in ranges:
+            if start > position:
+                self.regions.append(Region(label, position, start - position, "examined"))
+            self.regions.append(Region(label, start, end - start, "tensor data"))
+            position = end
+        streams = self.checkpoint.format in ("pickle", "torch_legacy")
+        last = max([position, *ends]) if streams or (ranges and self.checkpoint.format in _ENDS_WITH_TENSORS) else None
+        if last is None:
+            self.regions.append(Region(label, position, source.size - position, "examined"))
+            return
+        if last > position:
+            self.regions.append(Region(label, position, last - position, "examined"))
+        if last < source.size:
+            self._gap(source, last, source.size, label, "after the end")
+
+    def _gap(self, source: Source, start: int, end: int, label: str, where: str) -> None:
+        """Bytes that no format leads to: pickles in them are evaluated; zeros are padding."""
+        rest = source.slice(start, end - start, source.name)
+        if not any(rest.peek(0, 1 << 16)) and (rest.size <= 1 << 16 or not any(map(any, rest.chunks()))):
+            self.regions.append(Region(label, start, end - start, "inert", f"zeros {where}"))
+            return
+        found = _pickles(rest, f"{label}: {where}" if label else where)
+        for pickle in found:
+            self.pickles.append(replace(pickle, offset=start + pickle.offset))
+        read = sum(pickle.size for pickle in found)
+        if read:
+            self.regions.append(Region(label, start, read, "examined", f"pickles {where}"))
+        if start + read < end:
+            text = not read and _is_text(rest)
+            how: How = "inert" if text else "unread"
+            what = f"{'text' if text else 'bytes'} {where}"
+            self.regions.append(Region(label, start + read, end - start - read, how, what))
+
+    def _polyglot(self, archive: Archive, label: str) -> None:
+        """A file of another format that ends in a zip archive, which zip readers would open."""
+        self._zip(archive, f"{label}: zip at the end" if label else "zip at the end")
+
+    def _zip(self, archive: Archive, label: str) -> None:
+        source = archive.source
+        base = next(((root, at) for root, at, _ in source.extents(0, source.size)), (source, 0))
+        position = 0
+        for state in sorted(members(archive), key=lambda state: state.member.header_offset):
+            member = state.member
+            if member.header_offset > position:
+                self._between(source, position, member.header_offset, label)
+            position = max(position, state.start + member.compressed_size)
+            self._member(archive, state, base[0].name, base[1] + state.start, label)
+        if position < archive.directory_offset:
+            self._between(source, position, archive.directory_offset, label)
+
+    def _between(self, source: Source, start: int, end: int, label: str) -> None:
+        """Bytes between members: the sizes that stand after a member's bytes, padding, or something hidden."""
+        raw = source.peek(start, 24)
+        if end - start in (12, 16, 20, 24) and (end - start in (12, 20) or raw.startswith(b"PK\x07\x08")):
+            return
+        where = "before the first member" if start == 0 else "between members"
+        self._gap(source, start, end, label, where)
+
+    def _member(self, archive: Archive, state: MemberState, root: str, start: int, label: str) -> None:
+        """A member whose bytes begin at *start* of the file *root*."""
+        member = state.member
+        name = f"{label}: {member.name}" if label else member.name
+        size = member.size
+        if not size:
+            return
+        part = self.parts.get((root, start))
+        if part is not None and isinstance(part.source, Source):
+            # what the format says of it is in the checkpoint already
+            self._inside(name, part, cover(part.source, part, depth=self.depth + 1))
+            return
+        first = _first_in(start, start + member.compressed_size, self.data.get(root, []))
+        if first is not None:
+            self.regions.append(Region(name, 0, size, "tensor data" if first == start else "examined"))
+            return
+        if name in self.read or member.name in self.read:
+            chosen = archive.find(member.name)
+            if chosen is not None and chosen.header_offset == member.header_offset:
+                self.regions.append(Region(name, 0, size, "examined"))
+                return
+        if member.compressed_size < size:
+            self.left -= size
+            if self.left < 0:
+                self.regions.append(Region(name, 0, size, "unread", "deflated, with more before it than is inflated"))
+                return
+        try:
+            content = archive.open(member)
+            if not self._look(content, name):
+                self.regions.append(Region(name, 0, size, "unread", "no format that is known"))
+        except CkptError as error:
+            self.regions.append(Region(name, 0, size, "unread", error.problem))
+
+    def _look(self, source: Source, name: str) -> bool:
+        """Look into what no format led to; False where it is none that is known."""
+        found = _pickles(source, name or "pickle")
+        if found:
+            self.pickles += found
+            end = found[-1].offset + found[-1].size
+            self.regions.append(Region(name, 0, end, "examined", "pickle"))
+            if end < source.size:
+                self.regions.append(Region(name, end, source.size - end, "unread", "bytes after a pickle"))
+            return True
+        if name and self.depth + 1 < MAX_DEPTH:  # without a name it is the file that no format could read
+            head = source.peek(0, HEAD_BYTES)
+            for format in FORMATS:
+                if format.detect is not None and format.detect(source, head):
+                    return self._nested(source, name, format.read)
+        if _is_text(source):
+            self.regions.append(Region(name, 0, source.size, "inert", "text"))
+            return True
+        return False
+
+    def _nested(self, source: Source, name: str, read: Callable[..., Checkpoint]) -> bool:
+        """A checkpoint in the file."""
+        inner: Checkpoint | None = None
+        problem: CkptError | None = None
+        try:
+            inner = read(source)
+        except CkptError as error:
+            problem = error
+        seen = cover(source, inner, problem, depth=self.depth + 1)
+        if inner is None:
+            self.pickles += [replace(pickle, member=f"{name}: {pickle.member}") for pickle in seen.pickles]
+            self.regions.append(Region(name, 0, source.size, "unread", problem.problem if problem else ""))
+            return True
+        own = [replace(pickle, member=f"{name}: {pickle.member}") for pickle in inner.pickles]
+        self.pickles += [pickle for pickle in own if pickle.member not in self.read]
+        self.checkpoints.append((name, inner))
+        self._inside(name, inner, seen)
+        return True
+
+    def _inside(self, name: str, inner: Checkpoint, seen: Coverage) -> None:
+        """Take over what was seen in the member *name*, which is the checkpoint *inner*."""
+        self.pickles += [replace(pickle, member=f"{name}: {pickle.member}") for pickle in seen.pickles]
+        self.checkpoints += [(f"{name}: {place}", found) for place, found in seen.checkpoints]
+        self.regions.append(Region(name, 0, inner.size, "examined", inner.title))
+        self.regions += [
+            replace(region, member=f"{name}: {region.member}" if region.member else name)
+            for region in seen.regions
+            if region.how == "unread"
+        ]
+
+
+_ENDS_WITH_TENSORS = frozenset({"npy", "safetensors"})
+"""Formats in which nothing stands after the last tensor."""
+
+
+def _archive(source: Source) -> Archive | None:
+    try:
+        return Archive.of(source)
+    except CkptError:
+        return None
+
+
+def _places(source: Source, offset: int, size: int) -> Iterator[tuple[Source, int, int]]:
+    """Where bytes of *source* lie: in the outermost source, and in what is inflated on the way there."""
+    try:
+        for root, at, length in source.extents(offset, size):
+            yield root, at, length
+            if isinstance(root, Inflated):
+                yield from _places(root.compressed, 0, root.compressed.size)
+    except CkptError:  # a storage without bytes; a rule says so
+        return
+
+
+def _pickles(source: Source, member: str) -> list[Pickle]:
+    """The pickles that stand one after the other at the beginning of *source*, an unfinished last one included.
+
+    Almost any byte is some opcode, so text may pass for a pickle. Without the mark of a protocol, only what
+    calls something or holds values counts.
+    """
+    head = source.peek(0, HEAD_BYTES)
+    try:
+        evaluate(head)
+    except Truncated:
+        pass
+    except CkptError as error:
+        return _unfinished(error, member, source)
+    try:
+        data = load_buffer(source)
+    except CkptError:
+        return []
+    found: list[Pickle] = []
+    position = 0
+    while position < source.size and len(found) < MAX_MEMBERS:
+        try:
+            evaluation = evaluate(data, position)
+        except CkptError as error:
+            found += _unfinished(error, member, source)
+            break
+        whole = isinstance(evaluation.root, dict | list | tuple | set) and evaluation.end == source.size
+        if not (evaluation.protocol >= 2 or (whole and evaluation.root) or _does_something(evaluation)):
+            break
+        found.append(pickle_of(evaluation, member, source))
+        position = evaluation.end
+    return found
+
+
+def _unfinished(error: CkptError, member: str, stream: Source | None) -> list[Pickle]:
+    """What a pickle that cannot be evaluated to its end would do before, if anything."""
+    partial = getattr(error, "partial", None)
+    if not isinstance(partial, Evaluation) or not _does_something(partial):
+        return []
+    return [replace(pickle_of(partial, member, stream), problem=error.problem)]
+
+
+def _does_something(evaluation: Evaluation) -> bool:
+    """Whether a pickle, which may break off, calls something or at least names it under its protocol's mark."""
+    return bool(evaluation.calls) or (evaluation.protocol >= 2 and bool(evaluation.globals))
+
+
+def _is_text(source: Source) -> bool:
+    """Whether *source* is UTF-8 text, as far as it is read."""
+    parts = [source.peek(0, min(source.size, TEXT_BYTES))]
+    if source.size > TEXT_BYTES:
+        parts.append(source.peek(source.size - HEAD_BYTES, HEAD_BYTES))
+    for part in parts:
+        text = part.decode("utf-8", "replace").strip("\ufffd")
+        if "\ufffd" in text or any(ord(c) < 32 and c not in "\t\n\r\f\x1b" for c in text):
+            return False
+    return True
+
+
+def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for start, end in ranges:
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        elif end > start:
+            merged.append((start, end))
+    return merged
+
+
+def _first_in(start: int, end: int, ranges: list[tuple[int, int]]) -> int | None:
+    """Where in ``[start, end)`` the first byte is that *ranges* cover; None where there is none."""
+    at = bisect_right(ranges, (start, 1 << 64)) - 1
+    if at >= 0 and ranges[at][1] > start:
+        return start
+    if at + 1 < len(ranges) and ranges[at + 1][0] < end:
+        return ranges[at + 1][0]
+    return None
+
+
+class Opening(Folder):
+    """A folder that keeps what was *opened* in it, by name: the files that a checkpoint in it is made of."""
+
+    __slots__ = ("_prefix", "_within", "opened")
+
+    def __init__(self, within: Folder, prefix: str = "", opened: dict[str, Source] | None = None) -> None:
+        super().__init__(within.name)
+        self._within = within
+        self._prefix = prefix
+        self.opened: dict[str, Source] = {} if opened is None else opened
+
+    def names(self) -> list[str]:
+        return self._within.names()
+
+    def folders(self) -> list[str]:
+        return self._within.folders()
+
+    def open(self, name: str) -> Source:
+        found = self.opened.get(self._prefix + name)
+        if found is None:
+            found = self.opened[self._prefix + name] = self._within.open(name)
+        return found
+
+    def folder(self, name: str) -> Folder:
+        return Opening(self._within.folder(name), f"{self._prefix}{name}/", self.opened)

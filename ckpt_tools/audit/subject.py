@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ckpt_tools.audit.coverage import Coverage, cover
+from ckpt_tools.audit.coverage import Coverage, Opening, cover
 from ckpt_tools.audit.dangers import PickleVerdict, judge
 from ckpt_tools.audit.findings import Finding, Location
 from ckpt_tools.audit.policy import Options
@@ -55,8 +55,10 @@ class Subject:
     def of(cls, source: Source | Folder, path: str = "", options: Options | None = None) -> Subject:
         """The subject over *source*."""
         path = path or source.name
+        if isinstance(source, Folder):
+            source = Opening(source)
         try:
-            return cls(path, source, open_checkpoint(source), None, options)  # type: ignore[arg-type]
+            return cls(path, source, open_checkpoint(source), None, options)
         except NotFound:
             raise
         except CkptError as error:
@@ -78,7 +80,7 @@ class Subject:
     @cached_property
     def coverage(self) -> Coverage:
         """What of the file has been looked at."""
-        return cover(self.source, self.checkpoint)
+        return cover(self.source, self.checkpoint, self.error)
 
     @cached_property
     def pickles(self) -> tuple[Pickle, ...]:

@@ -35,8 +35,9 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".pth.tar", ".pt2", ".npz", 
 """Names that promise a checkpoint: such a file in a folder is looked at even if it turns out to be none."""
 
 
-def open_checkpoint(target: str | os.PathLike[str] | bytes | Source) -> Checkpoint:
-    """Describe the checkpoint at *target*: a path, a folder, a URL, ``-`` for standard input, bytes or a source.
+def open_checkpoint(target: str | os.PathLike[str] | bytes | Source | Folder) -> Checkpoint:
+    """Describe the checkpoint at *target*: a path, a folder, a URL, ``-`` for standard input, bytes, or a
+    `Source` or `Folder`.
 
     No tensor bytes are read, and nothing the file contains is imported or run. Raises a `CkptError` that
     says what is wrong with the file.
@@ -64,7 +65,7 @@ def looks_like_checkpoint(path: str) -> bool:
         return False
 
 
-def _source(target: str | os.PathLike[str] | bytes | Source) -> Source | Folder:
+def _source(target: str | os.PathLike[str] | bytes | Source | Folder) -> Source | Folder:
     if is_url(target):
         from ckpt_tools.remote import open_url  # nothing that local files should wait for
 

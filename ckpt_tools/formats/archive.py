@@ -8,7 +8,7 @@ PKWARE APPNOTE 4.3.7 to 4.3.16.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from struct import Struct
 from typing import NamedTuple
 
@@ -78,6 +78,9 @@ class Payload(Source):
 
     def locate(self, offset: int) -> tuple[str, int] | None:
         return self._archive.locate(self.start + offset)
+
+    def extents(self, offset: int, size: int) -> Iterator[tuple[Source, int, int]]:
+        return self._archive.extents(self.start + offset, size)
 
 
 class Archive:

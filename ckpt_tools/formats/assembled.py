@@ -127,6 +127,11 @@ class Assembled(Source):
             runs.fill(out, offset)
         return bytes(out)
 
+    def extents(self, offset: int, size: int) -> Iterator[tuple[Source, int, int]]:
+        """All that its pieces are made of, whatever part of it is asked for."""
+        for piece in self._find():
+            yield from piece.source.extents(0, piece.source.size)
+
 
 @dataclass(frozen=True, slots=True)
 class _Runs:
@@ -234,6 +239,9 @@ class Deferred(Source):
     def locate(self, offset: int) -> tuple[str, int] | None:
         return self._source().locate(offset)
 
+    def extents(self, offset: int, size: int) -> Iterator[tuple[Source, int, int]]:
+        return self._source().extents(offset, size)
+
 
 def elements(tensor: TensorInfo, name: str) -> Source:
     """The elements of *tensor* as `contents.chunks` gives them; where they already lie so, the file's own bytes.
@@ -262,6 +270,12 @@ class _Gathered(Source):
         self._chunks: Iterator[bytes] = chunks(self._tensor)
         self._buffer = b""
         self._position = 0  # of the buffer's first byte
+
+    def extents(self, offset: int, size: int) -> Iterator[tuple[Source, int, int]]:
+        """All of the storage that its elements lie in."""
+        storage = self._tensor.storage
+        if storage is not None:
+            yield from storage.source.extents(storage.offset, storage.nbytes)
 
     def peek(self, offset: int, count: int) -> bytes:
         if offset < self._position:

@@ -59,12 +59,14 @@ def explain(source: Source) -> CorruptFile:
     whole, cut, reached = _walk(source, end, sizes)
     missing = sum(size for key, size in sizes.items() if key not in whole)
     where = f"; storage {brief(cut)} is cut" if cut is not None else ""
-    return CorruptFile(
+    problem = CorruptFile(
         f"a truncated PyTorch zip archive: {source.size:,} bytes are there of at least {reached + missing:,}; "
         f"its pickle is whole and names {count(len(sizes), 'storage')}, of which {len(whole):,} are complete{where}",
         path=source.name,
         remedy=remedy,
     )
+    problem.partial = evaluation  # type: ignore[attr-defined]  # as the pickle machine does
+    return problem
 
 
 class _Local(NamedTuple):

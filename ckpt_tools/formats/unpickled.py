@@ -6,7 +6,17 @@ import mmap
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 
-from ckpt_tools.checkpoint import Anomaly, Checkpoint, GlobalUse, Module, Pickle, Refusal, Storage, format_path
+from ckpt_tools.checkpoint import (
+    Anomaly,
+    Checkpoint,
+    GlobalUse,
+    Module,
+    Pickle,
+    Refusal,
+    Storage,
+    TensorInfo,
+    format_path,
+)
 from ckpt_tools.errors import CkptError, LimitExceeded
 from ckpt_tools.formats.producers import recognise
 from ckpt_tools.pickles.machine import Buffer, Evaluation, Truncated, evaluate
@@ -145,20 +155,32 @@ def describe(
         loose=tuple((p, t) for p, t in found.loose),
         metadata={**noted, **(metadata or {})},
         producer={**_numpy_era(evaluation.globals.values()), **programs, **(producer or {})},
-        pickles=(pickle_of(evaluation, member),),
+        pickles=(pickle_of(evaluation, member, stream),),
         refusals=tuple(chain(refused, refusals(evaluation))),
         anomalies=(*anomalies, *oddities, *_module_hints(found.module)),
         size=source.size,
     )
 
 
-def pickle_of(evaluation: Evaluation, member: str) -> Pickle:
-    """The record of one evaluated stream."""
+def pickle_of(evaluation: Evaluation, member: str, stream: Source | None = None) -> Pickle:
+    """The record of one evaluated stream, which was read from *stream*."""
     uses = tuple(
         GlobalUse(name.module, name.name, name.opcode, name.offset, frozenset(name.uses))
         for name in evaluation.globals.values()
     )
-    return Pickle(member, evaluation.end - evaluation.start, evaluation.protocol, uses, evaluation.root)
+    found = (reference.meaning for reference in evaluation.persistent)
+    storages = {id(s): s for m in found if (s := m.storage if isinstance(m, View | TensorInfo) else m)}
+    return Pickle(
+        member,
+        evaluation.end - evaluation.start,
+        evaluation.protocol,
+        uses,
+        evaluation.root,
+        evaluation.start,
+        tuple(storage for storage in storages.values() if isinstance(storage, Storage)),
+        evaluation,
+        stream,
+    )
 
 
 def _numpy_era(names: Iterable[Global]) -> dict[str, str]:

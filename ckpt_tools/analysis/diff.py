@@ -1,0 +1,593 @@
+"""What changed between two checkpoints: tensor by tensor, and value by value beside them.
+
+Every difference belongs to one of `CATEGORIES`, each of which can be left out of account.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from ckpt_tools.analysis.comparison import Comparison, Tolerance, compare_all
+from ckpt_tools.analysis.counting import looks_like_buffer, tied
+from ckpt_tools.analysis.leaves import Described, Leaf, leaves
+from ckpt_tools.analysis.overview import wrapper_prefix
+from ckpt_tools.analysis.pairing import How, Pairing, pair
+from ckpt_tools.analysis.summary import pick
+from ckpt_tools.analysis.trainability import parameters_of, same_bytes
+from ckpt_tools.checkpoint import (
+    Checkpoint,
+    KeyPath,
+    Module,
+    Optimizer,
+    StateDict,
+    TensorInfo,
+    format_path,
+)
+from ckpt_tools.errors import CkptError, UnsupportedFeature
+from ckpt_tools.pickles.values import key_text
+from ckpt_tools.records import record
+from ckpt_tools.report import count
+
+Category = Literal["weights", "buffers", "names", "ties", "optimizer", "metadata", "hyperparameters"]
+CATEGORIES: tuple[Category, ...] = (
+    "weights",
+    "buffers",
+    "names",
+    "ties",
+    "optimizer",
+    "metadata",
+    "hyperparameters",
+)
+
+Change = Literal["identical", "within tolerance", "value", "dtype", "shape", "added", "removed", "unreadable"]
+
+
+@record
+class TensorDiff:
+    """A tensor of A and the one of B that it was paired with; one of them is None where it has no partner.
+
+    *name* is A's, or B's where A has none, behind the wrappers' prefix. *comparison* is None where nothing was
+    measured: no partner, another shape, or *problem* says why.
+    """
+
+    name: str
+    a: TensorInfo | None
+    b: TensorInfo | None
+    how: How
+    is_buffer: bool
+    comparison: Comparison | None = None
+    problem: str = ""
+
+    @property
+    def change(self) -> Change:
+        """What happened to it from A to B."""
+        if self.b is None:
+            return "removed"
+        if self.a is None:
+            return "added"
+        if self.a.shape != self.b.shape:
+            return "shape"
+        if self.comparison is None:
+            return "unreadable"
+        if self.a.dtype != self.b.dtype:
+            return "dtype"
+        if self.comparison.identical:
+            return "identical"
+        return "within tolerance" if self.comparison.within else "value"
+
+    @property
+    def differs(self) -> bool:
+        """Whether it counts as a difference."""
+        return self.change not in ("identical", "within tolerance")
+
+    @property
+    def layer(self) -> str:
+        """The dotted name of the module that it belongs to."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def in_norms(self) -> bool:
+        """Whether its change is part of a norm over several tensors: counters and what else counts things never is."""
+        compared = self.comparison is not None and self.a is not None and self.b is not None
+        return compared and self.a.dtype.kind in ("float", "complex") and self.b.dtype.kind in ("float", "complex")  # type: ignore[union-attr]
+
+
+class Absent:
+    """Stands for a value that one of the files does not have."""
+
+
+ABSENT = Absent()
+
+
+@record
+class ValueDiff:
+    """A value that is not a weight, and differs: at *path*, such as ``param_groups[0].lr``, from *a* to *b*."""
+
+    category: Category
+    path: KeyPath
+    a: Leaf | Absent
+    b: Leaf | Absent
+
+
+@record
+class TieDiff:
+    """Names of one tensor in A that are several in B (*broken*), or the other way round. *names* are A's."""
+
+    broken: bool
+    names: tuple[str, ...]
+    equal: bool
+
+
+@record
+class Section:
+    """Two state_dicts to compare. *label* stands before the names where there are several sections."""
+
+    label: str
+    a: StateDict
+    b: StateDict
+    modules: tuple[Module | None, Module | None] = (None, None)
+
+
+@record
+class Diff:
+    """All that differs between checkpoints *a* and *b*, and what was found equal.
+
+    *prefixes* are those of wrappers, left out of the names; *key_map* has the names of A that B has otherwise.
+    *notes* say what could not be compared, or is no difference but good to know. The categories *ignored* were left
+    out. *measured* is False where tensors were only asked to be identical or not.
+    """
+
+    a: Checkpoint
+    b: Checkpoint
+    sections: Sequence[Section]
+    tensors: Sequence[TensorDiff]
+    values: Sequence[ValueDiff]
+    ties: Sequence[TieDiff]
+    prefixes: tuple[str, str]
+    key_map: Mapping[str, str]
+    notes: Sequence[str] = ()
+    ignored: frozenset[str] = frozenset()
+    measured: bool = True
+
+    @property
+    def different(self) -> bool:
+        """Whether anything differs that is not ignored."""
+        return bool(self.differing)
+
+    @property
+    def differing(self) -> tuple[Category, ...]:
+        """The categories, but ignored ones, in which there are differences."""
+        found: set[str] = {value.category for value in self.values}
+        found |= {"buffers" if tensor.is_buffer else "weights" for tensor in self.tensors if tensor.differs}
+        if self.key_map:
+            found.add("names")
+        if self.ties:
+            found.add("ties")
+        return tuple(category for category in CATEGORIES if category in found and category not in self.ignored)
+
+
+@record
+class Options:
+    """What to compare, and how. *select* and *select_b* are key paths of the state_dicts of A and of B.
+
+    *keys* and *exclude* are globs for names, *tolerances* pairs of a glob and what may go unnoticed where it
+    matches, the first match counts. *values* is False where only whether tensors are identical is asked.
+    """
+
+    select: str | None = None
+    select_b: str | None = None
+    keys: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    ignore: frozenset[str] = frozenset()
+    tolerances: Sequence[tuple[str, Tolerance]] = ()
+    values: bool = True
+    threads: int = 2
+
+
+def diff(
+    a: Checkpoint, b: Checkpoint, options: Options | None = None, advance: Callable[[int], object] | None = None
+) -> Diff:
+    """Compare two checkpoints of any formats. *advance* is told how many bytes of each were compared.
+
+    Raises `Ambiguous` where a file has several models and none is selected, `CkptError` where nothing is left
+    to compare.
+    """
+    options = options or Options()
+    wanted = set(CATEGORIES) - options.ignore
+    sections = _sections(a, b, options)
+    tensors: list[TensorDiff] = []
+    key_map: dict[str, str] = {}
+    ties: list[TieDiff] = []
+    prefixes = ("", "")
+    for section in sections:
+        pairing = pair(section.a.tensors, section.b.tensors)
+        found = _tensors(section, pairing, options)
+        prefixes = prefixes if any(prefixes) else pairing.prefixes
+        kept = {id(entry.a) for entry in found}
+        key_map |= {p.a.name: p.b.name for p in pairing.pairs if p.a.name != p.b.name and id(p.a) in kept}
+        if "ties" in wanted:
+            ties += _ties(section, found, pairing)
+        tensors += found
+    if sections and not tensors and (options.keys or options.exclude):
+        globs = ", ".join((*options.keys, *(f"not {glob}" for glob in options.exclude)))
+        raise CkptError(f"no tensor's name matches: {globs}", path=a.path)
+    tensors = list(_compared([t for t in tensors if _category(t) in wanted], options, advance))
+    notes = list(_notes(a, b, sections))
+    told = [tie for tie in ties if tie.equal and not (b if tie.broken else a).pickles]  # which cannot share
+    ties = [tie for tie in ties if tie not in told]
+    notes += [
+        f"{' = '.join(tie.names)}: shared in {'A' if tie.broken else 'B'}, equal copies in the other" for tie in told
+    ]
+    values: list[ValueDiff] = []
+    if not options.keys:
+        values += _values(a, b, sections, wanted, notes)
+    ignored = frozenset(options.ignore)
+    return Diff(a, b, sections, tensors, values, ties, prefixes, key_map, notes, ignored, options.values)
+
+
+def bytes_to_compare(a: Checkpoint) -> int:
+    """About how many bytes `diff` has to read of *a*, for a progress bar."""
+    seen = {id(s): s.nbytes for d in a.state_dicts for t in d.tensors for s in t.storages()}
+    if a.module is not None:
+        seen |= {id(s): s.nbytes for t in a.module.state_dict().tensors for s in t.storages()}
+    return sum(seen.values())
+
+
+def moved(entries: Iterable[TensorDiff]) -> float | None:
+    """√Σ‖B - A‖² / √Σ‖A‖² over *entries*, without those that enter no norm; infinity where A is zero and B is not.
+
+    None where there is nothing to take a norm of.
+    """
+    squares = [(e.comparison.distance, e.comparison.norm) for e in entries if e.in_norms and e.comparison is not None]
+    if not squares:
+        return None
+    distance = math.hypot(*(d for d, _ in squares))
+    norm = math.hypot(*(n for _, n in squares))
+    return distance / norm if norm else (math.inf if distance else 0.0)
+
+
+# --- which state_dict is compared with which
+
+
+def _sections(a: Checkpoint, b: Checkpoint, options: Options) -> list[Section]:
+    if options.select is not None or options.select_b is not None:
+        select_b = options.select if options.select_b is None else options.select_b
+        (left, module_a), (right, module_b) = pick(a, options.select), pick(b, select_b)
+        return [Section("", left, right, (module_a, module_b))]
+    models_a, models_b = _models(a), _models(b)
+    if len(models_a) == 1 and len(models_b) == 1:
+        (left, module_a), (right, module_b) = models_a[0], models_b[0]
+        found = [Section("", left, right, (module_a, module_b))]
+    elif models_a and models_b:
+        if 1 in (len(models_a), len(models_b)):  # which of the several is it?
+            (left, module_a), (right, module_b) = pick(a, None), pick(b, None)
+        by_path = {_path(s): (s, m) for s, m in models_b}
+        found = [
+            Section(format_path(s.path), s, by_path[_path(s)][0], (m, by_path[_path(s)][1]))
+            for s, m in models_a
+            if _path(s) in by_path
+        ]
+        if not found:
+            pick(a, None)  # which names them all
+    else:
+        found = []
+    taken = {id(d) for section in found for d in (section.a, section.b)}
+    others = {_path(s): s for s in b.state_dicts if s.role in ("ema", "other") and id(s) not in taken}
+    for state_dict in a.state_dicts:
+        if state_dict.role in ("ema", "other") and id(state_dict) not in taken and _path(state_dict) in others:
+            found.append(Section(format_path(state_dict.path), state_dict, others[_path(state_dict)]))
+    return found
+
+
+def _path(state_dict: StateDict) -> tuple[str, ...]:
+    return tuple(map(key_text, state_dict.path))
+
+
+def _models(checkpoint: Checkpoint) -> list[tuple[StateDict, Module | None]]:
+    """The models' state_dicts; the loose tensors of a file that has none as one."""
+    found: list[tuple[StateDict, Module | None]] = []
+    if checkpoint.module is not None:
+        found.append((replace(checkpoint.module.state_dict(), path=checkpoint.module_path), checkpoint.module))
+    found += [(s, None) for s in checkpoint.state_dicts if s.role == "model"]
+    if not found:
+        found += [(s, None) for s in checkpoint.state_dicts if s.role in ("ema", "other")][:1]
+    if not found and checkpoint.loose and not (checkpoint.training and checkpoint.training.optimizers):
+        loose = {".".join(map(key_text, path)) or "tensor": tensor for path, tensor in checkpoint.loose}
+        found.append((StateDict((), "other", loose), None))
+    return found
+
+
+# --- tensors
+
+
+def _tensors(section: Section, pairing: Pairing, options: Options) -> list[TensorDiff]:
+    """The pairs and what has no partner, as far as *options* want them, not compared yet; in the order of A."""
+    parameters = [
+        {t.name for t in parameters_of(state_dict, module)}
+        for state_dict, module in zip((section.a, section.b), section.modules, strict=True)
+    ]
+    label = f"{section.label}." if section.label else ""
+
+    def named(tensor: TensorInfo, side: int) -> str:
+        return label + tensor.name.removeprefix(pairing.prefixes[side])
+
+    def is_buffer(a: TensorInfo | None, b: TensorInfo | None) -> bool:
+        if any(t is not None and looks_like_buffer(t.name) for t in (a, b)):
+            return True
+        sides = zip((a, b), parameters, (section.a, section.b), section.modules, strict=True)
+        # the side that records which tensors are parameters knows best
+        return any(
+            t is not None and t.name not in known and (module is not None or any(x.is_parameter for x in s.tensors))
+            for t, known, s, module in sides
+        )
+
+    found = [
+        TensorDiff(named(p.a, 0), p.a, p.b, p.how, is_buffer(p.a, p.b))
+        for p in pairing.pairs
+        if _wanted(options, p.a.name, p.b.name, named(p.a, 0))
+    ]
+    found += [
+        TensorDiff(named(t, 0), t, None, "name", is_buffer(t, None))
+        for t in pairing.only_a
+        if _wanted(options, t.name, named(t, 0))
+    ]
+    order = {tensor.name: at for at, tensor in enumerate(section.a.tensors)}
+    found.sort(key=lambda entry: order[entry.a.name] if entry.a is not None else 0)
+    return found + [
+        TensorDiff(named(t, 1), None, t, "name", is_buffer(None, t))
+        for t in pairing.only_b
+        if _wanted(options, t.name, named(t, 1))
+    ]
+
+
+def _wanted(options: Options, *names: str) -> bool:
+    def matches(globs: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatchcase(name, glob) for name in names for glob in globs)
+
+    return (not options.keys or matches(options.keys)) and not matches(options.exclude)
+
+
+def _category(entry: TensorDiff) -> Category:
+    return "buffers" if entry.is_buffer else "weights"
+
+
+def _compared(
+    entries: Sequence[TensorDiff], options: Options, advance: Callable[[int], object] | None
+) -> Iterator[TensorDiff]:
+    """*entries* with the pairs of one shape compared; renames found by content need not be read again."""
+    pending = [e for e in entries if e.a and e.b and e.a.shape == e.b.shape and e.how != "content"]
+
+    def tolerance(entry: TensorDiff) -> Tolerance | None:
+        return next((t for glob, t in options.tolerances if fnmatch.fnmatchcase(entry.name, glob)), None)
+
+    pairs = ((e.a, e.b, tolerance(e)) for e in pending if e.a is not None and e.b is not None)
+    results = compare_all(pairs, threads=options.threads, advance=advance, values=options.values)
+    waiting = {id(entry) for entry in pending}
+    for entry in entries:
+        if id(entry) in waiting:
+            found = next(results)
+            if isinstance(found, UnsupportedFeature) and _parts_equal(entry):
+                found = Comparison(entry.a.numel if entry.a else 0, True, None)
+            if isinstance(found, CkptError):
+                yield replace(entry, problem=str(found))
+            else:
+                yield replace(entry, comparison=found)
+        elif entry.how == "content" and entry.a is not None:
+            yield replace(entry, comparison=Comparison(entry.a.numel, True, entry.a.numel))
+        else:
+            yield entry
+
+
+def _parts_equal(entry: TensorDiff) -> bool:
+    """Whether tensors without bytes of their own are made of the same parts."""
+    pending = [(entry.a, entry.b)]
+    while pending:
+        a, b = pending.pop()
+        if (
+            a is None
+            or b is None
+            or (a.dtype, a.shape, a.layout, len(a.parts)) != (b.dtype, b.shape, b.layout, len(b.parts))
+        ):
+            return False
+        if [label for label, _ in a.parts] != [label for label, _ in b.parts] or dict(a.details) != dict(b.details):
+            return False
+        if a.storage is not None or b.storage is not None:
+            if not same_bytes(a, b):
+                return False
+        elif not a.parts and a.device != "meta":
+            return False
+        pending += [(x, y) for (_, x), (_, y) in zip(a.parts, b.parts, strict=True)]
+    return True
+
+
+def _ties(section: Section, entries: Sequence[TensorDiff], pairing: Pairing) -> list[TieDiff]:
+    """Names that share memory on one side and do not on the other."""
+    partner = {p.a.name: p.b.name for p in pairing.pairs}
+    back = {b: a for a, b in partner.items()}
+    groups_a = [tuple(n for n in names if n in partner) for names in tied(section.a.tensors)]
+    groups_b = [tuple(back[n] for n in names if n in back) for names in tied(section.b.tensors)]
+    member_a = {name: at for at, names in enumerate(groups_a) for name in names}
+    member_b = {name: at for at, names in enumerate(groups_b) for name in names}
+    shown = {entry.a.name: entry for entry in entries if entry.a is not None}
+    found = []
+    for broken, groups, members in ((True, groups_a, member_b), (False, groups_b, member_a)):
+        for names in groups:
+            names = tuple(name for name in names if name in shown)
+            if len(names) > 1 and len({members.get(name, name) for name in names}) > 1:
+                side = [shown[name].b if broken else shown[name].a for name in names]
+                found.append(TieDiff(broken, names, _all_equal(side)))
+    return found
+
+
+def _all_equal(tensors: Sequence[TensorInfo | None]) -> bool:
+    first, *rest = tensors
+    try:
+        return first is not None and all(t is not None and same_bytes(first, t) for t in rest)
+    except CkptError:
+        return False
+
+
+# --- what is beside the tensors
+
+
+def _values(
+    a: Checkpoint, b: Checkpoint, sections: Sequence[Section], wanted: Collection[str], notes: list[str]
+) -> Iterator[ValueDiff]:
+    if "optimizer" in wanted:
+        yield from _optimizers(a, b)
+    if "metadata" in wanted:
+        yield from _metadata(a, b, sections, notes)
+    if "hyperparameters" in wanted:
+        for section in sections:
+            left, right = section.modules
+            if left is not None and right is not None:
+                yield from _between("hyperparameters", _settings(left, section.a), _settings(right, section.b))
+
+
+def _between(category: Category, a: Mapping[KeyPath, Leaf], b: Mapping[KeyPath, Leaf]) -> Iterator[ValueDiff]:
+    for path, value in a.items():
+        if path not in b:
+            yield ValueDiff(category, path, value, ABSENT)
+        elif not _same(value, b[path]):
+            yield ValueDiff(category, path, value, b[path])
+    for path, value in b.items():
+        if path not in a:
+            yield ValueDiff(category, path, ABSENT, value)
+
+
+def _same(a: Leaf, b: Leaf) -> bool:
+    if isinstance(a, TensorInfo) and isinstance(b, TensorInfo):
+        try:
+            return same_bytes(a, b)
+        except CkptError:
+            return _parts_equal(TensorDiff("", a, b, "name", False))
+    if isinstance(a, float) and isinstance(b, float):
+        return a == b or (math.isnan(a) and math.isnan(b))
+    return type(a) is type(b) and a == b
+
+
+def _optimizers(a: Checkpoint, b: Checkpoint) -> Iterator[ValueDiff]:
+    left = a.training.optimizers if a.training is not None else ()
+    right = b.training.optimizers if b.training is not None else ()
+    for index in range(max(len(left), len(right))):
+        own = left[index] if index < len(left) else None
+        other = right[index] if index < len(right) else None
+        label = (own or other).path or ("optimizer",)  # type: ignore[union-attr]
+        if own is None or other is None:
+            gone, new = ((_gist(o) if o is not None else ABSENT) for o in (own, other))
+            yield ValueDiff("optimizer", label, gone, new)
+        else:
+            yield from _between("optimizer", _of_optimizer(own, label), _of_optimizer(other, label))
+
+
+def _gist(optimizer: Optimizer) -> Described:
+    held = sum(len(group.params) for group in optimizer.groups)
+    return Described(f"{optimizer.algorithm or 'optimizer'} of {count(held, 'parameter')}")
+
+
+def _of_optimizer(optimizer: Optimizer, path: KeyPath) -> dict[KeyPath, Leaf]:
+    found: dict[KeyPath, Leaf] = {}
+    if optimizer.algorithm:
+        found[*path, "algorithm"] = optimizer.algorithm
+    for index, group in enumerate(optimizer.groups):
+        where = (*path, "param_groups", index)
+        names = [str(name) for name in group.names or group.params]
+        found[*where, "params"] = Described(f"{len(names)}: {', '.join(names)}")
+        found |= leaves(dict(group.options), path=where)
+    found |= leaves({key: dict(value) for key, value in optimizer.state.items()}, path=(*path, "state"))
+    return found
+
+
+def _metadata(a: Checkpoint, b: Checkpoint, sections: Sequence[Section], notes: list[str]) -> Iterator[ValueDiff]:
+    taken_a, taken_b = ({_path(s) for s in side} for side in ([s.a for s in sections], [s.b for s in sections]))
+    values = [dict(_beside(c, taken)) for c, taken in ((a, taken_a), (b, taken_b))]
+    yield from _between("metadata", *values)
+    own = [dict(_kept_by_format(c)) for c in (a, b)]
+    if a.format == b.format:
+        yield from _between("metadata", *own)
+    else:
+        for checkpoint, found in zip((a, b), own, strict=True):
+            if found:
+                names = ", ".join(str(path[0]) for path in list(found)[:6])
+                notes.append(
+                    f"{checkpoint.title} metadata of {checkpoint.path} ({names}) has no like in the other format"
+                )
+    for section in sections:
+        extra = [
+            {(*filter(None, (section.label,)), *path): leaf for path, leaf in _entries(state_dict)}
+            for state_dict in (section.a, section.b)
+        ]
+        yield from _between("metadata", *extra)
+        left, right = section.a.metadata, section.b.metadata
+        if left is not None and right is not None and not any(section.modules):
+            yield from _between("metadata", *(dict(leaves(dict(m), path=("_metadata",))) for m in (left, right)))
+
+
+def _entries(state_dict: StateDict) -> Iterator[tuple[KeyPath, Leaf]]:
+    """What a state_dict holds beside tensors, such as ``_extra_state``."""
+    for name, value in state_dict.entries.items():
+        if not isinstance(value, TensorInfo):
+            yield from leaves(value, path=(name,))
+
+
+def _kept_by_format(checkpoint: Checkpoint) -> Iterator[tuple[KeyPath, Leaf]]:
+    """What the format keeps beside the tensors: safetensors' ``__metadata__``, GGUF's keys."""
+    if checkpoint.metadata:
+        yield from leaves(dict(checkpoint.metadata))
+
+
+def _beside(checkpoint: Checkpoint, taken: Collection[tuple[str, ...]]) -> Iterator[tuple[KeyPath, Leaf]]:
+    """The values of a pickle that are in no state_dict compared, no module and no optimizer."""
+    without: set[KeyPath] = {s.path for s in checkpoint.state_dicts if s.path and _path(s) in taken}
+    whole: list[tuple[KeyPath, str]] = [
+        (s.path, f"state_dict of {count(len(s.entries), 'entry', 'entries')}")
+        for s in checkpoint.state_dicts
+        if s.path and _path(s) not in taken and s.role != "optimizer"
+    ]
+    rooted = any(not s.path for s in checkpoint.state_dicts) or () in taken
+    optimizers = checkpoint.training.optimizers if checkpoint.training is not None else ()
+    if rooted or (checkpoint.module is not None and not checkpoint.module_path):
+        return
+    if any(not optimizer.path for optimizer in optimizers):
+        return
+    without |= {path for path, _ in whole} | {optimizer.path for optimizer in optimizers}
+    without |= {s.path for s in checkpoint.state_dicts if s.role == "optimizer"}
+    if checkpoint.module is not None:
+        without.add(checkpoint.module_path)
+    yield from ((path, Described(text)) for path, text in whole)
+    yield from leaves(checkpoint.values, without=without)
+
+
+def _settings(module: Module, state_dict: StateDict) -> dict[KeyPath, Leaf]:
+    """Class, mode and settings of each module, and the flag of each parameter, without a wrapper's name."""
+    prefix = wrapper_prefix(state_dict.entries)
+    found: dict[KeyPath, Leaf] = {}
+    for name, part in module.walk():
+        if len(f"{name}.") < len(prefix):
+            continue  # the wrapper itself
+        path = f"{name}.".removeprefix(prefix).rstrip(".")
+        found[path, "class"] = part.class_name
+        if part.training is not None:
+            found[path, "training"] = part.training
+        found |= leaves(dict(part.hyperparameters), path=(path,))
+        for own, parameter in part.parameters.items():
+            if parameter is not None and parameter.requires_grad is not None:
+                full = f"{path}.{own}" if path else own
+                found[full, "requires_grad"] = parameter.requires_grad
+    return found
+
+
+def _notes(a: Checkpoint, b: Checkpoint, sections: Sequence[Section]) -> Iterator[str]:
+    if a.format != b.format:
+        yield f"formats: {a.title} and {b.title}"
+    for section in sections:
+        (left, right), where = section.modules, f" of {section.label}" if section.label else ""
+        if (left is None) != (right is None):
+            has = "A" if left is not None else "B"
+            yield f"only {has} records classes and settings of modules{where}; these were not compared"
+    if not sections:
+        yield "neither file has tensors to compare with the other's"

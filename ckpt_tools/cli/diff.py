@@ -1,0 +1,104 @@
+"""``ckpt diff``: what changed between two checkpoints."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from ckpt_tools.atomic import replacing
+from ckpt_tools.cli.output import emit, output_options
+from ckpt_tools.cli.progress import progress
+from ckpt_tools.formats import open_checkpoint
+
+
+@click.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--select", metavar="KEYS", help="The state_dict to compare, such as model_state_dict.")
+@click.option("--select-b", metavar="KEYS", help="The state_dict of B, where it stands under other keys than in A.")
+@click.option("--keys", multiple=True, metavar="GLOB", help="Only tensors whose name matches. [repeatable]")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="No tensors whose name matches. [repeatable]")
+@click.option(
+    "--ignore",
+    multiple=True,
+    type=click.Choice(
+        ["weights", "buffers", "names", "ties", "optimizer", "metadata", "hyperparameters"], case_sensitive=False
+    ),
+    help="Leave this kind of difference out of account. [repeatable]",
+)
+@click.option("--rtol", type=click.FloatRange(0), default=0.0, help="|B - A| up to RTOL * |A| is no difference.")
+@click.option("--atol", type=click.FloatRange(0), default=0.0, help="|B - A| up to ATOL is no difference.")
+@click.option("--policy", metavar="FILE", help="Tolerances by name: [diff.tolerances] of a TOML file.")
+@click.option("--transfer", "as_transfer", is_flag=True, help="B was trained from A: what trained, stayed, drifted.")
+@click.option("--expect-frozen", multiple=True, metavar="GLOB", help="Exit code 1 if what matches moved. [repeatable]")
+@click.option(
+    "--expect-changed",
+    multiple=True,
+    metavar="GLOB",
+    help="Exit code 1 if a parameter that matches stayed. [repeatable]",
+)
+@click.option("--depth", type=click.IntRange(1), help="Levels of layers to show. [default: what fits a screen]")
+@click.option("--brief", is_flag=True, help="Only say whether they differ, and in what; measure nothing.")
+@click.option("--rank", is_flag=True, help="Estimate the rank of each weight's change.")
+@click.option("--write-key-map", metavar="FILE", help="Write A's names and B's for them as JSON, for convert.")
+@output_options("text", "json", "markdown", "html")
+def diff(
+    a: str,
+    b: str,
+    select: str | None,
+    select_b: str | None,
+    keys: tuple[str, ...],
+    exclude: tuple[str, ...],
+    ignore: tuple[str, ...],
+    rtol: float,
+    atol: float,
+    policy: str | None,
+    as_transfer: bool,
+    expect_frozen: tuple[str, ...],
+    expect_changed: tuple[str, ...],
+    depth: int | None,
+    brief: bool,
+    rank: bool,
+    write_key_map: str | None,
+    format: str,
+    output: str | None,
+) -> None:
+    """Say what changed from checkpoint A to checkpoint B, whatever their formats.
+
+    Exit code 0: no difference; 1: there are; 2: they could not be compared. With --expect-frozen or
+    --expect-changed it is 0 where these hold, whatever else differs, and 1 where they do not.
+    """
+    from ckpt_tools.analysis.comparison import Tolerance
+    from ckpt_tools.analysis.diff import Options, bytes_to_compare
+    from ckpt_tools.analysis.diff import diff as compare
+    from ckpt_tools.analysis.diff_report import report
+    from ckpt_tools.analysis.tolerances import read_tolerances
+    from ckpt_tools.analysis.transfer import breaches, transfer
+
+    tolerances = read_tolerances(policy) if policy is not None else []
+    if rtol or atol:
+        tolerances.append(("*", Tolerance(rtol, atol)))
+    options = Options(select, select_b, keys, exclude, frozenset(ignore), tolerances, values=not brief)
+    left, right = open_checkpoint(a), open_checkpoint(b)
+    with progress(bytes_to_compare(left), "comparing") as advance:
+        found = compare(left, right, options, advance)
+    broken = breaches(found, expect_frozen, expect_changed)
+    transferred = transfer(found) if as_transfer else None
+    expectations = len(expect_frozen) + len(expect_changed)
+    made = report(
+        found,
+        depth=depth,
+        every=bool(keys),
+        brief=brief,
+        pictures=format == "html",
+        transferred=transferred,
+        expectations=expectations,
+        broken=broken,
+    )
+    if write_key_map is not None:
+        with replacing(write_key_map) as file:
+            file.write((json.dumps(dict(found.key_map), indent=2) + "\n").encode())
+    emit([made], command="diff", format=format, output=output)
+    sys.exit(bool(broken) if expectations else found.different)

@@ -1,14 +1,338 @@
-"""What the user asks of an audit."""
+"""What the user asks of an audit: which rules count, for which files, and what must hold.
+
+It stands in ``[tool.ckpt-tools.audit]`` of pyproject.toml or in ``[audit]`` of ckpt-tools.toml. What is misspelt
+there is an error, since a requirement that is not understood would hold for ever.
+"""
 
 from __future__ import annotations
 
+import datetime
+import difflib
+import os
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ckpt_tools.audit.findings import SEVERITIES, Severity
+from ckpt_tools.errors import CkptError
 from ckpt_tools.records import record
+
+_FILES = ("ckpt-tools.toml", "pyproject.toml")
+
+
+@record
+class Waiver:
+    """The rule *code* (or a prefix) does not count for files that match *path*, until *expires*, for a *reason*."""
+
+    code: str
+    reason: str
+    path: str = "*"
+    member: str = "*"
+    tensor: str = "*"
+    expires: datetime.date | None = None
+
+    def expired(self, today: datetime.date) -> bool:
+        """Whether it no longer holds; on its last day it does."""
+        return self.expires is not None and self.expires < today
+
+
+@record
+class Requirement:
+    """What must hold for the files that match one of *paths*; what is empty or None is not asked for.
+
+    *globals*, *keys* and *frozen* are globs of names. *shapes* gives each named tensor's sizes, -1 for any.
+    *metadata* gives values, "*" for any. *digest* is that of ``ckpt digest``, *sha256* that of the whole file.
+    """
+
+    paths: tuple[str, ...] = ("*",)
+    formats: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    globals: tuple[str, ...] | None = None
+    dtypes: tuple[str, ...] = ()
+    max_size: int | None = None
+    min_parameters: int | None = None
+    max_parameters: int | None = None
+    keys: tuple[str, ...] = ()
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    frozen: tuple[str, ...] = ()
+    licenses: tuple[str, ...] = ()
+    digest: str = ""
+    sha256: str = ""
+
+
+@record
+class Policy:
+    """The settings. *source* is the file they come from, "" for none.
+
+    *select* and *ignore* hold codes or prefixes of codes; the longer match wins, and nothing selected is all.
+    """
+
+    source: str = ""
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    per_path_ignores: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    severity: Mapping[str, Severity] = field(default_factory=dict)
+    fail_on: Severity = "error"
+    waivers: tuple[Waiver, ...] = ()
+    requirements: tuple[Requirement, ...] = ()
+    base: str | None = None
+    torch: str | None = None
+
+    def counts(self, code: str, path: str = "") -> bool:
+        """Whether rule *code* is asked for, in the file at *path*."""
+        wanted = max((len(prefix) for prefix in self.select if code.startswith(prefix)), default=-1)
+        unwanted = max((len(prefix) for prefix in self.ignore if code.startswith(prefix)), default=-1)
+        if (wanted < 0 and self.select) or unwanted >= max(wanted, 0):
+            return False
+        return not any(
+            matches(path, glob) and code.startswith(codes) for glob, codes in self.per_path_ignores.items() if codes
+        )
+
+    def severity_of(self, code: str, own: Severity) -> Severity:
+        """How severe rule *code*, by itself *own*, is to be taken."""
+        found = [prefix for prefix in self.severity if code.startswith(prefix)]
+        return self.severity[max(found, key=len)] if found else own
+
+    def codes(self) -> Iterable[tuple[str, str]]:
+        """Every code or prefix that the settings name, with where it stands."""
+        yield from ((code, "select") for code in self.select)
+        yield from ((code, "ignore") for code in self.ignore)
+        yield from ((code, "severity") for code in self.severity)
+        yield from ((code, "per-path-ignores") for codes in self.per_path_ignores.values() for code in codes)
+        yield from ((waiver.code, "waivers") for waiver in self.waivers)
 
 
 @record
 class Options:
-    """*values*: whether tensors' bytes are read. *base*: a checkpoint to compare with. *torch*: a version."""
+    """What an audit is told. *values*: whether the bytes of tensors are read. *today*: for waivers that expire."""
 
+    policy: Policy = field(default_factory=Policy)
     values: bool = True
-    base: str | None = None
-    torch: str | None = None
+    today: datetime.date = field(default_factory=datetime.date.today)
+
+
+def matches(path: str, glob: str) -> bool:
+    """Whether *path*, or one of its ends, matches *glob*: ``*.pt`` is any such file, ``old/*`` any in such a folder."""
+    path = path.replace(os.sep, "/")
+    return fnmatchcase(path, glob) or fnmatchcase(path, f"*/{glob}")
+
+
+def find(start: str = ".") -> str | None:
+    """The nearest file with settings, from the folder *start* upward; None where there is none."""
+    folder = os.path.abspath(start)
+    while True:
+        for name in _FILES:
+            path = os.path.join(folder, name)
+            if os.path.isfile(path) and _table(path) is not None:
+                return path
+        above = os.path.dirname(folder)
+        if above == folder:
+            return None
+        folder = above
+
+
+def load(path: str) -> Policy:
+    """The settings in the file at *path*. Raises `CkptError` where it has none, or one that is not understood."""
+    table = _table(path)
+    if table is None:
+        raise CkptError(
+            "has no settings for audit", path=path, remedy="They stand in [tool.ckpt-tools.audit], or [audit]"
+        )
+    where = "tool.ckpt-tools.audit" if os.path.basename(path) == "pyproject.toml" else "audit"
+    try:
+        values = _read(table, _POLICY, where)
+    except _Mistake as error:
+        raise CkptError(str(error), path=path) from None
+    return Policy(source=path, **values)
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """``; did you mean …?`` where a known word is like *word*, else ""."""
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+# --- reading TOML
+
+
+class _Mistake(Exception):
+    """What is wrong, with the place."""
+
+
+_Reader = Callable[[Any, str], Any]
+
+
+def _table(path: str) -> dict[str, Any] | None:
+    """The table of settings in a file; None where it has none."""
+    try:
+        with open(path, "rb") as file:
+            document: Any = tomllib.load(file)
+    except OSError as error:
+        raise CkptError(f"cannot be read: {error.strerror}", path=path) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CkptError(f"is no valid TOML: {error}", path=path) from None
+    keys = ("tool", "ckpt-tools", "audit") if os.path.basename(path) == "pyproject.toml" else ("audit",)
+    if keys == ("audit",):
+        unknown = [key for key in document if key != "audit"]
+        if unknown:
+            raise CkptError(f"unknown table {unknown[0]}{suggestion(unknown[0], keys)}", path=path)
+    for key in keys:
+        if not isinstance(document, dict) or key not in document:
+            return None
+        document = document[key]
+    return document if isinstance(document, dict) else None
+
+
+def _read(table: Any, readers: Mapping[str, tuple[str, _Reader]], where: str) -> dict[str, Any]:
+    """The values of *table* by the name of their attribute; *readers* has for each key that and how to read it."""
+    if not isinstance(table, dict):
+        raise _Mistake(f"[{where}] is no table")
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in readers:
+            raise _Mistake(f"unknown key {key} in [{where}]{suggestion(key, readers)}")
+        attribute, reader = readers[key]
+        found[attribute] = reader(value, f"{where}.{key}")
+    return found
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise _Mistake(f"{where} is no string: {value!r:.100}")
+    return value
+
+
+def _texts(value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise _Mistake(f"{where} is no list of strings: {value!r:.100}")
+    return tuple(_text(item, where) for item in value)
+
+
+def _severity(value: Any, where: str) -> Severity:
+    for severity in SEVERITIES:
+        if value == severity:
+            return severity
+    raise _Mistake(f"{where} is {value!r:.100}, not one of {', '.join(SEVERITIES)}")
+
+
+def _count(value: Any, where: str) -> int:
+    if not isinstance(value, int | float) or isinstance(value, bool) or value < 0 or value != int(value):
+        raise _Mistake(f"{where} is no whole number: {value!r:.100}")
+    return int(value)
+
+
+_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def _bytes(value: Any, where: str) -> int:
+    """``2_000_000`` or ``"2 MB"``."""
+    if not isinstance(value, str):
+        return _count(value, where)
+    number, _, unit = value.strip().partition(" ")
+    try:
+        return int(float(number) * _UNITS[unit or "B"])
+    except (ValueError, KeyError, OverflowError):
+        raise _Mistake(f'{where} is no size such as "2 GB": {value!r:.100}') from None
+
+
+def _shape(value: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(size) is int and size >= -1 for size in value):
+        raise _Mistake(f"{where} is no list of sizes, -1 for any: {value!r:.100}")
+    return tuple(value)
+
+
+def _date(value: Any, where: str) -> datetime.date:
+    if isinstance(value, str):
+        try:
+            return datetime.date.fromisoformat(value)
+        except ValueError:
+            pass
+    if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
+        return value
+    raise _Mistake(f"{where} is no date such as 2026-12-31: {value!s:.100}")
+
+
+def _mapping(reader: _Reader) -> _Reader:
+    def read(value: Any, where: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise _Mistake(f"{where} is no table")
+        return {key: reader(item, f"{where}.{key}") for key, item in value.items()}
+
+    return read
+
+
+def _metadata(value: Any, where: str) -> dict[str, str]:
+    """A list of keys that must be there, or a table of their values."""
+    if isinstance(value, list):
+        return dict.fromkeys(_texts(value, where), "*")
+    found: dict[str, str] = _mapping(_text)(value, where)
+    return found
+
+
+def _hash(value: Any, where: str) -> str:
+    text = _text(value, where).lower()
+    if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
+        raise _Mistake(f"{where} is no SHA-256 in 64 hexadecimal digits: {value!r:.100}")
+    return text
+
+
+def _waivers(value: Any, where: str) -> tuple[Waiver, ...]:
+    if not isinstance(value, list):
+        raise _Mistake(f"{where} is no list of tables: begin each with [[{where}]]")
+    made = []
+    for item in value:
+        fields = _read(item, _WAIVER, where)
+        for key in ("code", "reason"):
+            if not fields.get(key):
+                raise _Mistake(f"a waiver in {where} has no {key}")
+        made.append(Waiver(**fields))
+    return tuple(made)
+
+
+def _requirements(value: Any, where: str) -> tuple[Requirement, ...]:
+    return tuple(
+        Requirement(**_read(item, _REQUIRE, where)) for item in (value if isinstance(value, list) else [value])
+    )
+
+
+_WAIVER: Mapping[str, tuple[str, _Reader]] = {
+    "code": ("code", _text),
+    "reason": ("reason", _text),
+    "path": ("path", _text),
+    "member": ("member", _text),
+    "tensor": ("tensor", _text),
+    "expires": ("expires", _date),
+}
+
+_REQUIRE: Mapping[str, tuple[str, _Reader]] = {
+    "paths": ("paths", _texts),
+    "formats": ("formats", _texts),
+    "kinds": ("kinds", _texts),
+    "globals": ("globals", _texts),
+    "dtypes": ("dtypes", _texts),
+    "max-size": ("max_size", _bytes),
+    "min-parameters": ("min_parameters", _count),
+    "max-parameters": ("max_parameters", _count),
+    "keys": ("keys", _texts),
+    "shapes": ("shapes", _mapping(_shape)),
+    "metadata": ("metadata", _metadata),
+    "frozen": ("frozen", _texts),
+    "licenses": ("licenses", _texts),
+    "digest": ("digest", _hash),
+    "sha256": ("sha256", _hash),
+}
+
+_POLICY: Mapping[str, tuple[str, _Reader]] = {
+    "select": ("select", _texts),
+    "ignore": ("ignore", _texts),
+    "per-path-ignores": ("per_path_ignores", _mapping(_texts)),
+    "severity": ("severity", _mapping(_severity)),
+    "fail-on": ("fail_on", _severity),
+    "waivers": ("waivers", _waivers),
+    "require": ("requirements", _requirements),
+    "base": ("base", _text),
+    "torch": ("torch", _text),
+}

@@ -119,4 +119,5 @@ class Subject:
     @cached_property
     def base(self) -> Checkpoint | None:
         """The checkpoint to compare with, where the user names one."""
-        return open_checkpoint(self.options.base) if self.options.base else None
+        base = self.options.policy.base
+        return open_checkpoint(base) if base else None

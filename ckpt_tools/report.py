@@ -115,6 +115,13 @@ def shortened(name: str, length: int = 200) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
 
 
+def printable(text: str) -> str:
+    """*text* with what would steer a terminal or turn the reading direction made visible: names are hostile."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def sparkline(histogram: Sequence[int]) -> str:
     """A histogram as text, a character a bin: a space where it is empty, else one of eight heights."""
     top = max(histogram, default=0)

@@ -35,7 +35,7 @@ LAYERS = (
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 
 RUNTIME_ONLY = {"torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript"}
-EXTRAS = RUNTIME_ONLY | {"jinja2", "plotly", "fsspec", "aiohttp", "requests", "dask"}
+EXTRAS = RUNTIME_ONLY | {"fsspec", "aiohttp", "requests", "dask"}
 
 
 def module_name(path: Path) -> str:

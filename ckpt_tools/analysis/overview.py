@@ -21,7 +21,7 @@ from ckpt_tools.checkpoint import (
 from ckpt_tools.contents import scalar
 from ckpt_tools.errors import CkptError
 from ckpt_tools.pickles.values import Blob, Call, Global, PersistentId, plain
-from ckpt_tools.report import Block, Facts, Report, Table, count, number, plain_json, size
+from ckpt_tools.report import Block, Facts, Report, Table, Tree, count, number, plain_json, size
 from ckpt_tools.sources import Folder
 
 SCREEN_ROWS = 24
@@ -333,9 +333,9 @@ def _tree(checkpoint: Checkpoint, section: StateDict, among: int, depth: int | N
     root = fold(grow(section.tensors, classes))
     limit = max(SCREEN_ROWS // min(among, 3), 6)
     shown = fitting_depth(root, limit) if depth is None else max(depth, 1)
-    rows: list[tuple[str, ...]] = []
+    rows: list[tuple[int, tuple[str, ...]]] = []
     for name, tensor in root.tensors.items():
-        rows.append((name, "", "1", f"{tensor.numel:,}", size(tensor.nbytes), _shape(tensor)))
+        rows.append((0, (name, "", "1", f"{tensor.numel:,}", size(tensor.nbytes), _shape(tensor))))
     nodes = rows_at(root, shown)
     # a file of thousands of unlike names: the biggest are what a screen can show, and the rest is counted
     hidden = 0
@@ -344,17 +344,17 @@ def _tree(checkpoint: Checkpoint, section: StateDict, among: int, depth: int | N
         hidden = len(rows) + len(nodes) - keep
         rows, nodes = rows[:keep], nodes[: max(keep - len(rows), 0)]
     for level, node in nodes:
-        rows.append(_row(level, node))
+        rows.append((level - 1, _row(node)))
     note = f"{hidden:,} more rows: ckpt inspect --tensors lists every tensor" if hidden else ""
     title = f"{_label(checkpoint, section)} ({section.role}, {count(len(section.tensors), 'tensor')})"
     columns: tuple[str, ...] = ("layer", "class", ">tensors", ">elements", ">size", "shape")
-    if not any(row[1] for row in rows):
+    if not any(row[1] for _, row in rows):
         columns = ("layer", ">tensors", ">elements", ">size", "shape")
-        rows = [(row[0], *row[2:]) for row in rows]
-    return [Table(title, columns, rows, note)]
+        rows = [(depth, (row[0], *row[2:])) for depth, row in rows]
+    return [Tree(title, columns, rows, note)]
 
 
-def _row(level: int, node: Node) -> tuple[str, ...]:
+def _row(node: Node) -> tuple[str, ...]:
     tensors = list(node.all_tensors())
     # folded nodes below count each of their repeats
     elements = nbytes = names = 0
@@ -371,7 +371,7 @@ def _row(level: int, node: Node) -> tuple[str, ...]:
     if len(tensors) <= 2 and not node.children:
         shape = ", ".join(f"{name} {_shape(tensor)}" for name, tensor in node.tensors.items())
     return (
-        "  " * (level - 1) + node.name,
+        node.name,
         node.class_name,
         f"{names:,}",
         f"{elements:,}",

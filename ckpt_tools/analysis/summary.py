@@ -13,7 +13,7 @@ from ckpt_tools.analysis.tree import Node, fitting_depth, fold, grow, rows_at
 from ckpt_tools.checkpoint import Checkpoint, Module, StateDict, TensorInfo, format_path
 from ckpt_tools.errors import Ambiguous, CkptError
 from ckpt_tools.pickles.values import plain
-from ckpt_tools.report import Block, Facts, Report, Table, count, number, plain_json, size
+from ckpt_tools.report import Block, Facts, Report, Table, Tree, count, number, plain_json, size
 
 SCREEN_ROWS = 40
 
@@ -41,6 +41,7 @@ class Row:
     buffers: int = 0
     nbytes: int = 0
     status: str = ""
+    depth: int = 0
 
     @property
     def parameters(self) -> int:
@@ -93,7 +94,7 @@ def summarize(
     contradictions = [(name, c) for name, j in trust.parameters.items() for c in j.contradictions]
     if contradictions:
         blocks.append(Table("Contradictions", ("parameter", "what disagrees"), contradictions))
-    blocks.append(_table(shown, total))
+    blocks.append(_layers(shown, total))
     blocks.append(_evidence(parameters, trust.parameters))
     if trust.drifted_buffers:
         drifted = [(name,) for name in trust.drifted_buffers]
@@ -186,8 +187,8 @@ def _rows(
     tensors = _in_order(subject, parameters, buffers)
     tree = grow(tensors, classes)
 
-    def row_of(node: Node, layer: str, own_only: bool = False) -> Row:
-        row = Row(layer, node.path, node.class_name)
+    def row_of(node: Node, layer: str, own_only: bool = False, depth: int = 0) -> Row:
+        row = Row(layer, node.path, node.class_name, depth=depth)
         pending = [(node, 1)]
         ties: set[str] = set()
         while pending:
@@ -220,10 +221,9 @@ def _rows(
     if folded.tensors:
         rows.append(row_of(folded, "other parameters", own_only=True))
     for level, node in rows_at(folded, levels):
-        indent = "  " * (level - 1)
-        rows.append(row_of(node, indent + node.name))
+        rows.append(row_of(node, node.name, depth=level - 1))
         if node.tensors and node.children and level < levels:
-            rows.append(row_of(node, f"{indent}  other parameters", own_only=True))
+            rows.append(row_of(node, "other parameters", own_only=True, depth=level))
     return [total, *rows], rows
 
 
@@ -324,20 +324,23 @@ def _facts(checkpoint: Checkpoint, subject: Subject, total: Row) -> list[tuple[s
     return rows
 
 
-def _table(rows: Sequence[Row], total: Row) -> Table:
+def _layers(rows: Sequence[Row], total: Row) -> Tree:
     known = total.unknown < total.parameters
     body = [
         (
-            row.layer,
-            row.class_name,
-            row.shape,
-            f"{row.parameters:,}" if row.tensors else "",
-            f"{row.trainable:,}" if known and row.tensors else "",
-            f"{row.frozen:,}" if known and row.tensors else "",
-            f"{row.buffers:,}" if row.buffers else "",
-            size(row.nbytes) if row.tensors else "",
-            f"{100 * row.nbytes / total.nbytes:.1f} %" if total.nbytes and row.tensors else "",
-            row.status,
+            row.depth,
+            (
+                row.layer,
+                row.class_name,
+                row.shape,
+                f"{row.parameters:,}" if row.tensors else "",
+                f"{row.trainable:,}" if known and row.tensors else "",
+                f"{row.frozen:,}" if known and row.tensors else "",
+                f"{row.buffers:,}" if row.buffers else "",
+                size(row.nbytes) if row.tensors else "",
+                f"{100 * row.nbytes / total.nbytes:.1f} %" if total.nbytes and row.tensors else "",
+                row.status,
+            ),
         )
         for row in (*rows, total)
     ]
@@ -353,7 +356,7 @@ def _table(rows: Sequence[Row], total: Row) -> Table:
         ">share",
         "status",
     )
-    return Table("Layers", columns, body)
+    return Tree("Layers", columns, body)
 
 
 def _evidence(parameters: Iterable[TensorInfo], verdicts: Mapping[str, Judgement]) -> Table:

@@ -15,7 +15,7 @@ from ckpt_tools.cli.output import emit, output_options, report_each
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--keys", metavar="GLOB", help="List the tensors whose name matches.")
 @click.option("--depth", type=click.IntRange(1), help="Levels of layers to show. [default: what fits a screen]")
-@output_options("text", "json", "markdown")
+@output_options("text", "json", "markdown", "html")
 def inspect(
     paths: tuple[str, ...],
     tensors: bool,

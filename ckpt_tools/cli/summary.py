@@ -41,7 +41,7 @@ from ckpt_tools.report import Report
     show_default=True,
     help="The batch size, put before the sizes of each --input; 0: the sizes are complete.",
 )
-@output_options("text", "json", "markdown", "csv")
+@output_options("text", "json", "markdown", "html", "csv")
 def summary(
     paths: tuple[str, ...],
     select: str | None,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from ckpt_tools.render.text import plain
-from ckpt_tools.report import Block, Facts, Report
+from ckpt_tools.report import Block, Facts, Report, printable
 
 _ESCAPES = str.maketrans({c: "\\" + c for c in "\\`*_{}[]<>#|~"})
 
@@ -51,5 +51,4 @@ def _cell(text: str) -> str:
 
 
 def _escape(text: str) -> str:
-    printable = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-    return printable.translate(_ESCAPES)
+    return printable(text).translate(_ESCAPES)

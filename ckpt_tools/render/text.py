@@ -15,6 +15,7 @@ from ckpt_tools.report import (
     Table,
     Tree,
     number,
+    printable,
     shade,
     sparkline,
 )
@@ -54,8 +55,8 @@ def _facts(block: Facts, width: int) -> list[str]:
     label_width = max((len(label) for label, _ in block.rows), default=0)
     lines: list[str] = []
     for label, value in block.rows:
-        start = f"  {_printable(label):<{label_width}}  "
-        for line in _printable(value).splitlines() or [""]:
+        start = f"  {printable(label):<{label_width}}  "
+        for line in printable(value).splitlines() or [""]:
             lines += _wrapped(line, width, start, " " * len(start))
             start = " " * len(start)
     return lines
@@ -107,7 +108,7 @@ def _table(block: Table, width: int) -> list[str]:
         return []
     names = [name.removeprefix(">") for name in block.columns]
     align = ["right" if name.startswith(">") else "left" for name in block.columns]
-    rows = [[_printable(cell) for cell in row] for row in block.rows]
+    rows = [[printable(cell) for cell in row] for row in block.rows]
     # columns in which nothing stands say nothing
     used = [i for i in range(len(names)) if any(row[i].strip() for row in rows)]
     if width:
@@ -161,10 +162,3 @@ def _wrapped_cell(text: str, width: int) -> list[str]:
 
 def _cut(line: str, width: int) -> str:
     return line if len(line) <= max(width, MIN_WIDTH) else line[: max(width, MIN_WIDTH) - 1] + "…"
-
-
-def _printable(text: str) -> str:
-    """*text* with what would steer the terminal made visible: names come from hostile files."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

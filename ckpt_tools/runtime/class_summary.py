@@ -11,7 +11,7 @@ from torch import nn
 from ckpt_tools.analysis.summary import pick, summarize
 from ckpt_tools.checkpoint import Checkpoint, StateDict
 from ckpt_tools.errors import CkptError
-from ckpt_tools.report import Facts, Report, Table, count, size
+from ckpt_tools.report import Facts, Report, Tree, count, size
 from ckpt_tools.runtime.forward import ForwardSummary, InputSpec, Layer, Output, forward_summary
 from ckpt_tools.runtime.reload import rehearse, requires_grad_of
 
@@ -39,7 +39,7 @@ def summarize_class(
         return report
     summary = forward_summary(model, inputs, batch=batch, state_dict=state_dict)
     facts = Facts("As the class runs it", _facts(summary, model, state_dict))
-    table = Table(
+    table = Tree(
         "Forward pass",
         ("layer", "class", "output", ">parameters", ">mult-adds", ">activations"),
         _rows(summary, depth),
@@ -82,8 +82,8 @@ def _fit(model: nn.Module, state_dict: StateDict) -> str:
     return f"it is not quite the file's: {', '.join(told)}"
 
 
-def _rows(summary: ForwardSummary, depth: int | None) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
+def _rows(summary: ForwardSummary, depth: int | None) -> list[tuple[int, tuple[str, ...]]]:
+    rows: list[tuple[int, tuple[str, ...]]] = []
     outer: list[str] = []
     for layer in _down_to(summary.layers, depth):
         del outer[layer.depth :]
@@ -93,16 +93,19 @@ def _rows(summary: ForwardSummary, depth: int | None) -> list[tuple[str, ...]]:
         parameters = f"{layer.parameters:,}" if layer.parameters else "(shared)" if layer.shared_parameters else ""
         rows.append(
             (
-                "  " * layer.depth + label,
-                layer.class_name,
-                _outputs(layer) if layer.called else "not called",
-                parameters,
-                f"{layer.mult_adds:,}" if layer.mult_adds else "",
-                size(layer.activation_bytes) if layer.activation_bytes else "",
+                layer.depth,
+                (
+                    label,
+                    layer.class_name,
+                    _outputs(layer) if layer.called else "not called",
+                    parameters,
+                    f"{layer.mult_adds:,}" if layer.mult_adds else "",
+                    size(layer.activation_bytes) if layer.activation_bytes else "",
+                ),
             )
         )
     total = (f"{summary.parameters:,}", f"{summary.mult_adds:,}", size(summary.activation_bytes))
-    return [*rows, ("total", "", "", *total)]
+    return [*rows, (0, ("total", "", "", *total))]
 
 
 def _down_to(layers: Sequence[Layer], depth: int | None) -> list[Layer]:

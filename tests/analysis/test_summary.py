@@ -4,7 +4,7 @@ import pytest
 
 from ckpt_tools import open_checkpoint
 from ckpt_tools.analysis.summary import summarize
-from ckpt_tools.report import Table
+from ckpt_tools.report import Tree
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -17,8 +17,8 @@ def report_of(tmp_path, value, **options):
 
 
 def layers(report):
-    table = next(block for block in report.blocks if isinstance(block, Table) and block.title == "Layers")
-    return {row[0].strip(): row for row in table.rows}
+    table = next(block for block in report.blocks if isinstance(block, Tree) and block.title == "Layers")
+    return {row[0]: row for _, row in table.rows}
 
 
 def test_resnet18_with_a_new_head(tmp_path):

@@ -33,6 +33,7 @@ from ckpt_tools.errors import CkptError
     "--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), help="Cast floating tensors of 16 bits or more."
 )
 @click.option("--allow-lossy", is_flag=True, help="Cast even where values become infinite or zero.")
+@click.option("--bake", is_flag=True, help="Compute pruned, weight_norm and spectral_norm weights from their parts.")
 @click.option("--metadata", metavar="KEY=VALUE", multiple=True, help="Text for the output's metadata (safetensors).")
 @click.option("--force", is_flag=True, help="Replace DST if it exists; never the source.")
 @click.option("--no-verify", is_flag=True, help="Do not read the output again to compare it with the source.")
@@ -50,6 +51,7 @@ def convert(
     add_prefix: str,
     dtype: str | None,
     allow_lossy: bool,
+    bake: bool,
     metadata: tuple[str, ...],
     force: bool,
     no_verify: bool,
@@ -70,7 +72,10 @@ def convert(
         dtype=BY_NAME[dtype] if dtype is not None else None,
         metadata=dict(_pair(text, "--metadata") for text in metadata),
         force=force,
+        baking=bake,
     )
+    if bake and not conversion.plan.baked:
+        click.echo("ckpt: nothing to bake: no pruning, weight_norm, spectral_norm or parametrization", err=True)
     if not dry_run:
         with progress(work(conversion, not no_verify), "converting") as advance:
             conversion = carry_out(conversion, watch, verify=not no_verify, allow_lossy=allow_lossy, advance=advance)

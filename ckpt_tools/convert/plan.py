@@ -13,6 +13,7 @@ from ckpt_tools.analysis.overview import wrapper_prefix
 from ckpt_tools.analysis.summary import pick
 from ckpt_tools.checkpoint import Checkpoint, Module, StateDict, TensorInfo, format_path
 from ckpt_tools.contents import EXPANDED_BYTES
+from ckpt_tools.convert.bake import Baked, bake, bare_versions
 from ckpt_tools.convert.sharing import Alias, aliases, restored, same_views
 from ckpt_tools.dtypes import DType
 from ckpt_tools.errors import CkptError, LimitExceeded, UnsupportedFeature
@@ -26,18 +27,6 @@ VALUE_NODES = 10_000
 """The largest plain value, in numbers, texts and containers, that goes along as JSON."""
 VALUE_CHARACTERS = 100_000
 """And its longest text."""
-
-
-# classes outside torch that set a _version (torchvision 0.29: mnasnet.py, densenet.py, vision_transformer.py,
-# detection/_utils.py, feature_pyramid_network.py, rpn.py, mask_rcnn.py)
-_CLASS_VERSIONS = {
-    "torchvision.models.mnasnet.MNASNet": 2,
-    "torchvision.models.densenet._DenseBlock": 2,
-    "torchvision.models.vision_transformer.MLPBlock": 2,
-    "torchvision.ops.feature_pyramid_network.FeaturePyramidNetwork": 2,
-    "torchvision.models.detection.rpn.RPNHead": 2,
-    "torchvision.models.detection.mask_rcnn.MaskRCNNHeads": 2,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +59,8 @@ class Plan:
     """Everything a writer needs.
 
     *aliases* are those of *entries*, by output name; *values* the plain data that goes along, by key path;
-    *left* what does not, with the reason; *versions* torch's ``_metadata``; *metadata* text for the output.
+    *left* what does not, with the reason; *versions* torch's ``_metadata``; *metadata* text for the output;
+    *baked* the weights that are computed.
     """
 
     checkpoint: Checkpoint
@@ -81,6 +71,7 @@ class Plan:
     left: tuple[tuple[str, str], ...]
     versions: Mapping[str, object] | None
     metadata: Mapping[str, str]
+    baked: tuple[Baked, ...] = ()
 
 
 def source_of(checkpoint: Checkpoint, select: str | None) -> StateDict:
@@ -123,16 +114,17 @@ def make_plan(
     names: Names | None = None,
     dtype: DType | None = None,
     metadata: Mapping[str, str] | None = None,
+    baking: bool = False,
 ) -> Plan:
     """The plan for one file.
 
     *objection* says why the output's format cannot hold a tensor, "" where it can; *dtype* is what floating
-    tensors of 16 bits or more are cast to. Raises a `CkptError` where a name would be lost or written twice,
-    or tensors cannot be held.
+    tensors of 16 bits or more are cast to; *baking* puts weights in the place of what they are computed from.
+    Raises a `CkptError` where a name would be lost or written twice, or tensors cannot be held.
     """
     state_dict = source_of(checkpoint, select)
     try:
-        return _plan(checkpoint, state_dict, objection, names or Names(), dtype, metadata or {})
+        return _plan(checkpoint, state_dict, objection, names or Names(), dtype, metadata or {}, baking)
     except CkptError as error:
         raise error.at(path=checkpoint.path) from None
 
@@ -144,6 +136,7 @@ def _plan(
     names: Names,
     dtype: DType | None,
     metadata: Mapping[str, str],
+    baking: bool,
 ) -> Plan:
     left: list[tuple[str, str]] = []
     chosen: list[TensorInfo] = []
@@ -154,6 +147,11 @@ def _plan(
             left.append((tensor.name, "left out by --keep or --drop"))
     if state_dict.tensors and not chosen:
         raise CkptError("--keep and --drop leave no tensor")
+    _check_expansion(tensor for tensor in chosen if tensor.storage is not None)
+    own = checkpoint.module if state_dict.path == checkpoint.module_path else None
+    baked: list[Baked] = []
+    if baking:
+        chosen, baked = bake(chosen, own)
     renamed = rename([tensor.name for tensor in chosen], names)
     entries = [Entry(renamed[tensor.name], tensor, _cast(tensor.dtype, dtype)) for tensor in chosen]
     _check(entries, objection)
@@ -164,8 +162,8 @@ def _plan(
             _sort_out(f"{root}: {name}" if root else name, value, values, left)
     for path, value in _beside(checkpoint, state_dict):
         _sort_out(format_path(path), value, values, left)
-    if checkpoint.module is not None and state_dict.path == checkpoint.module_path:
-        _leave_module(checkpoint.module, left)
+    if own is not None:
+        _leave_module(own, left)
     kept = {key: value for key, value in checkpoint.metadata.items() if key != NOTE and isinstance(value, str)}
     if checkpoint.format != "safetensors":
         kept = {}
@@ -177,10 +175,13 @@ def _plan(
         values = {**earlier, **values}
     found = aliases([replace(e.tensor, name=e.name) for e in entries])
     recorded = state_dict.metadata
-    if checkpoint.module is not None and state_dict.path == checkpoint.module_path:
-        recorded = _known_versions(checkpoint.module)
+    if own is not None:
+        recorded = _known_versions(own)
+    if recorded is not None:
+        recorded = bare_versions(recorded, baked)
     versions = _versions(recorded, renamed)
-    return Plan(checkpoint, state_dict, tuple(entries), found, values, tuple(left), versions, {**kept, **metadata})
+    output = {**kept, **metadata}
+    return Plan(checkpoint, state_dict, tuple(entries), found, values, tuple(left), versions, output, tuple(baked))
 
 
 # --- names
@@ -225,19 +226,12 @@ def _wanted(name: str, rules: Names) -> bool:
 
 
 def _known_versions(module: Module) -> Mapping[str, object]:
-    """The versions of a pickled model's modules, as far as the file or their class's name tells them.
+    """The versions of a pickled model's modules, as far as they are known.
 
-    A version is an attribute of the class, which no pickle holds. One that is wrong makes ``load_state_dict``
-    convert what needs no conversion (torchvision's MNASNet rebuilds its stem), so none is made up.
+    One that is wrong makes ``load_state_dict`` convert what needs no conversion (torchvision's MNASNet rebuilds its
+    stem), so none is made up.
     """
-    known: dict[str, object] = {}
-    for path, part in module.walk():
-        version = part.attributes.get("_version", _CLASS_VERSIONS.get(part.class_name))
-        if version is None and part.class_name.startswith("torch."):
-            version = part.version
-        if isinstance(version, int):
-            known[path] = {"version": version}
-    return known
+    return {path: {"version": part.version} for path, part in module.walk() if part.version is not None}
 
 
 def _versions(versions: Mapping[str, object] | None, renamed: Mapping[str, str]) -> Mapping[str, object] | None:
@@ -293,7 +287,11 @@ def _check(entries: Sequence[Entry], objection: Callable[[TensorInfo, DType], st
             f"{count(len(refused), 'tensor')} cannot be written: {_some(refused)}",
             remedy="Leave them out with --drop GLOB, or turn them into plain tensors where the checkpoint is made",
         )
-    groups = [group[0] for group in same_views(entry.tensor for entry in entries)]
+
+
+def _check_expansion(tensors: Iterable[TensorInfo]) -> None:
+    """Refuse what is small in the file and, by expanded tensors and views, without measure in the output."""
+    groups = [group[0] for group in same_views(tensors)]
     wanted = sum(tensor.nbytes for tensor in groups)
     stored = sum({id(t.storage): t.storage.nbytes for t in groups if t.storage is not None}.values())
     if wanted > EXPANDED_BYTES + 8 * stored:
@@ -429,4 +427,6 @@ def note_text(plan: Plan, digest: str | None, version: str) -> str:
         note["values"] = plan.values
     if plan.versions is not None:
         note["versions"] = plan.versions
+    if plan.baked:
+        note["baked"] = {made.name: {"method": made.method, "parts": list(made.parts)} for made in plan.baked}
     return json.dumps(note, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -68,6 +68,7 @@ def prepare(
     dtype: DType | None = None,
     metadata: Mapping[str, str] | None = None,
     force: bool = False,
+    baking: bool = False,
 ) -> tuple[Conversion, Watch]:
     """The plan for converting *source* to *target*, and a watch on the files it will read; nothing is written.
 
@@ -77,13 +78,18 @@ def prepare(
     watch.note(source)
     format = format_of(target)
     plan = make_plan(
-        open_checkpoint(source), _OBJECTIONS[format], select=select, names=names, dtype=dtype, metadata=metadata
+        open_checkpoint(source),
+        _OBJECTIONS[format],
+        select=select,
+        names=names,
+        dtype=dtype,
+        metadata=metadata,
+        baking=baking,
     )
-    for entry in plan.entries:
-        storage = entry.tensor.storage
-        place = storage.source.locate(storage.offset) if storage is not None else None
-        if place is not None:
-            watch.note(place[0])
+    for storage in (storage for tensor in plan.state_dict.tensors for storage in tensor.storages()):
+        located = storage.source.locate(storage.offset)
+        if located is not None:
+            watch.note(located[0])
     if watch.same_as(target):
         raise CkptError("is the source; a conversion does not write over what it reads", path=target)
     if os.path.isdir(target):
@@ -200,6 +206,9 @@ def report(conversion: Conversion, done: bool) -> Report:
     blocks: list[Block] = [Facts("", facts)]
     if renamed:
         blocks.append(Table("Renamed", ("from", "to"), renamed))
+    if plan.baked:
+        rows = [(made.name, made.method, ", ".join(made.parts), made.basis) for made in plan.baked]
+        blocks.append(Table("Baked", ("weight", "method", "made of", "known"), rows))
     if cast:
         blocks.append(Table("Cast", ("tensor", "from", "to"), cast))
     if conversion.losses:
@@ -222,6 +231,8 @@ def report(conversion: Conversion, done: bool) -> Report:
 
 def _verdict(conversion: Conversion, done: bool) -> str:
     tensors = count(len(conversion.plan.entries), "tensor")
+    if conversion.plan.baked:
+        tensors += f", {len(conversion.plan.baked):,} of them baked"
     if not done:
         return f"{tensors} would go to {conversion.target}; nothing was written"
     how = "verified bit for bit" if conversion.output is not None else "not verified"
@@ -254,6 +265,10 @@ def _data(conversion: Conversion, done: bool, left: list[tuple[str, str]]) -> di
                 "shape": list(e.tensor.shape),
             }
             for e in plan.entries
+        ],
+        "baked": [
+            {"name": made.name, "method": made.method, "parts": list(made.parts), "basis": made.basis}
+            for made in plan.baked
         ],
         "aliases": {name: alias.as_json() for name, alias in plan.aliases.items()},
         "lost_values": {

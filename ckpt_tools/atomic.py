@@ -55,9 +55,11 @@ def unfinished_folder(path: str) -> Iterator[str]:
         try:
             yield temporary
         finally:
-            if _is(temporary, held):  # else it has been renamed
-                _remove_folder(temporary, ignore_errors=True)
-            os.close(held)
+            try:
+                if _is(temporary, held):  # else it has been renamed
+                    _remove_folder(temporary, ignore_errors=True)
+            finally:
+                os.close(held)
     except OSError as error:
         raise CkptError(f"cannot be written: {error.strerror}", path=path) from None
 

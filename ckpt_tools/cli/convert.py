@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import click
 
@@ -12,6 +13,20 @@ from ckpt_tools.convert.plan import Names
 from ckpt_tools.convert.run import carry_out, prepare, report, work
 from ckpt_tools.dtypes import BY_NAME
 from ckpt_tools.errors import CkptError
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """``5GB`` as bytes; units are powers of 1000, as huggingface_hub has them, or with an i of 1024."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]?i?B?)", value, re.IGNORECASE)
+    unit = _UNITS.get(match[2].upper()) if match is not None else None
+    nbytes = int(float(match[1]) * unit) if match is not None and unit is not None else 0
+    if nbytes < 1:
+        raise click.BadParameter(f"{value!r} is no size such as 5GB, 500MB or 2GiB")
+    return nbytes
 
 
 @click.command()
@@ -33,7 +48,12 @@ from ckpt_tools.errors import CkptError
     "--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), help="Cast floating tensors of 16 bits or more."
 )
 @click.option("--allow-lossy", is_flag=True, help="Cast even where values become infinite or zero.")
-@click.option("--bake", is_flag=True, help="Compute pruned, weight_norm and spectral_norm weights from their parts.")
+@click.option(
+    "--shard-size",
+    metavar="SIZE",
+    callback=_size,
+    help="Safetensors in shards of at most this, such as 5GB, and an index. DST is a folder or x.safetensors.",
+)
 @click.option("--metadata", metavar="KEY=VALUE", multiple=True, help="Text for the output's metadata (safetensors).")
 @click.option("--force", is_flag=True, help="Replace DST if it exists; never the source.")
 @click.option("--no-verify", is_flag=True, help="Do not read the output again to compare it with the source.")
@@ -51,7 +71,7 @@ def convert(
     add_prefix: str,
     dtype: str | None,
     allow_lossy: bool,
-    bake: bool,
+    shard_size: int | None,
     metadata: tuple[str, ...],
     force: bool,
     no_verify: bool,
@@ -72,10 +92,8 @@ def convert(
         dtype=BY_NAME[dtype] if dtype is not None else None,
         metadata=dict(_pair(text, "--metadata") for text in metadata),
         force=force,
-        baking=bake,
+        shard_size=shard_size,
     )
-    if bake and not conversion.plan.baked:
-        click.echo("ckpt: nothing to bake: no pruning, weight_norm, spectral_norm or parametrization", err=True)
     if not dry_run:
         with progress(work(conversion, not no_verify), "converting") as advance:
             conversion = carry_out(conversion, watch, verify=not no_verify, allow_lossy=allow_lossy, advance=advance)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import BinaryIO
 
 from ckpt_tools.analysis.digest import ALGORITHM, Digest
 from ckpt_tools.atomic import replacing
 from ckpt_tools.checkpoint import TensorInfo, format_path
-from ckpt_tools.convert import prove, write_npz, write_safetensors, write_torch
+from ckpt_tools.convert import prove, write_npz, write_safetensors, write_shards, write_torch
 from ckpt_tools.convert.plan import NOTE, Names, Plan, make_plan, note_text
-from ckpt_tools.convert.stream import Losses, Sink, Watch, Written
+from ckpt_tools.convert.stream import Advance, Losses, Sink, Watch, Written
+from ckpt_tools.convert.write_shards import Place
 from ckpt_tools.dtypes import DType
 from ckpt_tools.errors import CkptError, LossyConversion, UnsupportedFeature
 from ckpt_tools.formats import open_checkpoint
@@ -39,15 +40,20 @@ _TO_COME = "".join(f"{byte:02x}" for byte in b"the digest will be written here."
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What was done, or would be: *source* and *output* are digests, None where nothing was verified."""
+    """What was done, or would be: *source* and *output* are digests, None where nothing was verified.
+
+    *place* is where a set of shards goes, and *files* are what was written: the names of shards and index, or one.
+    """
 
     plan: Plan
     target: str
     format: str
+    place: Place | None = None
     source: Digest | None = None
     output: Digest | None = None
     losses: Mapping[str, Losses] | None = None
     nbytes: int = 0
+    files: tuple[str, ...] = ()
 
 
 def format_of(target: str) -> str:
@@ -68,15 +74,17 @@ def prepare(
     dtype: DType | None = None,
     metadata: Mapping[str, str] | None = None,
     force: bool = False,
-    baking: bool = False,
+    shard_size: int | None = None,
 ) -> tuple[Conversion, Watch]:
     """The plan for converting *source* to *target*, and a watch on the files it will read; nothing is written.
 
-    Raises `CkptError` where *target* is one of the source's files, or exists and *force* does not allow that.
+    With *shard_size* the output is safetensors in shards of that many bytes. Raises `CkptError` where *target* is
+    one of the source's files, or exists and *force* does not allow that.
     """
     watch = Watch()
     watch.note(source)
-    format = format_of(target)
+    place = write_shards.place_of(target, shard_size) if shard_size is not None else None
+    format = format_of(target) if place is None else "safetensors"
     plan = make_plan(
         open_checkpoint(source),
         _OBJECTIONS[format],
@@ -84,19 +92,23 @@ def prepare(
         names=names,
         dtype=dtype,
         metadata=metadata,
-        baking=baking,
     )
     for storage in (storage for tensor in plan.state_dict.tensors for storage in tensor.storages()):
         located = storage.source.locate(storage.offset)
         if located is not None:
             watch.note(located[0])
-    if watch.same_as(target):
-        raise CkptError("is the source; a conversion does not write over what it reads", path=target)
-    if os.path.isdir(target):
-        raise CkptError("is a folder", path=target)
-    if os.path.lexists(target) and not force:
-        raise CkptError("exists already", path=target, remedy="--force replaces it")
-    return Conversion(plan, target, format), watch
+    if place is not None:
+        taken = [os.path.join(place.folder, name) for name in place.existing()]
+    else:
+        taken = [target] if os.path.lexists(target) else []
+    for path in taken:
+        if watch.same_as(path):
+            raise CkptError("is the source; a conversion does not write over what it reads", path=path)
+    if place is None and os.path.isdir(target):
+        raise CkptError("is a folder", path=target, remedy="--shard-size writes into one")
+    if taken and not force:
+        raise CkptError("exists already", path=taken[0], remedy="--force replaces it")
+    return Conversion(plan, target, format, place), watch
 
 
 def carry_out(
@@ -105,7 +117,7 @@ def carry_out(
     *,
     verify: bool = True,
     allow_lossy: bool = False,
-    advance: Callable[[int], None] | None = None,
+    advance: Advance | None = None,
 ) -> Conversion:
     """Write the target of *conversion*: whole and, with *verify*, proven, or not at all.
 
@@ -113,21 +125,11 @@ def carry_out(
     values infinite or zero and *allow_lossy* does not allow it, and `CkptError` where the proof fails, the source
     changes meanwhile, or the system refuses.
     """
-    plan = conversion.plan
-    source: Digest | None = None
-    output: Digest | None = None
+    if conversion.place is not None:
+        with write_shards.replacing_set(conversion.place) as folder:
+            return _filled(_Set(conversion, conversion.place, folder), watch, verify, allow_lossy, advance)
     with replacing(conversion.target) as file:
-        written = _write(file, conversion, _TO_COME if verify else None, advance)
-        file.flush()
-        _refuse_losses(plan, written.losses, allow_lossy)
-        if verify:
-            source, output = prove.prove(file.name, plan, written.sha256, advance)
-            if conversion.format == "safetensors":
-                _fill_in(file, source.sha256)
-                prove.prove_with_library(file.name, write_safetensors.stored(plan))
-        watch.check()
-        nbytes = file.seek(0, os.SEEK_END)
-    return Conversion(plan, conversion.target, conversion.format, source, output, written.losses, nbytes)
+        return _filled(_OneFile(conversion, file), watch, verify, allow_lossy, advance)
 
 
 def work(conversion: Conversion, verify: bool) -> int:
@@ -136,9 +138,108 @@ def work(conversion: Conversion, verify: bool) -> int:
     return once * (3 if verify else 1)
 
 
-def _write(
-    file: BinaryIO, conversion: Conversion, digest: str | None, advance: Callable[[int], None] | None
-) -> Written:
+def _filled(
+    draft: _OneFile | _Set, watch: Watch, verify: bool, allow_lossy: bool, advance: Advance | None
+) -> Conversion:
+    """Write and prove *draft*, which may take its place then."""
+    plan = draft.conversion.plan
+    source: Digest | None = None
+    output: Digest | None = None
+    try:
+        written = draft.write(_TO_COME if verify else None, advance)
+    except UnsupportedFeature as error:
+        raise error.at(path=plan.checkpoint.path) from None
+    _refuse_losses(plan, written.losses, allow_lossy)
+    if verify:
+        source, output = prove.prove(draft.path, plan, written.sha256, advance)
+        draft.fill_in(source.sha256)
+    watch.check()
+    return replace(
+        draft.conversion,
+        source=source,
+        output=output,
+        losses=written.losses,
+        nbytes=sum(map(os.path.getsize, draft.files)),
+        files=draft.names,
+    )
+
+
+class _OneFile:
+    """A single file that is being written; *path* and *files* are where it is meanwhile."""
+
+    def __init__(self, conversion: Conversion, file: BinaryIO) -> None:
+        self.path = file.name
+        self.files = [file.name]
+        self.names = (os.path.basename(conversion.target),)
+        self.conversion = conversion
+        self._file = file
+
+    def write(self, digest: str | None, advance: Advance | None) -> Written:
+        """Write it, with *digest* in its metadata where the format has any."""
+        written = _write(self._file, self.conversion, digest, advance)
+        self._file.flush()
+        return written
+
+    def fill_in(self, sha256: str) -> None:
+        """Put the source's digest where `_TO_COME` stands, and have the format's own library open the file."""
+        if self.conversion.format != "safetensors":
+            return
+        with open(self.path, "rb") as written:
+            head = written.read(8 + int.from_bytes(written.read(8), "little"))
+        self._file.seek(8 + head.index(_TO_COME.encode("ascii")))
+        self._file.write(sha256.encode("ascii"))
+        self._file.flush()
+        prove.prove_with_library(self.path, write_safetensors.stored(self.conversion.plan))
+
+
+class _Set:
+    """Shards and an index that are being written into *folder*, or the single file that holds all of them."""
+
+    def __init__(self, conversion: Conversion, place: Place, folder: str) -> None:
+        self.conversion = conversion
+        shards = write_shards.deal_out(conversion.plan, place.limit)
+        names = [place.single]
+        if len(shards) > 1:
+            names = [place.shard(number, len(shards)) for number in range(1, len(shards) + 1)]
+        self._shards = dict(zip(names, shards, strict=True))
+        self.files = [os.path.join(folder, name) for name in names]
+        self.path = self.files[0]
+        if len(shards) > 1:
+            self.path = os.path.join(folder, place.index)
+            self.files.append(self.path)
+        self.names = tuple(map(os.path.basename, self.files))
+
+    def write(self, digest: str | None, advance: Advance | None) -> Written:
+        if len(self._shards) == 1:
+            with open(self.path, "xb") as file:
+                written = _write(file, self.conversion, digest, advance)
+                file.flush()
+                os.fsync(file.fileno())
+            return written
+        written = Written()
+        for path, entries in zip(self.files, self._shards.values(), strict=False):
+            part = write_shards.write_shard(path, entries, advance)
+            written.sha256 |= part.sha256
+            written.losses |= part.losses
+        self._write_index(digest)
+        return written
+
+    def fill_in(self, sha256: str) -> None:
+        if len(self._shards) == 1:
+            with open(self.path, "r+b") as file:
+                _OneFile(self.conversion, file).fill_in(sha256)
+                os.fsync(file.fileno())
+            return
+        self._write_index(sha256)
+        for path, entries in zip(self.files, self._shards.values(), strict=False):
+            prove.prove_with_library(path, entries)
+
+    def _write_index(self, digest: str | None) -> None:
+        text = write_shards.index_text(self.conversion.plan, self._shards, _metadata(self.conversion.plan, digest))
+        write_shards.write_whole(self.path, text)
+
+
+def _write(file: BinaryIO, conversion: Conversion, digest: str | None, advance: Advance | None) -> Written:
     plan = conversion.plan
     sink = Sink(file, advance)
     try:
@@ -146,22 +247,13 @@ def _write(
             return write_torch.write(sink, plan)
         if conversion.format == "npz":
             return write_npz.write(sink, plan)
-        note = note_text(plan, digest, _version())
-        metadata = write_safetensors.metadata(plan, note, NOTE)
-        return write_safetensors.write(sink, write_safetensors.stored(plan), metadata)
-    except UnsupportedFeature as error:
-        raise error.at(path=conversion.plan.checkpoint.path) from None
+        return write_safetensors.write(sink, write_safetensors.stored(plan), _metadata(plan, digest))
     finally:
         sink.close()
 
 
-def _fill_in(file: BinaryIO, sha256: str) -> None:
-    """Put the source's digest where the header of the safetensors *file* has `_TO_COME`."""
-    with open(file.name, "rb") as written:
-        head = written.read(8 + int.from_bytes(written.read(8), "little"))
-    file.seek(8 + head.index(_TO_COME.encode("ascii")))
-    file.write(sha256.encode("ascii"))
-    file.flush()
+def _metadata(plan: Plan, digest: str | None) -> dict[str, str]:
+    return write_safetensors.metadata(plan, note_text(plan, digest, _version()), NOTE)
 
 
 def _refuse_losses(plan: Plan, losses: Mapping[str, Losses], allowed: bool) -> None:
@@ -204,11 +296,9 @@ def report(conversion: Conversion, done: bool) -> Report:
     if conversion.source is not None:
         facts.append(("source's digest", conversion.source.sha256))
     blocks: list[Block] = [Facts("", facts)]
+    rows: list[tuple[str, ...]]
     if renamed:
         blocks.append(Table("Renamed", ("from", "to"), renamed))
-    if plan.baked:
-        rows = [(made.name, made.method, ", ".join(made.parts), made.basis) for made in plan.baked]
-        blocks.append(Table("Baked", ("weight", "method", "made of", "known"), rows))
     if cast:
         blocks.append(Table("Cast", ("tensor", "from", "to"), cast))
     if conversion.losses:
@@ -231,12 +321,11 @@ def report(conversion: Conversion, done: bool) -> Report:
 
 def _verdict(conversion: Conversion, done: bool) -> str:
     tensors = count(len(conversion.plan.entries), "tensor")
-    if conversion.plan.baked:
-        tensors += f", {len(conversion.plan.baked):,} of them baked"
     if not done:
         return f"{tensors} would go to {conversion.target}; nothing was written"
     how = "verified bit for bit" if conversion.output is not None else "not verified"
-    return f"{tensors}, {size(conversion.nbytes)}, written to {conversion.target}, {how}"
+    shards = f" in {len(conversion.files) - 1:,} shards" if len(conversion.files) > 1 else ""
+    return f"{tensors}, {size(conversion.nbytes)}, written to {conversion.target}{shards}, {how}"
 
 
 def _is_tied(plan: Plan, name: str) -> bool:
@@ -251,6 +340,7 @@ def _data(conversion: Conversion, done: bool, left: list[tuple[str, str]]) -> di
         "format": conversion.format,
         "written": done,
         "verified": conversion.output is not None,
+        "files": list(conversion.files),
         "bytes": conversion.nbytes if done else None,
         "algorithm": ALGORITHM,
         "source_digest": conversion.source.sha256 if conversion.source else None,
@@ -265,10 +355,6 @@ def _data(conversion: Conversion, done: bool, left: list[tuple[str, str]]) -> di
                 "shape": list(e.tensor.shape),
             }
             for e in plan.entries
-        ],
-        "baked": [
-            {"name": made.name, "method": made.method, "parts": list(made.parts), "basis": made.basis}
-            for made in plan.baked
         ],
         "aliases": {name: alias.as_json() for name, alias in plan.aliases.items()},
         "lost_values": {

@@ -38,8 +38,12 @@ def objection(tensor: TensorInfo, dtype: DType) -> str:
 
 def stored(plan: Plan) -> list[Entry]:
     """The entries that take bytes, in the order of the file."""
-    held = [entry for entry in plan.entries if entry.name not in plan.aliases or plan.aliases[entry.name].stored]
-    return sorted(held, key=lambda entry: (-_RANK[entry.dtype.safetensors or ""], entry.name.encode("utf-8")))
+    return in_order(e for e in plan.entries if e.name not in plan.aliases or plan.aliases[e.name].stored)
+
+
+def in_order(entries: Iterable[Entry]) -> list[Entry]:
+    """*entries* in the order of a file."""
+    return sorted(entries, key=lambda entry: (-_RANK[entry.dtype.safetensors or ""], entry.name.encode("utf-8")))
 
 
 def shape(entry: Entry) -> list[int]:

@@ -48,6 +48,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     "--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), help="Cast floating tensors of 16 bits or more."
 )
 @click.option("--allow-lossy", is_flag=True, help="Cast even where values become infinite or zero.")
+@click.option("--bake", is_flag=True, help="Compute pruned, weight_norm and spectral_norm weights from their parts.")
 @click.option(
     "--shard-size",
     metavar="SIZE",
@@ -71,6 +72,7 @@ def convert(
     add_prefix: str,
     dtype: str | None,
     allow_lossy: bool,
+    bake: bool,
     shard_size: int | None,
     metadata: tuple[str, ...],
     force: bool,
@@ -93,7 +95,10 @@ def convert(
         metadata=dict(_pair(text, "--metadata") for text in metadata),
         force=force,
         shard_size=shard_size,
+        baking=bake,
     )
+    if bake and not conversion.plan.baked:
+        click.echo("ckpt: nothing to bake: no pruning, weight_norm, spectral_norm or parametrization", err=True)
     if not dry_run:
         with progress(work(conversion, not no_verify), "converting") as advance:
             conversion = carry_out(conversion, watch, verify=not no_verify, allow_lossy=allow_lossy, advance=advance)

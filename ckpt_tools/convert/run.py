@@ -75,6 +75,7 @@ def prepare(
     metadata: Mapping[str, str] | None = None,
     force: bool = False,
     shard_size: int | None = None,
+    baking: bool = False,
 ) -> tuple[Conversion, Watch]:
     """The plan for converting *source* to *target*, and a watch on the files it will read; nothing is written.
 
@@ -92,6 +93,7 @@ def prepare(
         names=names,
         dtype=dtype,
         metadata=metadata,
+        baking=baking,
     )
     for storage in (storage for tensor in plan.state_dict.tensors for storage in tensor.storages()):
         located = storage.source.locate(storage.offset)
@@ -299,6 +301,9 @@ def report(conversion: Conversion, done: bool) -> Report:
     rows: list[tuple[str, ...]]
     if renamed:
         blocks.append(Table("Renamed", ("from", "to"), renamed))
+    if plan.baked:
+        rows = [(made.name, made.method, ", ".join(made.parts), made.basis) for made in plan.baked]
+        blocks.append(Table("Baked", ("weight", "method", "made of", "known"), rows))
     if cast:
         blocks.append(Table("Cast", ("tensor", "from", "to"), cast))
     if conversion.losses:
@@ -321,6 +326,8 @@ def report(conversion: Conversion, done: bool) -> Report:
 
 def _verdict(conversion: Conversion, done: bool) -> str:
     tensors = count(len(conversion.plan.entries), "tensor")
+    if conversion.plan.baked:
+        tensors += f", {len(conversion.plan.baked):,} of them baked"
     if not done:
         return f"{tensors} would go to {conversion.target}; nothing was written"
     how = "verified bit for bit" if conversion.output is not None else "not verified"
@@ -355,6 +362,10 @@ def _data(conversion: Conversion, done: bool, left: list[tuple[str, str]]) -> di
                 "shape": list(e.tensor.shape),
             }
             for e in plan.entries
+        ],
+        "baked": [
+            {"name": made.name, "method": made.method, "parts": list(made.parts), "basis": made.basis}
+            for made in plan.baked
         ],
         "aliases": {name: alias.as_json() for name, alias in plan.aliases.items()},
         "lost_values": {

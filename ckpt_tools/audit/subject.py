@@ -77,6 +77,16 @@ class Subject:
         """A finding of the rule at hand; *evidence* holds plain JSON values, *remedy* "" is the rule's own."""
         return Finding("", "", "error", message, Location(self.path, member, offset, tensor), evidence or {}, remedy)
 
+    @property
+    def size(self) -> int:
+        """Its bytes, of a folder those of the files that the checkpoint is made of."""
+        return self.source.size if isinstance(self.source, Source) else self.checkpoint.size if self.checkpoint else 0
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it stands at a URL."""
+        return is_url(self.path)
+
     @cached_property
     def coverage(self) -> Coverage:
         """What of the file has been looked at."""

@@ -51,12 +51,17 @@ def open_checkpoint(target: str | os.PathLike[str] | bytes | Source | Folder) ->
         raise error.at(path=source.name) from None
 
 
+def is_checkpoint_folder(path: str) -> bool:
+    """Whether the folder at *path* is one checkpoint of several files."""
+    return any(format.folder is not None and format.folder(Folder(path)) for format in FORMATS)
+
+
 def looks_like_checkpoint(path: str) -> bool:
     """Whether a folder is one checkpoint, or a file is one by its content or claims to be by its suffix."""
     try:
         source = open_source(path)
         if isinstance(source, Folder):
-            return any(format.folder is not None and format.folder(source) for format in FORMATS)
+            return is_checkpoint_folder(path)
         if path.lower().endswith(SUFFIXES):
             return True
         head = source.peek(0, HEAD_BYTES)

@@ -1,0 +1,213 @@
+"""The audit itself: from paths to `Audited` results, one a file, in a stable order.
+
+A file is judged on its own, in this process or another; a bad one never stops the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from ckpt_tools.audit.coverage import Coverage, Opening
+from ckpt_tools.audit.dangers import PickleVerdict
+from ckpt_tools.audit.findings import SEVERITIES, Finding, Location, Severity
+from ckpt_tools.audit.inputs import MODEL_SUFFIXES, Target, below, targets
+from ckpt_tools.audit.policy import Options, Policy, matches, suggestion
+from ckpt_tools.audit.rule import Rule
+from ckpt_tools.audit.rules import BY_CODE, RULES
+from ckpt_tools.audit.subject import Subject
+from ckpt_tools.errors import CkptError, NotACheckpoint, NotFound
+from ckpt_tools.records import record
+
+UNREAD = "I102"
+"""The rule whose findings are never passed over by ``--fail-on``: something loadable was not looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """How many bytes of a file were examined, are tensor data, are of a kind that nothing runs, were not read."""
+
+    examined: int = 0
+    tensor_data: int = 0
+    inert: int = 0
+    unread: int = 0
+
+    @classmethod
+    def of(cls, coverage: Coverage) -> Bytes:
+        """The sums of *coverage*."""
+        sums = dict.fromkeys(("examined", "tensor data", "inert", "unread"), 0)
+        for region in coverage.regions:
+            sums[region.how] += region.size
+        return cls(sums["examined"], sums["tensor data"], sums["inert"], sums["unread"])
+
+
+@record
+class Audited:
+    """The result for one file or folder; plain values, which may go to another process or into a cache.
+
+    *format* and *kind* are those of the checkpoint, "" where there is none. *waived* are findings that a waiver of
+    the policy covers, with its reason. *skipped* says what the file is where it plainly is no model; *failure*
+    what went wrong where it could not be examined at all.
+    """
+
+    path: str
+    format: str = ""
+    title: str = ""
+    kind: str = ""
+    size: int = 0
+    verdicts: tuple[PickleVerdict, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    waived: tuple[tuple[Finding, str], ...] = ()
+    bytes: Bytes = field(default_factory=Bytes)
+    skipped: str = ""
+    failure: str = ""
+
+    @property
+    def answer(self) -> str:
+        """The gravest answer that one of its pickles gets; "no pickle" where there is none."""
+        answers = {verdict.answer for verdict in self.verdicts}
+        return next((a for a in ("dangerous", "unknown", "needs classes", "tensors only") if a in answers), "no pickle")
+
+
+def audit(paths: Iterable[str], options: Options | None = None, *, jobs: int = 1) -> Iterator[Audited]:
+    """Audit everything that *paths* name, with *jobs* processes; the results come in the order of the files.
+
+    Raises `CkptError` where the policy names no rule that there is.
+    """
+    options = options or Options()
+    check_codes(options.policy)
+    found = (target for path in paths for target in targets(path))
+    if jobs > 1:
+        from ckpt_tools.audit.parallel import spread
+
+        results: Iterator[list[Audited]] = spread(_examine, found, options, jobs)
+    else:
+        results = (_examine(target, options) for target in found)
+    for group in results:
+        yield from group
+
+
+def exit_code(results: Iterable[Audited], fail_on: Severity) -> int:
+    """2 where a file could not be examined or nothing was, 1 for findings from *fail_on* up, else 0."""
+    examined = failed = found = False
+    grave = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
+    for result in results:
+        failed |= bool(result.failure)
+        examined |= not (result.failure or result.skipped)
+        found |= any(finding.severity in grave or finding.code == UNREAD for finding in result.findings)
+    return 2 if failed or not examined else 1 if found else 0
+
+
+def check_codes(policy: Policy) -> None:
+    """Raise `CkptError` for a code that is no rule's and no beginning of one."""
+    for code, where in policy.codes():
+        if not code or not any(known.startswith(code) for known in BY_CODE):
+            raise CkptError(
+                f"{where} names {code!r}, which is no rule{suggestion(code, BY_CODE)}", path=policy.source or None
+            )
+
+
+# --- one file
+
+
+def _examine(target: Target, options: Options) -> list[Audited]:
+    """The results for one target: for a folder, also for the files in it that are no part of its checkpoint."""
+    if target.error is not None:
+        return [Audited(target.path, failure=str(target.error))]
+    try:
+        subject = Subject.open(target.path, options)
+        return [judged(subject, target), *_beside(subject, options)]
+    except NotFound as error:
+        return [Audited(target.path, failure=str(error.at(path=target.path)))]
+    except Exception as error:  # a fault of ours or of the machine must not keep the other files from being judged
+        if isinstance(error, CkptError):
+            return [Audited(target.path, failure=str(error.at(path=target.path)))]
+        return [Audited(target.path, failure=f"{target.path}: internal error: {type(error).__name__}: {error}")]
+
+
+def _beside(subject: Subject, options: Options) -> Iterator[Audited]:
+    """What lies in a folder beside the checkpoint that it is."""
+    if isinstance(subject.source, Opening) and not subject.is_remote:
+        taken = frozenset(source.name for source in subject.source.opened.values())
+        for target in below(subject.path, taken):
+            yield from _examine(target, options)
+
+
+def judged(subject: Subject, target: Target | None = None) -> Audited:
+    """The result for one subject."""
+    checkpoint, error = subject.checkpoint, subject.error
+    if target is not None and not target.named and isinstance(error, NotACheckpoint) and _is_no_model(subject):
+        return Audited(subject.path, size=subject.size, skipped=error.problem)
+    findings: list[Finding] = []
+    waived: list[tuple[Finding, str]] = []
+    for rule in RULES:
+        for finding in _asked(rule, subject):
+            reason = _waiver(finding, subject.options)
+            if reason:
+                waived.append((finding, reason))
+            else:
+                findings.append(finding)
+    return Audited(
+        subject.path,
+        checkpoint.format if checkpoint is not None else "",
+        checkpoint.title if checkpoint is not None else "",
+        checkpoint.kind if checkpoint is not None else "",
+        subject.size,
+        subject.verdicts,
+        tuple(findings),
+        tuple(waived),
+        Bytes.of(subject.coverage),
+    )
+
+
+def _is_no_model(subject: Subject) -> bool:
+    """Whether neither its name nor anything in it has to do with models."""
+    return not subject.path.lower().endswith(MODEL_SUFFIXES) and not subject.pickles
+
+
+def _asked(rule: Rule, subject: Subject) -> Iterator[Finding]:
+    """What *rule* finds, as far as the options ask for it."""
+    policy = subject.options.policy
+    if not policy.counts(rule.code, subject.path) or (rule.needs != "header" and not subject.options.values):
+        return
+    severity = policy.severity_of(rule.code, rule.severity)
+    try:
+        for finding in rule.findings(subject):
+            yield finding if finding.severity == severity else replace(finding, severity=severity)
+    except CkptError as error:
+        unread = BY_CODE[UNREAD]
+        yield Finding(
+            UNREAD,
+            unread.name,
+            policy.severity_of(UNREAD, unread.severity),
+            f"{rule.code} {rule.name} could not look at everything: {error.problem}",
+            Location(subject.path, error.member or "", error.offset),
+            {"rule": rule.code},
+            error.remedy or unread.remedy,
+        )
+
+
+def _waiver(finding: Finding, options: Options) -> str:
+    """The reason of the waiver that covers *finding*; "" where none does."""
+    for waiver in options.policy.waivers:
+        if (
+            finding.code.startswith(waiver.code)
+            and matches(finding.location.path, waiver.path)
+            and matches(finding.location.member, waiver.member)
+            and matches(finding.location.tensor, waiver.tensor)
+            and not waiver.expired(options.today)
+        ):
+            return waiver.reason
+    return ""
+
+
+def summed(results: Sequence[Audited]) -> dict[str, int]:
+    """How many findings of each severity there are, and how many files were examined, skipped and failed."""
+    found = {severity: sum(f.severity == severity for r in results for f in r.findings) for severity in SEVERITIES}
+    return {
+        "files": sum(not (r.skipped or r.failure) for r in results),
+        "skipped": sum(bool(r.skipped) for r in results),
+        "failed": sum(bool(r.failure) for r in results),
+        "waived": sum(len(r.waived) for r in results),
+        **{f"{severity}s": number for severity, number in found.items()},
+    }

@@ -1,0 +1,80 @@
+"""What there is to audit under a path: every file, and folders that are one checkpoint."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+
+from ckpt_tools.errors import CkptError, NotFound
+from ckpt_tools.formats import is_checkpoint_folder
+from ckpt_tools.records import record
+from ckpt_tools.sources import is_url
+
+MODEL_SUFFIXES = (
+    ".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".pkl", ".pickle", ".pt2", ".npz", ".npy", ".gguf", ".onnx",
+    ".ptl", ".pte", ".tar", ".h5", ".hdf5", ".keras", ".joblib", ".dill", ".distcp", ".msgpack", ".mar", ".nemo",
+    ".model", ".weights", ".params", ".th", ".t7",
+)  # fmt: skip
+"""Names that promise a model: what such a file is, if not a model, is told."""
+
+_PRIVATE = (".git", "__pycache__", ".venv", "node_modules", ".ckpt-cache")
+"""Folders in which no models are looked for unless they are named."""
+
+
+@record
+class Target:
+    """One file or one folder. *named* is false where it was only met in a folder; *error* says why there is none."""
+
+    path: str
+    named: bool = True
+    error: CkptError | None = None
+
+
+def targets(path: str) -> Iterator[Target]:
+    """What *path* (a file, a folder, a glob, a URL, ``-``) stands for, in a stable order."""
+    if path == "-" or is_url(path) or os.path.lexists(path):
+        matches = [path]
+    else:
+        matches = sorted(glob.glob(path, recursive=True))
+    if not matches:
+        yield Target(path, error=NotFound("no such file", path=path))
+    for match in matches:
+        if match != "-" and not is_url(match) and os.path.isdir(match):
+            yield from below(match)
+        else:
+            yield Target(match)
+
+
+def below(folder: str, taken: frozenset[str] = frozenset()) -> Iterator[Target]:
+    """Every file below *folder* that is not among *taken*; a folder that is one checkpoint comes as such.
+
+    What else lies in such a folder is left to who audits it, as only the description tells which files it is
+    made of. Links to folders are followed, but no folder is entered twice.
+    """
+    homes = {os.path.dirname(path) for path in taken}
+    entered: set[str] = set()
+    pending: list[os.DirEntry[str] | str] = [folder]
+    while pending:
+        entry = pending.pop()
+        path = os.fspath(entry)
+        try:
+            if isinstance(entry, str) or entry.is_dir():
+                if os.path.realpath(path) in entered:
+                    continue
+                entered.add(os.path.realpath(path))
+                if path not in homes and (path != folder or not taken) and is_checkpoint_folder(path):
+                    yield Target(path)
+                    continue
+                with os.scandir(path) as found:
+                    inside = sorted((e for e in found if e.name not in _PRIVATE), key=lambda e: e.name, reverse=True)
+                pending += inside
+            elif entry.is_file():
+                if path not in taken:
+                    yield Target(path, named=False)
+            elif entry.is_symlink() and path.lower().endswith(MODEL_SUFFIXES):
+                yield Target(path, error=NotFound("is a link that leads nowhere", path=path))
+        except OSError as error:
+            yield Target(path, error=NotFound(f"cannot be read: {error.strerror}", path=path))
+        except CkptError as error:
+            yield Target(path, error=error)

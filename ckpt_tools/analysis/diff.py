@@ -370,8 +370,13 @@ def _compared(
     for entry in entries:
         if id(entry) in waiting:
             found = next(results)
-            if isinstance(found, UnsupportedFeature) and _parts_equal(entry):
-                found = Comparison(entry.a.numel if entry.a else 0, True, None)
+            if isinstance(found, UnsupportedFeature) and entry.a is not None and entry.b is not None:
+                same = _same_parts(entry.a, entry.b)
+                found = (
+                    found
+                    if same is None
+                    else Comparison(entry.a.numel, same, entry.a.numel if same else None, within=same)
+                )
             if isinstance(found, CkptError):
                 yield replace(entry, problem=str(found))
             else:
@@ -382,24 +387,21 @@ def _compared(
             yield entry
 
 
-def _parts_equal(entry: TensorDiff) -> bool:
-    """Whether tensors without bytes of their own are made of the same parts."""
-    pending = [(entry.a, entry.b)]
+def _same_parts(a: TensorInfo, b: TensorInfo) -> bool | None:
+    """Whether tensors that are made of parts (sparse, nested) have the same ones; None where one has no bytes."""
+    pending = [(a, b)]
     while pending:
         a, b = pending.pop()
-        if (
-            a is None
-            or b is None
-            or (a.dtype, a.shape, a.layout, len(a.parts)) != (b.dtype, b.shape, b.layout, len(b.parts))
-        ):
+        if (a.dtype, a.shape, a.layout, dict(a.details)) != (b.dtype, b.shape, b.layout, dict(b.details)):
             return False
-        if [label for label, _ in a.parts] != [label for label, _ in b.parts] or dict(a.details) != dict(b.details):
+        if [label for label, _ in a.parts] != [label for label, _ in b.parts]:
             return False
-        if a.storage is not None or b.storage is not None:
-            if not same_bytes(a, b):
-                return False
-        elif not a.parts and a.device != "meta":
-            return False
+        if not a.parts:
+            try:
+                if not same_bytes(a, b):
+                    return False
+            except CkptError:
+                return None
         pending += [(x, y) for (_, x), (_, y) in zip(a.parts, b.parts, strict=True)]
     return True
 
@@ -464,7 +466,7 @@ def _same(a: Leaf, b: Leaf) -> bool:
         try:
             return same_bytes(a, b)
         except CkptError:
-            return _parts_equal(TensorDiff("", a, b, "name", False))
+            return _same_parts(a, b) is not False  # what has no bytes is as it was
     if isinstance(a, float) and isinstance(b, float):
         return a == b or (math.isnan(a) and math.isnan(b))
     return type(a) is type(b) and a == b

@@ -179,6 +179,8 @@ def _body(entries: Sequence[TensorDiff], word: str, more: bool) -> list[str]:
             parts.append(f"{_some_tensors(found)} {what}")
     if counts["unreadable"]:
         parts.append(f"{count(counts['unreadable'], 'tensor')} could not be compared")
+    if same and not changed:
+        parts.append(f"other {word} identical ({count(same, 'tensor')})")
     return parts
 
 

@@ -1,0 +1,340 @@
+"""What changed between two checkpoints: categories, pairing, ties, norms, the verdict."""
+
+import math
+import re
+
+import pytest
+
+from ckpt_tools import open_checkpoint
+from ckpt_tools.analysis.comparison import Tolerance
+from ckpt_tools.analysis.diff import ABSENT, CATEGORIES, Options, diff, moved
+from ckpt_tools.analysis.diff_layers import verdict
+from ckpt_tools.errors import Ambiguous, CkptError
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture
+def compared(tmp_path):
+    def compared(a, b, **options):
+        torch.save(a, tmp_path / "a.pt")
+        torch.save(b, tmp_path / "b.pt")
+        return diff(open_checkpoint(tmp_path / "a.pt"), open_checkpoint(tmp_path / "b.pt"), Options(**options))
+
+    return compared
+
+
+@pytest.fixture
+def transfer(fixtures_dir):
+    def transfer(name, **options):
+        a, b = (open_checkpoint(fixtures_dir / "transfer" / f"{n}.pt") for n in ("base", name))
+        return diff(a, b, Options(**options))
+
+    return transfer
+
+
+def changes(found):
+    return {entry.name: entry.change for entry in found.tensors}
+
+
+def net(**settings):
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1, **settings), torch.nn.Dropout(0.5))
+
+
+# --- tensors
+
+
+def test_every_change_has_its_name(compared):
+    a = {
+        "same": torch.ones(2),
+        "moved": torch.zeros(2),
+        "cast": torch.ones(3),
+        "cut": torch.ones(1),
+        "gone": torch.ones(7),
+    }
+    b = {
+        "same": torch.ones(2),
+        "moved": torch.ones(2),
+        "cast": torch.ones(3).half(),
+        "cut": torch.ones(8),
+        "new": torch.ones(9),
+    }
+    found = compared(a, b)
+    assert changes(found) == {
+        "same": "identical",
+        "moved": "value",
+        "cast": "dtype",
+        "cut": "shape",
+        "gone": "removed",
+        "new": "added",
+    }
+    assert found.differing == ("weights",)
+
+
+def test_small_differences_are_differences_until_a_tolerance_says_otherwise(compared):
+    a, b = {"w": torch.tensor([1e-9, 1.0])}, {"w": torch.tensor([9e-9, 1.0])}
+    assert compared(a, b).different
+    close = compared(a, b, tolerances=(("w", Tolerance(atol=1e-8)),))
+    assert (close.different, changes(close)) == (False, {"w": "within tolerance"})
+    assert compared(a, b, tolerances=(("v", Tolerance(atol=1e-8)), ("*", Tolerance(atol=1e-12)))).different
+    nan = {"w": torch.tensor([math.nan, 1.0])}
+    assert compared(nan, a, tolerances=(("*", Tolerance(atol=1e9)),)).different
+    assert not compared(nan, nan).different
+
+
+def test_counters_and_buffers_enter_no_norm(compared):
+    a = {"w": torch.tensor([3.0, 4.0]), "bn.running_mean": torch.zeros(2), "bn.num_batches_tracked": torch.tensor(1)}
+    b = {"w": torch.tensor([3.0, 4.5]), "bn.running_mean": torch.ones(2), "bn.num_batches_tracked": torch.tensor(10**6)}
+    found = compared(a, b)
+    assert moved(e for e in found.tensors if not e.is_buffer) == pytest.approx(0.1)
+    assert moved(found.tensors) == pytest.approx(math.sqrt(0.25 + 2) / 5)  # the counter is not in it
+    assert [e.name for e in found.tensors if e.is_buffer] == ["bn.running_mean", "bn.num_batches_tracked"]
+    assert moved(compared({"w": torch.zeros(2)}, {"w": torch.ones(2)}).tensors) == math.inf
+    assert moved(compared({"n": torch.tensor(1)}, {"n": torch.tensor(2)}).tensors) is None
+
+
+def test_globs_choose_by_the_names_of_either_side(compared):
+    a, b = {"module.w": torch.zeros(1), "module.v": torch.zeros(1)}, {"w": torch.ones(1), "v": torch.zeros(1)}
+    assert list(changes(compared(a, b, keys=("module.w",)))) == ["w"]
+    assert list(changes(compared(a, b, exclude=("w",)))) == ["v"]
+    with pytest.raises(CkptError, match="no tensor's name matches"):
+        compared(a, b, keys=("nothing.*",))
+
+
+def test_brief_knows_what_differs_without_numbers(compared):
+    found = compared({"w": torch.zeros(5), "v": torch.ones(1)}, {"w": torch.ones(5), "v": torch.ones(1)}, values=False)
+    assert changes(found) == {"w": "value", "v": "identical"}
+    assert "norm" not in verdict(found)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize")
+def test_sparse_and_quantized_tensors_are_compared_by_their_parts(compared):
+    def model(value):
+        sparse = torch.tensor([[0.0, value], [0.0, 0.0]]).to_sparse()
+        return {"s": sparse, "q": torch.quantize_per_tensor(torch.tensor([1.0, 2 * value]), 0.1, 0, torch.quint8)}
+
+    assert not compared(model(1.0), model(1.0)).different
+    assert changes(compared(model(1.0), model(3.0))) == {"s": "value", "q": "value"}
+
+
+def test_meta_tensors_have_nothing_to_compare(compared):
+    found = compared({"w": torch.empty(2, device="meta")}, {"w": torch.empty(2, device="meta")})
+    assert changes(found) == {"w": "unreadable"}
+    assert "no bytes of its own" in found.tensors[0].problem
+    assert verdict(found) == "1 tensor could not be compared"
+
+
+# --- names
+
+
+def test_a_prefix_is_one_rename_and_can_be_left_out(compared):
+    a, b = {"module.w": torch.ones(2)}, {"_orig_mod.module.w": torch.ones(2)}
+    found = compared(a, b)
+    assert (found.prefixes, found.key_map) == (("module.", "_orig_mod.module."), {"module.w": "_orig_mod.module.w"})
+    assert found.differing == ("names",)
+    assert not compared(a, b, ignore=frozenset({"names"})).different
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_densenet121s_old_names(compared, trained):
+    model = pytest.importorskip("torchvision").models.densenet121()
+    new = model.state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): value for name, value in new.items()}
+    renamed = {name: other for name, other in zip(old, new, strict=True) if name != other}
+    if trained:
+        new = {name: value * 1.01 if value.is_floating_point() else value + 1 for name, value in new.items()}
+    found = compared(old, new)
+    assert found.key_map == renamed
+    assert len(found.key_map) == 696
+    assert "696 tensors renamed" in verdict(found)
+    assert all(entry.a and entry.b for entry in found.tensors)
+
+
+# --- ties
+
+
+def test_broken_and_new_ties(compared):
+    w = torch.randn(4, 2)
+    tied, apart = {"embed": w, "head": w}, {"embed": w, "head": w.clone()}
+    found = compared(tied, apart)
+    assert [(tie.broken, tie.names, tie.equal) for tie in found.ties] == [(True, ("embed", "head"), True)]
+    assert (found.differing, verdict(found)) == (("ties",), "weights identical (2 tensors), 1 tied group broken")
+    back = compared(apart, tied)
+    assert [(tie.broken, tie.names) for tie in back.ties] == [(False, ("embed", "head"))]
+    assert not compared(tied, tied).ties
+    other = compared(tied, {"embed": w, "head": w + 1})
+    assert [(tie.broken, tie.equal) for tie in other.ties] == [(True, False)]
+
+
+def test_a_format_that_cannot_share_breaks_no_tie(tmp_path):
+    from safetensors.torch import save_file
+
+    w = torch.randn(4, 2)
+    torch.save({"embed": w, "head": w}, tmp_path / "a.pt")
+    save_file({"embed": w, "head": w.clone()}, tmp_path / "b.safetensors")
+    found = diff(open_checkpoint(tmp_path / "a.pt"), open_checkpoint(tmp_path / "b.safetensors"))
+    assert not found.different
+    assert "embed = head: shared in A, equal copies in the other" in found.notes
+
+
+# --- what is beside the weights
+
+
+def test_optimizer_and_metadata_have_their_own_categories(compared):
+    def checkpoint(epoch, lr):
+        model = torch.nn.Linear(2, 1)
+        torch.nn.init.ones_(model.weight)
+        torch.nn.init.zeros_(model.bias)
+        optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        torch.nn.init.ones_(model.weight)
+        torch.nn.init.zeros_(model.bias)
+        state = {"model_satate_dict": model.state_dict(), "optimizer_state_dict": optimizer.state_dict()}
+        return {"epoch": epoch, **state, "args": {"seed": epoch, "name": "x"}}
+
+    a, b = checkpoint(1, 0.1), checkpoint(2, 0.2)
+    found = compared(a, b)
+    assert found.differing == ("optimizer", "metadata")
+    assert [(v.category, v.path, v.a, v.b) for v in found.values] == [
+        ("optimizer", ("optimizer_state_dict", "param_groups", 0, "lr"), 0.1, 0.2),
+        ("metadata", ("epoch",), 1, 2),
+        ("metadata", ("args", "seed"), 1, 2),
+    ]
+    assert verdict(found) == "weights identical (2 tensors), optimizer differs, epoch 1→2, `args` differs"
+    for category, rest in (("optimizer", ("metadata",)), ("metadata", ("optimizer",))):
+        assert compared(a, b, ignore=frozenset({category})).differing == rest
+    bare = compared(a, a["model_satate_dict"])
+    assert bare.differing == ("optimizer", "metadata")
+    assert [v.b for v in bare.values] == [ABSENT] * len(bare.values)
+    assert {v.path[0] for v in bare.values} == {"optimizer_state_dict", "epoch", "args"}
+
+
+def test_module_settings(compared):
+    a, b = net(), net(padding_mode="reflect")
+    b.load_state_dict(a.state_dict())
+    b[1].p = 0.25
+    b.eval()
+    b[0].weight.requires_grad = False
+    found = compared(a, b)
+    assert found.differing == ("hyperparameters",)
+    told = {(v.path, v.a, v.b) for v in found.values}
+    assert {
+        (("0", "padding_mode"), "zeros", "reflect"),
+        (("1", "p"), 0.5, 0.25),
+        (("", "training"), True, False),
+        (("0.weight", "requires_grad"), True, False),
+    } <= told
+    b[1] = torch.nn.AlphaDropout(0.25)
+    classes = [(v.a, v.b) for v in compared(a, b).values if v.path == ("1", "class")]
+    assert classes == [("torch.nn.modules.dropout.Dropout", "torch.nn.modules.dropout.AlphaDropout")]
+
+
+def test_a_wrapper_is_no_difference_of_settings(compared):
+    a = net()
+    found = compared(a, torch.nn.DataParallel(a))
+    assert (found.differing, found.prefixes) == (("names",), ("", "module."))
+
+
+def test_a_model_and_its_state_dict_differ_in_nothing_that_both_record(compared):
+    model = net()
+    found = compared(model, model.state_dict())
+    assert not found.different
+    assert "only A records classes and settings of modules; these were not compared" in found.notes
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_everything_can_be_left_out(compared, category):
+    def checkpoint(seed):
+        torch.manual_seed(seed)
+        w = torch.randn(2)
+        state = {"bn.running_mean": torch.randn(2), "w": w, "v": w if seed else w.clone()}
+        if seed:
+            state = {f"module.{name}": value for name, value in state.items()}
+        group = {"lr": float(seed), "params": [0]}
+        return {"net": state, "opt": {"state": {}, "param_groups": [group]}, "epoch": seed}
+
+    a, b = checkpoint(0), checkpoint(1)
+    everything = compared(a, b).differing
+    assert everything == tuple(c for c in CATEGORIES if c != "hyperparameters")
+    rest = compared(a, b, ignore=frozenset({category})).differing
+    assert rest == tuple(c for c in everything if c != category)
+    assert not compared(a, b, ignore=frozenset(CATEGORIES)).different
+
+
+# --- which state_dict
+
+
+def test_several_models_are_compared_by_their_keys(compared):
+    a = {"gen": {"w": torch.ones(1)}, "disc": {"w": torch.ones(2)}}
+    b = {"disc": {"w": torch.ones(2)}, "gen": {"w": torch.zeros(1)}}
+    assert changes(compared(a, b)) == {"gen.w": "value", "disc.w": "identical"}
+    with pytest.raises(Ambiguous, match="gen, disc"):
+        compared(a, {"w": torch.ones(1)})
+    assert changes(compared(a, {"w": torch.ones(1)}, select="gen", select_b="")) == {"w": "identical"}
+
+
+def test_loose_tensors_are_compared(compared):
+    assert changes(compared(torch.ones(2), torch.zeros(2))) == {"tensor": "value"}
+    assert changes(compared([torch.ones(2)], [torch.ones(2)])) == {"0": "identical"}
+
+
+def test_files_without_tensors_are_compared_by_their_values(compared):
+    assert not compared({"a": 1, "n": math.nan}, {"a": 1, "n": math.nan}).different
+    found = compared({"a": 1, "b": "x"}, {"a": 1.0, "b": "x"})
+    assert [(v.path, v.a, v.b) for v in found.values] == [(("a",), 1, 1.0)]
+
+
+# --- the verdict
+
+
+def test_the_verdict_of_a_transfer(transfer):
+    moved_buffers = "backbone identical (3 tensors), `head` replaced (4→2 classes), 3 BatchNorm buffers moved in 1 "
+    assert verdict(transfer("tuned")) == moved_buffers + "layer whose weights stayed"
+    assert verdict(transfer("model")) == moved_buffers + "frozen layer"  # which the full model records
+    assert verdict(transfer("base")) == "identical (8 tensors)"
+    assert verdict(transfer("checkpoint", ignore=frozenset({"optimizer", "metadata"}))).startswith(
+        "2 of 5 weight tensors changed in `head`, by 0.1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "sentence"),
+    [
+        (
+            {"net.w": torch.ones(2, 2), "fc.weight": torch.ones(3, 2)},
+            {"net.w": torch.ones(2, 2), "dense.weight": torch.ones(1, 2)},
+            "backbone identical (1 tensor), `fc` replaced by `dense` (3→1 classes)",
+        ),
+        (
+            {"net.w": torch.ones(2, 2), "fc.weight": torch.ones(3, 2)},
+            {"net.w": torch.ones(2, 2), "fc.0.weight": torch.ones(5, 2), "fc.2.weight": torch.ones(4, 5)},
+            "backbone identical (1 tensor), `fc` replaced (3→4 classes)",
+        ),
+        (
+            {"net.w": torch.ones(2, 2)},
+            {"net.w": torch.ones(2, 2), "extra.w": torch.ones(4)},
+            "weights identical (1 tensor), `extra` added",
+        ),
+        (
+            {"a.w": torch.ones(2), "b.w": torch.full((2,), 0.1)},
+            {"a.w": torch.ones(2).half(), "b.w": torch.full((2,), 0.1).half()},
+            "B is A cast to float16 (2 tensors)",
+        ),
+        (
+            {"a.w": torch.full((2,), 0.1).half()},
+            {"a.w": torch.full((2,), 0.1).half().double()},
+            "B is A cast to float64 (1 tensor)",
+        ),
+        (
+            {"a.w": torch.ones(2)},
+            {"a.w": torch.tensor([1.0, math.nan])},
+            "all 1 weight tensor changed, 1 tensor with new NaN or Inf",
+        ),
+        ({"a.w": torch.zeros(2)}, {"a.w": torch.ones(2)}, "all 1 weight tensor changed"),
+        ({"a.w": torch.ones(1)}, {"a.w": torch.ones(8)}, "`a` replaced"),
+        ({"a.w": torch.ones(1), "b.w": torch.ones(1)}, {"a.w": torch.ones(8), "b.w": torch.ones(1)}, "1 of 2 weights"),
+    ],
+)
+def test_verdicts(compared, a, b, sentence):
+    assert verdict(compared(a, b)) == sentence

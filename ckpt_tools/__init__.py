@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ckpt_tools.analysis.diff import diff
     from ckpt_tools.analysis.digest import digest
     from ckpt_tools.analysis.overview import overview
     from ckpt_tools.analysis.summary import summarize
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from ckpt_tools.formats import open_checkpoint
 
 _WHERE = {
+    "analysis.diff": ("diff",),
     "analysis.digest": ("digest",),
     "analysis.overview": ("overview",),
     "analysis.summary": ("summarize",),
@@ -32,6 +34,7 @@ __all__ = [
     "Storage",
     "TensorInfo",
     "chunks",
+    "diff",
     "digest",
     "open_checkpoint",
     "overview",

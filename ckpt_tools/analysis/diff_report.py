@@ -181,7 +181,7 @@ def _reshaped(entry: TensorDiff) -> str:
 
 def _tensors(entries: Sequence[TensorDiff], every: bool) -> list[Block]:
     """The tensors that differ; where there are many, those that were only cast and the buffers are summed up."""
-    differing = [entry for entry in entries if entry.differs]
+    differing = sorted((entry for entry in entries if entry.differs), key=lambda entry: entry.is_buffer)
     apart = differing
     rows: list[tuple[str, ...]] = []
     if not every and len(differing) > FEW:
@@ -198,7 +198,7 @@ def _tensors(entries: Sequence[TensorDiff], every: bool) -> list[Block]:
     columns = (
         "tensor",
         "change",
-        ">same elements",
+        ">same",
         ">relative",
         ">max |Δ|",
         "at",

@@ -5,68 +5,19 @@ A file is judged on its own, in this process or another; a bad one never stops t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
-from ckpt_tools.audit.coverage import Coverage, Opening
-from ckpt_tools.audit.dangers import PickleVerdict
-from ckpt_tools.audit.findings import SEVERITIES, Finding, Location, Severity
+from ckpt_tools.audit.cache import Cache
+from ckpt_tools.audit.coverage import Opening
+from ckpt_tools.audit.findings import Finding, Location
 from ckpt_tools.audit.inputs import MODEL_SUFFIXES, Target, below, targets
 from ckpt_tools.audit.policy import Options, Policy, matches, suggestion
+from ckpt_tools.audit.results import UNREAD, Audited, Bytes
 from ckpt_tools.audit.rule import Rule
 from ckpt_tools.audit.rules import BY_CODE, RULES
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.errors import CkptError, NotACheckpoint, NotFound
-from ckpt_tools.records import record
-
-UNREAD = "I102"
-"""The rule whose findings are never passed over by ``--fail-on``: something loadable was not looked at."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bytes:
-    """How many bytes of a file were examined, are tensor data, are of a kind that nothing runs, were not read."""
-
-    examined: int = 0
-    tensor_data: int = 0
-    inert: int = 0
-    unread: int = 0
-
-    @classmethod
-    def of(cls, coverage: Coverage) -> Bytes:
-        """The sums of *coverage*."""
-        sums = dict.fromkeys(("examined", "tensor data", "inert", "unread"), 0)
-        for region in coverage.regions:
-            sums[region.how] += region.size
-        return cls(sums["examined"], sums["tensor data"], sums["inert"], sums["unread"])
-
-
-@record
-class Audited:
-    """The result for one file or folder; plain values, which may go to another process or into a cache.
-
-    *format* and *kind* are those of the checkpoint, "" where there is none. *waived* are findings that a waiver of
-    the policy covers, with its reason. *skipped* says what the file is where it plainly is no model; *failure*
-    what went wrong where it could not be examined at all.
-    """
-
-    path: str
-    format: str = ""
-    title: str = ""
-    kind: str = ""
-    size: int = 0
-    verdicts: tuple[PickleVerdict, ...] = ()
-    findings: tuple[Finding, ...] = ()
-    waived: tuple[tuple[Finding, str], ...] = ()
-    bytes: Bytes = field(default_factory=Bytes)
-    skipped: str = ""
-    failure: str = ""
-
-    @property
-    def answer(self) -> str:
-        """The gravest answer that one of its pickles gets; "no pickle" where there is none."""
-        answers = {verdict.answer for verdict in self.verdicts}
-        return next((a for a in ("dangerous", "unknown", "needs classes", "tensors only") if a in answers), "no pickle")
 
 
 def audit(paths: Iterable[str], options: Options | None = None, *, jobs: int = 1) -> Iterator[Audited]:
@@ -83,19 +34,9 @@ def audit(paths: Iterable[str], options: Options | None = None, *, jobs: int = 1
         results: Iterator[list[Audited]] = spread(_examine, found, options, jobs)
     else:
         results = (_examine(target, options) for target in found)
+    baseline = options.baseline
     for group in results:
-        yield from group
-
-
-def exit_code(results: Iterable[Audited], fail_on: Severity) -> int:
-    """2 where a file could not be examined or nothing was, 1 for findings from *fail_on* up, else 0."""
-    examined = failed = found = False
-    grave = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
-    for result in results:
-        failed |= bool(result.failure)
-        examined |= not (result.failure or result.skipped)
-        found |= any(finding.severity in grave or finding.code == UNREAD for finding in result.findings)
-    return 2 if failed or not examined else 1 if found else 0
+        yield from group if baseline is None else map(baseline.without_known, group)
 
 
 def check_codes(policy: Policy) -> None:
@@ -114,6 +55,20 @@ def _examine(target: Target, options: Options) -> list[Audited]:
     """The results for one target: for a folder, also for the files in it that are no part of its checkpoint."""
     if target.error is not None:
         return [Audited(target.path, failure=str(target.error))]
+    if options.cache is None:
+        return _look_at(target, options)
+    kept = Cache(options.cache)
+    key = kept.key(target.path, target.named, options)
+    known = kept.get(key, target.path) if key is not None else None
+    if known is not None:
+        return [known]
+    results = _look_at(target, options)
+    if key is not None:
+        kept.put(key, results[0])
+    return results
+
+
+def _look_at(target: Target, options: Options) -> list[Audited]:
     try:
         subject = Subject.open(target.path, options)
         return [judged(subject, target), *_beside(subject, options)]
@@ -156,7 +111,7 @@ def judged(subject: Subject, target: Target | None = None) -> Audited:
         subject.verdicts,
         tuple(findings),
         tuple(waived),
-        Bytes.of(subject.coverage),
+        bytes=Bytes.of(subject.coverage),
     )
 
 
@@ -199,15 +154,3 @@ def _waiver(finding: Finding, options: Options) -> str:
         ):
             return waiver.reason
     return ""
-
-
-def summed(results: Sequence[Audited]) -> dict[str, int]:
-    """How many findings of each severity there are, and how many files were examined, skipped and failed."""
-    found = {severity: sum(f.severity == severity for r in results for f in r.findings) for severity in SEVERITIES}
-    return {
-        "files": sum(not (r.skipped or r.failure) for r in results),
-        "skipped": sum(bool(r.skipped) for r in results),
-        "failed": sum(bool(r.failure) for r in results),
-        "waived": sum(len(r.waived) for r in results),
-        **{f"{severity}s": number for severity, number in found.items()},
-    }

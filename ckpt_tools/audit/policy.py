@@ -15,6 +15,7 @@ from dataclasses import field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from ckpt_tools.audit.baseline import Baseline
 from ckpt_tools.audit.findings import SEVERITIES, Severity
 from ckpt_tools.errors import CkptError
 from ckpt_tools.records import record
@@ -107,11 +108,17 @@ class Policy:
 
 @record
 class Options:
-    """What an audit is told. *values*: whether the bytes of tensors are read. *today*: for waivers that expire."""
+    """What an audit is told.
+
+    *values*: whether the bytes of tensors are read. *today*: for waivers that expire. *baseline*: what was found
+    before. *cache*: the folder of results that are kept.
+    """
 
     policy: Policy = field(default_factory=Policy)
     values: bool = True
     today: datetime.date = field(default_factory=datetime.date.today)
+    baseline: Baseline | None = None
+    cache: str | None = None
 
 
 def matches(path: str, glob: str) -> bool:

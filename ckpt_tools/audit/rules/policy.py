@@ -35,4 +35,47 @@ def expired_waiver(subject: Subject) -> Iterator[Finding]:
             )
 
 
-RULES: tuple[Rule, ...] = (expired_waiver,)
+@rule("P102", "global-added", "error")
+def global_added(subject: Subject) -> Iterator[Finding]:
+    """A pickle names a global that the baseline has not locked for the file.
+
+    Why: weights are retrained, but what a file needs in order to load seldom changes; where it does, someone
+    should look. Of a file that the baseline does not know, those count that torch's weights_only would refuse.
+
+    Example: a checkpoint that was a state_dict and now names ``mypackage.trainer.State``.
+
+    Remedy: find out where the global comes from; if it is meant, write the baseline again.
+    """
+    baseline = subject.options.baseline
+    if baseline is None:
+        return
+    locked = baseline.locked(subject.path)
+    for verdict in subject.verdicts:
+        for name in verdict.names:
+            if (name.name not in locked) if locked is not None else not name.allowed:
+                yield subject.finding(
+                    f"{name.name} is new" if locked is not None else f"{name.name}, in a file that is new",
+                    member=verdict.member,
+                    offset=name.offset,
+                    evidence={"global": name.name},
+                )
+
+
+@rule("P103", "global-removed", "note")
+def global_removed(subject: Subject) -> Iterator[Finding]:
+    """A global that the baseline has locked for the file is no longer named.
+
+    Why: the lock should be as tight as the file, or it lets the global come back unseen.
+
+    Example: a checkpoint that once held an ``argparse.Namespace``.
+
+    Remedy: write the baseline again.
+    """
+    locked = subject.options.baseline.locked(subject.path) if subject.options.baseline is not None else None
+    named = {name.name for verdict in subject.verdicts for name in verdict.names}
+    for gone in locked or ():
+        if gone not in named:
+            yield subject.finding(f"{gone} is gone", evidence={"global": gone})
+
+
+RULES: tuple[Rule, ...] = (expired_waiver, global_added, global_removed)

@@ -1,0 +1,88 @@
+"""Results by what they depend on: the content of the file, the rules, and what was asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import cache
+
+from ckpt_tools.atomic import replacing
+from ckpt_tools.audit.policy import Options
+from ckpt_tools.audit.results import Audited
+from ckpt_tools.records import record
+from ckpt_tools.sources import FileSource
+
+
+@record
+class Cache:
+    """Results in files of the folder *folder*. A folder's checkpoint, a URL and failures are not kept."""
+
+    folder: str
+
+    def key(self, path: str, named: bool, options: Options) -> str | None:
+        """What the result for the file at *path* is kept under; None where it is not kept."""
+        if path == "-" or not os.path.isfile(path):
+            return None
+        digest = hashlib.sha256()
+        for part in (rules_version(), repr(_asked(options, path)), str(named), os.path.normpath(path)):
+            digest.update(part.encode("utf-8", "surrogateescape") + b"\0")
+        for chunk in FileSource(path).chunks():
+            digest.update(chunk)
+        return digest.hexdigest()
+
+    def get(self, key: str, path: str) -> Audited | None:
+        """The result kept under *key*; None where there is none, or it is damaged."""
+        try:
+            with open(self._file(key), encoding="utf-8") as file:
+                return Audited.of(json.load(file), path)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def put(self, key: str, result: Audited) -> None:
+        """Keep *result*, unless it is a failure, which may pass, or depends on other files too."""
+        if result.failure or result.format in _OF_SEVERAL_FILES:
+            return
+        os.makedirs(os.path.dirname(self._file(key)), exist_ok=True)
+        with replacing(self._file(key)) as file:
+            file.write(json.dumps(result.data()).encode("ascii"))
+
+    def _file(self, key: str) -> str:
+        return os.path.join(self.folder, key[:2], f"{key}.json")
+
+
+@cache
+def rules_version() -> str:
+    """A digest of all of this package's code: whatever changes in it may change a result."""
+    digest = hashlib.sha256()
+    for path in sorted(_sources(os.path.dirname(os.path.dirname(__file__)))):
+        with open(path, "rb") as file:
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+def _sources(folder: str) -> Iterator[str]:
+    for root, _, names in os.walk(folder):
+        yield from (os.path.join(root, name) for name in names if name.endswith(".py"))
+
+
+def _asked(options: Options, path: str) -> object:
+    """All that *options* say of the file at *path*, as values whose representation tells them apart."""
+    policy = asdict(options.policy)
+    base = _content(options.policy.base) if options.policy.base else ""
+    locked = options.baseline.locked(path) if options.baseline is not None else None
+    return policy, options.values, options.today if options.policy.waivers else "", base, locked
+
+
+@cache
+def _content(path: str) -> str:
+    """The digest of the file to compare with; of what is no file, its name."""
+    if not os.path.isfile(path):
+        return path
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_OF_SEVERAL_FILES = frozenset({"sharded", "distributed", "deepspeed", "peft", "onnx"})

@@ -1,0 +1,102 @@
+"""``ckpt audit``: the gate for model files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+
+import click
+
+from ckpt_tools.audit import baseline as baselines
+from ckpt_tools.audit.engine import audit as run_audit
+from ckpt_tools.audit.findings import SEVERITIES, Severity
+from ckpt_tools.audit.policy import Options, Policy, find, load
+from ckpt_tools.audit.reports import for_machines, for_people
+from ckpt_tools.audit.results import Audited, exit_code
+from ckpt_tools.cli.output import emit, output_options
+
+_FOR_PEOPLE = ("text", "markdown", "html")
+
+
+def _codes(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(code.strip() for text in texts for code in text.split(",") if code.strip())
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--select", multiple=True, metavar="CODES", help="Only these rules, by code or prefix: S,I101.")
+@click.option("--ignore", multiple=True, metavar="CODES", help="Not these rules, by code or prefix.")
+@click.option(
+    "--fail-on", type=click.Choice(SEVERITIES), help="The mildest severity that makes the exit code 1. [default: error]"
+)
+@click.option("--config", metavar="FILE", help="The policy, instead of the nearest pyproject.toml or ckpt-tools.toml.")
+@click.option("--no-config", is_flag=True, help="No policy, whatever files there are.")
+@click.option("--baseline", metavar="FILE", help="Tell only what is new since this was written; globals are locked.")
+@click.option("--write-baseline", is_flag=True, help="Write what is found to the --baseline and exit with 0.")
+@click.option("--fix-hints", is_flag=True, help="Say what to do about each finding.")
+@click.option("--no-values", is_flag=True, help="Read headers and pickles only, not the bytes of tensors.")
+@click.option("--base", metavar="PATH", help="The checkpoint that training began with, for the rules that compare.")
+@click.option("--torch", metavar="VERSION", help="The torch that is to load the files, for the rules that ask.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes to use.")
+@click.option("--cache", metavar="DIR", help="Keep results here, and take them from here where nothing has changed.")
+@output_options("text", "json", "sarif", "junit", "github", "gitlab", "markdown", "html")
+def audit(
+    paths: tuple[str, ...],
+    select: tuple[str, ...],
+    ignore: tuple[str, ...],
+    fail_on: Severity | None,
+    config: str | None,
+    no_config: bool,
+    baseline: str | None,
+    write_baseline: bool,
+    fix_hints: bool,
+    no_values: bool,
+    base: str | None,
+    torch: str | None,
+    jobs: int,
+    cache: str | None,
+    format: str,
+    output: str | None,
+) -> None:
+    """Examine model files without running them: what loading them would do, whether they are whole and sound.
+
+    PATH is a file, a folder (every file below it), a glob, an archive, a URL, or - for standard input. Exit code
+    1 where there are findings of --fail-on or worse, 2 where a file could not be examined or nothing was.
+    `ckpt rules` lists the rules, `ckpt explain CODE` tells about one.
+    """
+    if write_baseline and baseline is None:
+        raise click.UsageError("--write-baseline needs --baseline FILE to write to")
+    path = None if no_config else config or find()
+    policy = load(path) if path is not None else Policy()
+    policy = replace(
+        policy,
+        select=_codes(select) or policy.select,
+        ignore=(*policy.ignore, *_codes(ignore)),
+        fail_on=fail_on or policy.fail_on,
+        base=base or policy.base,
+        torch=torch or policy.torch,
+    )
+    known = baselines.load(baseline) if baseline is not None and not write_baseline else None
+    options = Options(policy, not no_values, baseline=known, cache=cache)
+    results = list(_told(run_audit(paths, options, jobs=jobs)))
+    if write_baseline and baseline is not None:
+        baselines.write(baseline, results)
+    reports = for_people(results, hints=fix_hints) if format in _FOR_PEOPLE else for_machines(results)
+    emit(reports, command="audit", format=format, output=output)
+    code = exit_code(results, policy.fail_on)
+    sys.exit(0 if write_baseline and code == 1 else code)
+
+
+def _told(results: Iterable[Audited]) -> Iterable[Audited]:
+    """*results* as they come; on standard error, those that could not be had, and on a terminal how many there are."""
+    watched = sys.stderr.isatty()
+    for number, result in enumerate(results, 1):
+        if result.failure:
+            click.echo(f"ckpt: {result.failure}", err=True)
+        if watched and number % 50 == 0:
+            print(f"\raudit: {number:,} files, now {os.path.basename(result.path)[:40]}\x1b[K", end="", file=sys.stderr)
+        yield result
+    if watched:
+        print("\r\x1b[K", end="", file=sys.stderr)

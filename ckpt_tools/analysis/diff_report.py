@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
-from ckpt_tools.analysis.comparison import Comparison
+from ckpt_tools.analysis.comparison import Comparison, change_histogram
 from ckpt_tools.analysis.diff import ABSENT, Absent, Diff, TensorDiff, ValueDiff, moved
 from ckpt_tools.analysis.diff_layers import is_cast, round_to, verdict
 from ckpt_tools.analysis.leaves import Described, Leaf
+from ckpt_tools.analysis.rank import Rank, change_rank
 from ckpt_tools.analysis.transfer import OUTCOMES, Breach, Transfer
 from ckpt_tools.analysis.tree import Node, fitting_depth, fold, grow, rows_at
 from ckpt_tools.checkpoint import TensorInfo, format_path
 from ckpt_tools.contents import scalar
 from ckpt_tools.errors import CkptError
-from ckpt_tools.report import Block, Facts, HeatMap, Report, Table, Tree, count, listed, number, plain_json, shortened
+from ckpt_tools.report import (
+    Block,
+    Facts,
+    HeatMap,
+    Histogram,
+    Report,
+    Table,
+    Tree,
+    count,
+    listed,
+    number,
+    plain_json,
+    shortened,
+)
 
 SCREEN_ROWS = 40
 FEW = 12
 """Up to how many tensors that differ are listed one by one, whatever they are."""
+PICTURED = 8
+"""How many tensors a page shows a histogram of."""
 _TITLES = {"optimizer": "Optimizer", "metadata": "Metadata", "hyperparameters": "Module settings"}
 _HOW = {"content": "same bytes", "order": "same shape, same place in order"}
 
@@ -31,6 +46,7 @@ def report(
     every: bool = False,
     brief: bool = False,
     pictures: bool = False,
+    ranks: Mapping[str, Rank] | None = None,
     transferred: Transfer | None = None,
     expectations: int = 0,
     broken: Sequence[Breach] = (),
@@ -38,7 +54,8 @@ def report(
     """The report of *diff*: the verdict, the roll-up by module to *depth*, then each kind of difference.
 
     *every* lists all the tensors that differ, however many; *brief* gives the verdict alone; *pictures* adds a
-    heat map. *expectations* were checked and *broken* what breaks them.
+    heat map and histograms. *ranks* are of changes, by name; *expectations* were checked and *broken* what breaks
+    them.
     """
     sentence = verdict(diff)
     if transferred is not None and transferred.contradictions:
@@ -58,6 +75,8 @@ def report(
         if any(entry.differs for entry in diff.tensors):
             blocks.append(_tree(diff.tensors, depth))
             blocks += _tensors(diff.tensors, every)
+        if ranks is not None:
+            blocks.append(_rank_table(ranks))
         blocks += _renames(diff.tensors, every) + _ties(diff)
         for category, heading in _TITLES.items():
             values = [value for value in diff.values if value.category == category]
@@ -65,7 +84,19 @@ def report(
                 blocks.append(_value_table(heading, values))
         if pictures:
             blocks += _heat(diff.tensors)
-    return Report(title, lambda: _data(diff, sentence, transferred, broken), tuple(blocks), sentence)
+            blocks += _histograms(diff.tensors)
+    return Report(title, lambda: _data(diff, sentence, ranks or {}, transferred, broken), tuple(blocks), sentence)
+
+
+def ranks_of(diff: Diff) -> dict[str, Rank]:
+    """The rank of the change of every matrix of weights that changed; reads these once more."""
+    found = {}
+    for entry in diff.tensors:
+        if entry.a is not None and entry.b is not None and not entry.is_buffer and entry.change in ("value", "dtype"):
+            rank = change_rank(entry.a, entry.b)
+            if rank is not None:
+                found[entry.name] = rank
+    return found
 
 
 # --- for people
@@ -214,7 +245,7 @@ def _tensors(entries: Sequence[TensorDiff], every: bool) -> list[Block]:
 def _summed_up(label: str, entries: Sequence[TensorDiff]) -> tuple[str, ...]:
     """One row for tensors that share a fate: the ranges of their numbers."""
     found = [entry.comparison for entry in entries if entry.comparison is not None and entry.comparison.basis]
-    shares = [math.inf if c.relative is None else c.relative for c in found]
+    shares = [_relative(c) for c in found]
     remarks = "; ".join(dict.fromkeys(text for e in entries if e.comparison for text in _remarks(e, e.comparison)))
     return (
         f"{len(entries):,} tensors" if is_cast(entries[0]) else f"{label} ({len(entries):,})",
@@ -259,7 +290,7 @@ def _tensor_row(entry: TensorDiff) -> tuple[str, ...]:
         entry.name,
         _change(entry),
         _equal(found),
-        _share(found.relative if found.relative is not None else math.inf) if measured else "",
+        _share(_relative(found)) if measured else "",
         number(round_to(found.max_abs)) if measured else "",
         _index(found),
         f"{found.cosine:.6f}" if measured and found.cosine is not None else "",
@@ -371,11 +402,44 @@ def _heat(entries: Sequence[TensorDiff]) -> list[Block]:
     rows: dict[str, list[tuple[str, float]]] = {}
     for entry in entries:
         if not entry.is_buffer and entry.comparison is not None:
-            share = entry.comparison.relative
-            value = math.inf if share is None else share
+            value = _relative(entry.comparison)
             rows.setdefault(entry.layer or "(root)", []).append((entry.name.rpartition(".")[2], value))
     measure = "relative change ‖B − A‖ / ‖A‖"
     return [HeatMap("Relative change by layer", list(rows.items()), measure)] if rows else []
+
+
+def _histograms(entries: Sequence[TensorDiff]) -> list[Block]:
+    """How large the changes are, of the tensors that changed most."""
+    changed = [e for e in entries if e.change in ("value", "dtype") and e.comparison is not None and not e.is_buffer]
+    changed.sort(key=lambda e: -(_relative(e.comparison) if e.comparison is not None else 0.0))
+    blocks: list[Block] = []
+    for entry in changed[:PICTURED]:
+        assert entry.a is not None and entry.b is not None
+        found = change_histogram(entry.a, entry.b)
+        if found is not None and found.counts:
+            rms = number(round_to(found.rms))
+            note = f"{count(found.unchanged, 'element')} unchanged; the root mean square of A is {rms}"
+            blocks.append(Histogram(f"|Δ| of {shortened(entry.name, 80)}", found.edges, found.counts, note))
+    return blocks
+
+
+def _relative(found: Comparison) -> float:
+    return math.inf if found.relative is None else found.relative
+
+
+def _rank_table(ranks: Mapping[str, Rank]) -> Table:
+    rows = [
+        (
+            name,
+            f"{rank.rows}×{rank.columns}",
+            "full" if rank.rank is None else f"{rank.rank:,}",
+            f"{100 * rank.energy:.1f} %",
+            rank.lora,
+        )
+        for name, rank in ranks.items()
+    ]
+    columns = ("matrix", "size", ">rank of its change", ">energy in it", "remark")
+    return Table("Rank", columns, rows or [("no matrix changed", "", "", "", "")])
 
 
 def _transfer(found: Transfer) -> list[Block]:
@@ -402,7 +466,13 @@ def _contradictions(found: Transfer) -> str:
 # --- for machines
 
 
-def _data(diff: Diff, sentence: str, transferred: Transfer | None, broken: Sequence[Breach]) -> dict[str, object]:
+def _data(
+    diff: Diff,
+    sentence: str,
+    ranks: Mapping[str, Rank],
+    transferred: Transfer | None,
+    broken: Sequence[Breach],
+) -> dict[str, object]:
     data: dict[str, object] = {
         "path": diff.b.path,
         "a": {"path": diff.a.path, "format": diff.a.format, "kind": diff.a.kind},
@@ -414,7 +484,7 @@ def _data(diff: Diff, sentence: str, transferred: Transfer | None, broken: Seque
         "prefixes": list(diff.prefixes),
         "key_map": dict(diff.key_map),
         "ignored": sorted(diff.ignored),
-        "tensors": [_tensor_data(entry) for entry in diff.tensors],
+        "tensors": [_tensor_data(entry, ranks.get(entry.name)) for entry in diff.tensors],
         "ties": [{"names": list(t.names), "broken": t.broken, "equal_bytes": t.equal} for t in diff.ties],
         "values": [
             {
@@ -440,7 +510,7 @@ def _data(diff: Diff, sentence: str, transferred: Transfer | None, broken: Seque
     return cleaned
 
 
-def _tensor_data(entry: TensorDiff) -> dict[str, object]:
+def _tensor_data(entry: TensorDiff, rank: Rank | None) -> dict[str, object]:
     data: dict[str, object] = {
         "name": entry.name,
         "change": entry.change,
@@ -453,6 +523,8 @@ def _tensor_data(entry: TensorDiff) -> dict[str, object]:
             data[side] = {"name": tensor.name, "dtype": tensor.dtype.name, "shape": list(tensor.shape)}
     if entry.problem:
         data["problem"] = entry.problem
+    if rank is not None:
+        data["rank"] = {"rank": rank.rank, "energy": rank.energy, "remark": rank.lora}
     found = entry.comparison
     if found is not None:
         data["equal_elements"] = found.equal
@@ -483,8 +555,3 @@ def _leaf_data(value: Leaf | Absent) -> object:
     if isinstance(value, Absent | Described | bytes):
         return {"described": _leaf(value)}
     return value
-
-
-def with_histograms(made: Report, pairs: Iterable[tuple[str, Block]]) -> Report:
-    """*made* with pictures of single tensors after its blocks."""
-    return replace(made, blocks=(*made.blocks, *(block for _, block in pairs)))

@@ -73,7 +73,7 @@ def diff(
     from ckpt_tools.analysis.comparison import Tolerance
     from ckpt_tools.analysis.diff import Options, bytes_to_compare
     from ckpt_tools.analysis.diff import diff as compare
-    from ckpt_tools.analysis.diff_report import report
+    from ckpt_tools.analysis.diff_report import ranks_of, report
     from ckpt_tools.analysis.tolerances import read_tolerances
     from ckpt_tools.analysis.transfer import breaches, transfer
 
@@ -93,6 +93,7 @@ def diff(
         every=bool(keys),
         brief=brief,
         pictures=format == "html",
+        ranks=ranks_of(found) if rank else None,
         transferred=transferred,
         expectations=expectations,
         broken=broken,

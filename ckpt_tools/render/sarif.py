@@ -1,0 +1,131 @@
+"""SARIF 2.1.0, the OASIS standard for findings, as GitHub's code scanning and others take it.
+
+A finding's artifact is the file. What is in an archive is an artifact nested in it, which is where the byte offset of
+an opcode counts; that stands under ``relatedLocations``. The logical location is the member or the tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import PurePath
+from typing import Any
+from urllib.parse import quote
+
+from ckpt_tools.audit.rules import RULES
+from ckpt_tools.report import Report, printable
+
+SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+
+_INDEX = {rule.code: index for index, rule in enumerate(RULES)}
+
+
+def render(reports: Sequence[Report], command: str, width: int, color: bool) -> str:
+    """One log with one run; files that were skipped are left out."""
+    artifacts = _Artifacts()
+    results: list[dict[str, Any]] = []
+    failures: list[dict[str, Any]] = []
+    for report in reports:
+        data: Any = report.data
+        if data["skipped"]:
+            continue
+        index = artifacts.add(data)
+        if data["failure"]:
+            failures.append({"level": "error", "message": {"text": printable(data["failure"])}})
+        results += [_result(finding, data["path"], index, artifacts) for finding in data["findings"]]
+        for finding in data["waived"]:
+            suppression = {"kind": "external", "justification": printable(finding["reason"])}
+            results.append({**_result(finding, data["path"], index, artifacts), "suppressions": [suppression]})
+    driver = {
+        "name": "ckpt-tools",
+        "version": version("ckpt-tools"),
+        "rules": [
+            {
+                "id": rule.code,
+                "name": rule.name,
+                "shortDescription": {"text": rule.summary},
+                "fullDescription": {"text": " ".join(rule.section("Why").split()) or rule.summary},
+                "help": {"text": rule.page, "markdown": rule.page},
+                "defaultConfiguration": {"level": rule.severity},
+                "properties": {"reads": rule.needs},
+            }
+            for rule in RULES
+        ],
+    }
+    invocation = {"executionSuccessful": not failures, "toolExecutionNotifications": failures}
+    run = {
+        "tool": {"driver": driver},
+        "invocations": [invocation],
+        "artifacts": artifacts.entries,
+        "results": results,
+    }
+    document = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+class _Artifacts:
+    """The files, and what in them findings are about, each once."""
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, Any]] = []
+        self._members: dict[tuple[int, str], int] = {}
+
+    def add(self, data: Mapping[str, Any]) -> int:
+        """The index of a file."""
+        entry: dict[str, Any] = {"location": {"uri": _uri(data["path"])}, "properties": {"answer": data["answer"]}}
+        if data["size"]:
+            entry["length"] = data["size"]
+        self.entries.append(entry)
+        return len(self.entries) - 1
+
+    def member(self, file: int, name: str) -> int:
+        """The index of what is called *name* in the file."""
+        if (file, name) not in self._members:
+            self._members[file, name] = len(self.entries)
+            self.entries.append({"location": {"uri": quote(name, errors="surrogatepass")}, "parentIndex": file})
+        return self._members[file, name]
+
+
+def _result(finding: Mapping[str, Any], path: str, file: int, artifacts: _Artifacts) -> dict[str, Any]:
+    member, offset, tensor = finding["member"], finding["offset"], finding["tensor"]
+    place: dict[str, Any] = {"artifactLocation": {"uri": _uri(path), "index": file}}
+    location: dict[str, Any] = {"physicalLocation": place}
+    result: dict[str, Any] = {
+        "ruleId": finding["code"],
+        "ruleIndex": _INDEX[finding["code"]],
+        "level": finding["severity"],
+        "message": {"text": printable(f"{finding['message']}. {finding['remedy']}".rstrip(". ") + ".")},
+        "locations": [location],
+        "properties": {"evidence": finding["evidence"]},
+    }
+    logical = [_logical(path, member, "member")] if member else []
+    if tensor:
+        logical.append(_logical(path, tensor, "tensor"))
+    if logical:
+        location["logicalLocations"] = logical
+    if member:
+        inner: dict[str, Any] = {"artifactLocation": {"index": artifacts.member(file, member)}}
+        if offset is not None:
+            inner["region"] = {"byteOffset": offset}
+        result["relatedLocations"] = [{"id": 0, "physicalLocation": inner}]
+    elif offset is not None:
+        place["region"] = {"byteOffset": offset}
+    if "fingerprint" in finding:
+        result["partialFingerprints"] = {"ckptFinding/v1": finding["fingerprint"]}
+    return result
+
+
+def _logical(path: str, name: str, kind: str) -> dict[str, str]:
+    shown = printable(name)
+    return {"name": shown, "fullyQualifiedName": f"{printable(path)}::{shown}", "kind": kind}
+
+
+def _uri(path: str) -> str:
+    """*path* as a URI reference, relative where the path is."""
+    if "://" in path:
+        return quote(path, safe=":/?#[]@!$&'()*+,;=%")
+    if os.path.isabs(path):
+        return PurePath(path).as_uri()
+    return quote(path.replace(os.sep, "/"), errors="surrogatepass")

@@ -191,7 +191,7 @@ class Options:
 def diff(
     a: Checkpoint, b: Checkpoint, options: Options | None = None, advance: Callable[[int], object] | None = None
 ) -> Diff:
-    """Compare two checkpoints of any formats. *advance* is told how many bytes of each were compared.
+    """Compare two checkpoints of any formats. *advance* is told how many bytes were read.
 
     Raises `Ambiguous` where a file has several models and none is selected, `CkptError` where nothing is left
     to compare.
@@ -229,12 +229,13 @@ def diff(
     return Diff(a, b, sections, tensors, values, ties, prefixes, key_map, notes, ignored, options.values)
 
 
-def bytes_to_compare(a: Checkpoint) -> int:
-    """About how many bytes `diff` has to read of *a*, for a progress bar."""
-    seen = {id(s): s.nbytes for d in a.state_dicts for t in d.tensors for s in t.storages()}
-    if a.module is not None:
-        seen |= {id(s): s.nbytes for t in a.module.state_dict().tensors for s in t.storages()}
-    return sum(seen.values())
+def bytes_to_compare(*checkpoints: Checkpoint) -> int:
+    """About how many bytes `diff` has to read of these, for a progress bar."""
+    storages = {}
+    for checkpoint in checkpoints:
+        models = [state_dict for state_dict, _ in _models(checkpoint)]
+        storages |= {id(s): s.nbytes for model in models for tensor in model.tensors for s in tensor.storages()}
+    return sum(storages.values())
 
 
 def moved(entries: Iterable[TensorDiff]) -> float | None:

@@ -82,7 +82,7 @@ def diff(
         tolerances.append(("*", Tolerance(rtol, atol)))
     options = Options(select, select_b, keys, exclude, frozenset(ignore), tolerances, values=not brief)
     left, right = open_checkpoint(a), open_checkpoint(b)
-    with progress(bytes_to_compare(left), "comparing") as advance:
+    with progress(bytes_to_compare(left, right), "comparing") as advance:
         found = compare(left, right, options, advance)
     broken = breaches(found, expect_frozen, expect_changed)
     transferred = transfer(found) if as_transfer else None

@@ -37,6 +37,10 @@ class CkptError(Exception):
         self.offset = offset
         self.remedy = remedy
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # as it is, whatever the class takes to make one: errors come back from other processes
+        return _remade, (type(self), self.args, self.__dict__)
+
     def at(self, *, path: str | None = None, member: str | None = None) -> CkptError:
         """This error, with the place filled in where it is not known yet."""
         if self.path is None or self.path == path:  # else it names a member of its own already
@@ -100,3 +104,9 @@ class MissingDependency(CkptError):
         )
         self.package = package
         self.extra = extra
+
+
+def _remade(cls: type[CkptError], args: tuple[object, ...], state: dict[str, object]) -> CkptError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(state)
+    return error

@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "ckpt_tools"
 # Low to high: a part imports from its own layer and from lower ones. The package's own __init__ and
 # __main__ stand above them all.
 LAYERS = (
-    {"errors", "dtypes", "atomic", "records"},
+    {"errors", "dtypes", "atomic", "records", "fleet"},
     {"sources", "remote"},
     {"checkpoint", "contents", "report"},
     {"pickles"},
@@ -35,7 +35,7 @@ LAYERS = (
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 
 RUNTIME_ONLY = {"torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript"}
-EXTRAS = RUNTIME_ONLY | {"fsspec", "aiohttp", "requests", "dask"}
+EXTRAS = RUNTIME_ONLY | {"fsspec", "aiohttp", "requests", "dask", "distributed"}
 
 
 def module_name(path: Path) -> str:

@@ -52,7 +52,7 @@
     const nodes = [...walk(root)];
     const folds = nodes.some((node) => node.children.length);
     const section = table.closest("section");
-    const heading = section.querySelector("h3");
+    const heading = section.querySelector(".title");
     const title = heading ? heading.textContent : "the table";
     let query = "";
     let limit = SCREEN;
@@ -86,7 +86,8 @@
         const visible = shown.has(node) && seen < limit;
         seen += shown.has(node);
         node.tr.hidden = !visible;
-        node.twist?.setAttribute("aria-expanded", String(query ? true : node.open));
+        node.twist?.setAttribute("aria-expanded", String(Boolean(query) || node.open));
+        if (node.twist) node.twist.disabled = Boolean(query);
       }
       more.hidden = seen <= limit;
       more.textContent = `Show all ${seen.toLocaleString("en")} rows`;

@@ -14,14 +14,13 @@ from ckpt_tools.analysis.summary import pick
 from ckpt_tools.checkpoint import Checkpoint, Module, StateDict, TensorInfo, format_path
 from ckpt_tools.contents import EXPANDED_BYTES
 from ckpt_tools.convert.bake import Baked, bake, bare_versions
-from ckpt_tools.convert.sharing import Alias, aliases, restored, same_views
+from ckpt_tools.convert.sharing import aliases, same_views, shared_again
 from ckpt_tools.dtypes import DType
 from ckpt_tools.errors import CkptError, LimitExceeded, UnsupportedFeature
+from ckpt_tools.formats.base import NOTE as NOTE
+from ckpt_tools.formats.note import Alias, aliases_of, note_of
 from ckpt_tools.pickles.values import Blob, Call, key_text, plain
 from ckpt_tools.report import count, plain_json, size
-
-NOTE = "ckpt-tools"
-"""The metadata key of our own note in a safetensors file: a JSON object, described in docs/convert.md."""
 
 VALUE_NODES = 10_000
 """The largest plain value, in numbers, texts and containers, that goes along as JSON."""
@@ -75,7 +74,7 @@ class Plan:
 
 
 def source_of(checkpoint: Checkpoint, select: str | None) -> StateDict:
-    """The tensors to convert, with the sharing restored that an earlier conversion noted.
+    """The tensors to convert, with the views sharing memory again that an earlier conversion noted.
 
     Where the file has no state_dict but loose tensors, these, under their key paths (``tensor`` for a lone one).
     """
@@ -84,26 +83,7 @@ def source_of(checkpoint: Checkpoint, select: str | None) -> StateDict:
         if len(loose) == len(checkpoint.loose):
             return StateDict((), "other", loose)
     state_dict, _ = pick(checkpoint, select)
-    note = note_of(checkpoint)
-    described = note.get("aliases")
-    if isinstance(described, dict):
-        state_dict = restored(state_dict, described)
-    versions = note.get("versions")
-    if isinstance(versions, dict):
-        state_dict = replace(state_dict, metadata=versions)
-    return state_dict
-
-
-def note_of(checkpoint: Checkpoint) -> Mapping[str, object]:
-    """What an earlier conversion noted in the file's metadata; empty where nothing did."""
-    text = checkpoint.metadata.get(NOTE)
-    if not isinstance(text, str):
-        return {}
-    try:
-        note = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return note if isinstance(note, dict) else {}
+    return shared_again(state_dict, aliases_of(note_of(checkpoint)))
 
 
 def make_plan(
@@ -167,10 +147,10 @@ def _plan(
     kept = {key: value for key, value in checkpoint.metadata.items() if key != NOTE and isinstance(value, str)}
     if checkpoint.format != "safetensors":
         kept = {}
-    note = note_of(checkpoint).get("aliases")
-    for alias in note if isinstance(note, dict) else ():
+    note = note_of(checkpoint)
+    for alias in aliases_of(note):
         kept.pop(alias, None)  # the plain line that stood beside our note
-    earlier = note_of(checkpoint).get("values")
+    earlier = note.get("values")
     if isinstance(earlier, dict):
         values = {**earlier, **values}
     found = aliases([replace(e.tensor, name=e.name) for e in entries])

@@ -1,42 +1,19 @@
-"""Names that share memory: found in a source, noted in a file that cannot share, and restored from the note.
+"""Names that share memory: found in a source, noted in a file that cannot share, and shared again from the note.
 
 safetensors holds every byte under one name. A name for the very elements of another is left out of the file and
-noted; a view of another (part of it, or turned) becomes a tensor of its own and is noted as well, so that a file
-that can share gets it back.
+noted, and the reader gives it back (formats/note.py); a view of another (part of it, or turned) becomes a tensor of
+its own and is noted as well, so that a file that can share gets it back.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ckpt_tools.checkpoint import StateDict, Storage, TensorInfo
 from ckpt_tools.contents import chunks
-
-
-@dataclass(frozen=True, slots=True)
-class Alias:
-    """A name for elements of the tensor *of*: from its element *offset* on, with *shape* and *stride*.
-
-    *stored* is whether the file also holds them under this name.
-    """
-
-    of: str
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    stored: bool
-
-    def as_json(self) -> dict[str, object]:
-        """The alias as the note has it."""
-        return {
-            "of": self.of,
-            "offset": self.offset,
-            "shape": list(self.shape),
-            "stride": list(self.stride),
-            "stored": self.stored,
-        }
+from ckpt_tools.formats.note import Alias
 
 
 def identity(tensor: TensorInfo) -> object:
@@ -101,32 +78,17 @@ def overlapping(tensors: Iterable[TensorInfo]) -> list[list[TensorInfo]]:
     return found
 
 
-def restored(state_dict: StateDict, note: Mapping[str, object]) -> StateDict:
-    """*state_dict* with the aliases that *note* describes, as far as they are true of its tensors.
+def shared_again(state_dict: StateDict, aliases: Mapping[str, Alias]) -> StateDict:
+    """*state_dict* with the views among *aliases* that the file holds as tensors of their own sharing memory again.
 
-    A name that is stored stays as it is where its bytes differ from those that it would share.
+    Only where their bytes still agree; they are read for that.
     """
     entries = dict(state_dict.entries)
-    for name, described in note.items():
-        alias = _parsed(described)
-        base = state_dict.entries.get(alias.of) if alias is not None else None
-        if alias is None or not isinstance(base, TensorInfo) or base.storage is None or not base.contiguous:
-            continue
-        view = replace(
-            base,
-            name=name,
-            shape=alias.shape,
-            stride=alias.stride,
-            storage_offset=base.storage_offset + alias.offset,
-        )
-        low, high = view.extent
-        inside = base.extent[0] <= low and high <= base.extent[1] and view.numel <= base.numel
-        if not inside or (name in entries) != alias.stored:
-            continue
+    for name, alias in aliases.items():
         own = entries.get(name)
-        if alias.stored and not (isinstance(own, TensorInfo) and _equal(own, view)):
-            continue
-        entries[name] = view
+        view = alias.view(name, state_dict.entries.get(alias.of)) if alias.stored else None
+        if view is not None and isinstance(own, TensorInfo) and _equal(own, view):
+            entries[name] = view
     return replace(state_dict, entries=entries)
 
 
@@ -163,21 +125,3 @@ def _same_cuts(tensor: TensorInfo, like: TensorInfo) -> Iterable[bytes]:
             rest += next(pieces)
         yield rest[:size]
         rest = rest[size:]
-
-
-def _parsed(described: object) -> Alias | None:
-    if not isinstance(described, dict):
-        return None
-    of, offset, shape, stride, stored = (described.get(k) for k in ("of", "offset", "shape", "stride", "stored"))
-    if not (isinstance(of, str) and isinstance(stored, bool) and _is_size(offset)):
-        return None
-    if not (isinstance(shape, list) and isinstance(stride, list) and len(shape) == len(stride)):
-        return None
-    if not all(map(_is_size, [*shape, *stride])):
-        return None
-    assert isinstance(offset, int)
-    return Alias(of, offset, tuple(shape), tuple(stride), stored)
-
-
-def _is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 62

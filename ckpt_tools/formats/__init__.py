@@ -6,7 +6,7 @@ import os
 
 from ckpt_tools.checkpoint import Checkpoint
 from ckpt_tools.errors import CkptError, CorruptFile, NotACheckpoint
-from ckpt_tools.formats.base import HEAD_BYTES, Format, begins, lazy, zip_with
+from ckpt_tools.formats.base import HEAD_BYTES, NOTE, Format, begins, lazy, zip_with
 from ckpt_tools.sources import Folder, Source, is_url, open_source
 
 _ZIP = b"PK\x03\x04"
@@ -44,7 +44,12 @@ def open_checkpoint(target: str | os.PathLike[str] | bytes | Source | Folder) ->
     """
     source = _source(target)
     try:
-        return _open(source)
+        checkpoint = _open(source)
+        if NOTE not in checkpoint.metadata:
+            return checkpoint
+        from ckpt_tools.formats.note import with_note  # only for what we have written
+
+        return with_note(checkpoint)
     except CkptError as error:
         if isinstance(error, CorruptFile) and error.remedy is None:
             error.remedy = "Fetch the file again, or save it again from its source"

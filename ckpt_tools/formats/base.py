@@ -15,6 +15,8 @@ from ckpt_tools.sources import Folder, Source
 
 HEAD_BYTES = 4096
 """How much of a file's beginning `Format.detect` is shown."""
+NOTE = "ckpt-tools"
+"""The metadata key of what our own conversion noted; see formats/note.py."""
 
 
 @record

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from struct import error as struct_error
-from typing import Literal
+from typing import Any, Literal
 
 from ckpt_tools.checkpoint import Checkpoint, Pickle, Storage, TensorInfo
 from ckpt_tools.errors import CkptError
@@ -55,7 +55,7 @@ class MemberState:
     """
 
     member: Member
-    local: tuple[object, ...] | None
+    local: tuple[Any, ...] | None
     local_name: str
     start: int
 

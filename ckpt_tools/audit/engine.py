@@ -15,7 +15,7 @@ from ckpt_tools.audit.inputs import MODEL_SUFFIXES, Target, below, targets
 from ckpt_tools.audit.policy import Options, Policy, matches, suggestion
 from ckpt_tools.audit.results import UNREAD, Audited, Bytes
 from ckpt_tools.audit.rule import Rule
-from ckpt_tools.audit.rules import BY_CODE, RULES
+from ckpt_tools.audit.rules import BY_CODE, FAMILIES, RULES
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.errors import CkptError, NotACheckpoint, NotFound
 
@@ -42,7 +42,7 @@ def audit(paths: Iterable[str], options: Options | None = None, *, jobs: int = 1
 def check_codes(policy: Policy) -> None:
     """Raise `CkptError` for a code that is no rule's and no beginning of one."""
     for code, where in policy.codes():
-        if not code or not any(known.startswith(code) for known in BY_CODE):
+        if code not in FAMILIES and not any(code and known.startswith(code) for known in BY_CODE):
             raise CkptError(
                 f"{where} names {code!r}, which is no rule{suggestion(code, BY_CODE)}", path=policy.source or None
             )

@@ -83,6 +83,11 @@ class Subject:
         return self.source.size if isinstance(self.source, Source) else self.checkpoint.size if self.checkpoint else 0
 
     @property
+    def file(self) -> Source | None:
+        """The file; None for a folder."""
+        return self.source if isinstance(self.source, Source) else None
+
+    @property
     def is_remote(self) -> bool:
         """Whether it stands at a URL."""
         return is_url(self.path)

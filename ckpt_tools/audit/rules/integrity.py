@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 
+from ckpt_tools.audit.coverage import MemberState, all_storages, members
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import Subject
+from ckpt_tools.checkpoint import Anomaly
+from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded, NotACheckpoint, UnsupportedFeature
+from ckpt_tools.formats.archive import Archive
+from ckpt_tools.report import count, shortened
+
+MAX_INFLATED = 1 << 32
+"""The most bytes that are inflated to compare checksums."""
+
+_STREAMED = 0x8
+"""The bit in a member's flags by which its sizes and checksum stand after its bytes, not in the local header."""
 
 
-@rule("I101", "unreadable", "error")
-def unreadable(subject: Subject) -> Iterator[Finding]:
-    """The file cannot be read as any checkpoint.
-
-    Why: what cannot be read cannot be judged, and a loader may take it differently or fail in production.
-
-    Example: a download that broke off, a web page saved under the name of the weights, a Git LFS pointer.
-
-    Remedy: fetch the file again, or save it again from its source.
-    """
+def _error(subject: Subject, kind: type[CkptError], *but: type[CkptError]) -> Iterator[Finding]:
+    """The finding for a file that could not be read because of an error of *kind*."""
     error = subject.error
-    if error is not None:
+    if isinstance(error, kind) and not isinstance(error, but):
         yield subject.finding(
             error.problem,
             member=error.member or "",
@@ -30,11 +34,26 @@ def unreadable(subject: Subject) -> Iterator[Finding]:
         )
 
 
+@rule("I101", "not-a-checkpoint", "error")
+def not_a_checkpoint(subject: Subject) -> Iterator[Finding]:
+    """The file is something other than its name or its place promises.
+
+    Why: whatever loads it fails, or takes it for something else.
+
+    Example: a Git LFS pointer, a web page saved under the name of the weights, an empty file, the ``data.pkl`` of
+    an archive that was unpacked.
+
+    Remedy: fetch the file itself.
+    """
+    yield from _error(subject, NotACheckpoint)
+
+
 @rule("I102", "unread-content", "error")
 def unread_content(subject: Subject) -> Iterator[Finding]:
     """The file holds something that was not looked at, and a loader might.
 
-    Why: an audit that passes over what it does not understand says nothing about the file.
+    Why: an audit that passes over what it does not understand says nothing about the file. Whatever --fail-on says,
+    the exit code is not 0.
 
     Example: an encrypted member of an archive, bytes behind the end of a pickle, a member of unknown format.
 
@@ -44,11 +63,331 @@ def unread_content(subject: Subject) -> Iterator[Finding]:
         return
     for region in subject.coverage.unread:
         yield subject.finding(
-            f"{region.size:,} bytes were not looked at: {region.what}",
+            f"{count(region.size, 'byte')} not looked at: {region.what}",
             member=region.member,
             offset=region.offset,
             evidence={"bytes": region.size},
         )
 
 
-RULES: tuple[Rule, ...] = (unreadable, unread_content)
+@rule("I103", "damaged", "error")
+def damaged(subject: Subject) -> Iterator[Finding]:
+    """The file contradicts its own format: it is truncated, or parts of it are missing, overlap or do not fit.
+
+    Why: a loader fails on it, or worse, does not notice. The message names the first contradiction.
+
+    Example: a download that broke off; a storage that is missing, or shorter than the tensor that lies in it; in
+    safetensors tensors that overlap, holes between them, bytes after the last, a name that occurs twice, a header
+    longer than the file; a missing shard.
+
+    Remedy: fetch the file again, or save it again from its source.
+    """
+    yield from _error(subject, CorruptFile, LimitExceeded)
+
+
+@rule("I104", "beyond-limits", "error")
+def beyond_limits(subject: Subject) -> Iterator[Finding]:
+    """The file declares sizes, counts or depths that its bytes cannot stand behind.
+
+    Why: no program writes such files. Loading them takes memory or time without end.
+
+    Example: a pickle that refers to itself until it has copied gigabytes; a member deflated ten thousand times.
+
+    Remedy: do not load the file; ask where it comes from.
+    """
+    yield from _error(subject, LimitExceeded)
+
+
+@rule("I105", "unsupported", "error")
+def unsupported(subject: Subject) -> Iterator[Finding]:
+    """The file is well-formed as far as can be told, but this version of ckpt-tools cannot read it.
+
+    Why: what cannot be read was not examined, although something else may load it.
+
+    Example: a tar archive compressed with gzip, an HDF5 file of Keras, an encrypted archive.
+
+    Remedy: unpack or convert it, and audit what it holds.
+    """
+    error = subject.error
+    if error is not None and not isinstance(error, NotACheckpoint | CorruptFile):
+        yield from _error(subject, type(error))
+
+
+# --- zip archives
+
+
+def _archive(subject: Subject) -> Archive | None:
+    """The zip archive that the file is; None where it is none."""
+    source = subject.file
+    if source is None or source.peek(0, 2) != b"PK":
+        return None
+    try:
+        return Archive.of(source)
+    except CkptError:
+        return None
+
+
+@rule("I201", "crc-mismatch", "error", needs="bytes")
+def crc_mismatch(subject: Subject) -> Iterator[Finding]:
+    """A member of the archive does not have the checksum that the archive gives for it.
+
+    Why: a bit has flipped, or the bytes were changed after the file was written. torch.load does not compare the
+    checksums of members and loads the changed weights without a word.
+
+    Example: one flipped byte in ``archive/data/3``.
+
+    Remedy: fetch the file again; if it is the same, compare its digest with the one that its author gives.
+    """
+    archive = _archive(subject)
+    if archive is None or not any(member.crc for member in archive.members):
+        return  # torch.serialization.set_crc32_options(False) leaves them all at 0; that is a rule of its own
+    left = MAX_INFLATED
+    for member in archive.members:
+        if member.size > member.compressed_size:
+            left -= member.size
+            if left < 0:
+                raise LimitExceeded(f"more than {MAX_INFLATED:,} bytes would be inflated", member=member.name)
+        found = 0
+        try:
+            for chunk in archive.open(member).chunks():
+                found = zlib.crc32(chunk, found)
+        except UnsupportedFeature:  # the coverage says so
+            continue
+        except CorruptFile as error:
+            yield subject.finding(error.problem, member=member.name, evidence={"declared": f"{member.crc:08x}"})
+            continue
+        if found != member.crc:
+            yield subject.finding(
+                f"its checksum is {found:08x}, where the archive has {member.crc:08x}",
+                member=member.name,
+                evidence={"declared": f"{member.crc:08x}", "found": f"{found:08x}"},
+            )
+
+
+@rule("I202", "no-checksums", "note")
+def no_checksums(subject: Subject) -> Iterator[Finding]:
+    """The archive has no checksums: all of them are 0.
+
+    Why: nobody can tell whether a byte of it has changed.
+
+    Example: a file saved under ``torch.serialization.set_crc32_options(False)``.
+
+    Remedy: save with checksums, or keep the digest of the file elsewhere (`ckpt digest`).
+    """
+    archive = _archive(subject)
+    if archive is not None and any(m.size for m in archive.members) and not any(m.crc for m in archive.members):
+        yield subject.finding(f"none of {count(len(archive.members), 'member')} has a checksum")
+
+
+@rule("I203", "header-mismatch", "error")
+def header_mismatch(subject: Subject) -> Iterator[Finding]:
+    """The two headers of a member, the one before its bytes and the one in the directory, disagree.
+
+    Why: torch goes by the directory, other readers by what stands before the bytes. Such a file can show each of
+    them something else, which is how scanners have been deceived.
+
+    Example: a member that is ``data.pkl`` in the directory and ``readme.txt`` in its own header.
+
+    Remedy: do not trust the file; pack it again from what you know to be in it.
+    """
+    archive = _archive(subject)
+    for state in members(archive) if archive is not None else ():
+        differences = list(_differences(state))
+        if differences:
+            yield subject.finding(
+                "its own header has " + "; ".join(differences),
+                member=state.member.name,
+                evidence={"differences": differences, "header_offset": state.member.header_offset},
+            )
+
+
+def _differences(state: MemberState) -> Iterator[str]:
+    """What the local header says otherwise; sizes and checksums that it leaves to others do not count."""
+    member, local = state.member, state.local
+    if local is None:
+        yield "no signature"
+        return
+    _, _, flags, method, _, _, crc, packed, size, _, _ = local
+    if state.local_name != member.name:
+        yield f"the name {shortened(state.local_name)}"
+    if method != member.method:
+        yield f"the compression method {method}, not {member.method}"
+    if flags != member.flags:
+        yield f"the flags {flags:#x}, not {member.flags:#x}"
+    for what, here, there in (("checksum", crc, member.crc), ("size", size, member.size)):
+        later = here == 0 and member.flags & _STREAMED
+        if here != there and not later and here != 0xFFFFFFFF:
+            yield f"the {what} {here:,}, not {there:,}"
+    if packed not in (member.compressed_size, 0xFFFFFFFF) and not (packed == 0 and member.flags & _STREAMED):
+        yield f"the packed size {packed:,}, not {member.compressed_size:,}"
+
+
+@rule("I204", "duplicate-members", "error")
+def duplicate_members(subject: Subject) -> Iterator[Finding]:
+    """Several members of the archive answer to one name.
+
+    Why: torch looks names up without regard to case and may open another one than Python's zipfile does, so that a
+    scanner and the loader do not see the same bytes.
+
+    Example: ``archive/data.pkl`` twice, or together with ``archive/DATA.PKL``.
+
+    Remedy: pack the archive again with one of them, after looking at each.
+    """
+    archive = _archive(subject)
+    for names in archive.duplicates if archive is not None else ():
+        assert archive is not None
+        chosen = archive.find(names[0])
+        place = chosen.header_offset if chosen is not None else 0
+        last = [member for member in archive.members if member.name == names[-1]][-1]
+        python = "the same" if last.header_offset == place else f"the one at byte {last.header_offset:,}"
+        yield subject.finding(
+            f"{len(names)} members are called {shortened(' = '.join(dict.fromkeys(names)))}; torch opens the one "
+            f"whose header is at byte {place:,}, Python's zipfile {python}",
+            member=names[0],
+            evidence={"names": list(names), "torch_opens": place, "zipfile_opens": last.header_offset},
+        )
+
+
+@rule("I205", "overlapping-members", "error")
+def overlapping_members(subject: Subject) -> Iterator[Finding]:
+    """Members of the archive take the same bytes of the file.
+
+    Why: no writer makes such archives; they are bombs, or hide one member behind another.
+
+    Example: a thousand members that all point to the same deflated gigabyte.
+
+    Remedy: do not unpack the file; ask where it comes from.
+    """
+    archive = _archive(subject)
+    end, previous = 0, ""
+    ordered = sorted(members(archive), key=lambda state: state.member.header_offset) if archive is not None else ()
+    for state in ordered:
+        if state.member.header_offset < end:
+            yield subject.finding(
+                f"it begins at byte {state.member.header_offset:,}, within {shortened(previous)}, "
+                f"which ends at byte {end:,}",
+                member=state.member.name,
+                evidence={"begins": state.member.header_offset, "other": previous, "other_ends": end},
+            )
+        if state.start + state.member.compressed_size > end:
+            end, previous = state.start + state.member.compressed_size, state.member.name
+
+
+@rule("I206", "orphaned-storage", "warning")
+def orphaned_storage(subject: Subject) -> Iterator[Finding]:
+    """A storage in the archive belongs to no tensor.
+
+    Why: it takes room, and is left from other weights or put there for another purpose.
+
+    Example: ``archive/data/7``, to which ``data.pkl`` does not refer.
+
+    Remedy: save the checkpoint again, or convert it: what no tensor refers to stays behind.
+    """
+    archive = _archive(subject)
+    checkpoint = subject.checkpoint
+    if archive is None or checkpoint is None or checkpoint.format not in _WITH_STORAGES:
+        return
+    folder = f"{archive.root}data/"
+    used = {region.member for region in subject.coverage.regions if region.how == "tensor data"}
+    for member in archive.members:
+        key = member.name.removeprefix(folder)
+        if member.name.startswith(folder) and key.isdecimal() and member.size and member.name not in used:
+            yield subject.finding(
+                f"{count(member.size, 'byte')} that no tensor refers to",
+                member=member.name,
+                evidence={"bytes": member.size},
+            )
+
+
+_WITH_STORAGES = frozenset({"torch_zip", "torchscript"})
+
+
+@rule("I207", "storage-too-long", "warning")
+def storage_too_long(subject: Subject) -> Iterator[Finding]:
+    """A storage has more bytes in the archive than the pickle declares.
+
+    Why: loaders read the declared part and pass over the rest, in which anything may stand.
+
+    Example: ``archive/data/0`` of 4,096 bytes for a storage of 1,000 float32.
+
+    Remedy: save the checkpoint again, or convert it: what lies beyond stays behind.
+    """
+    checkpoint = subject.checkpoint
+    if checkpoint is None or checkpoint.format not in _WITH_STORAGES:
+        return
+    for storage in all_storages(checkpoint):
+        if storage.missing is None and storage.source.size > storage.nbytes:
+            yield subject.finding(
+                f"the member has {storage.source.size:,} bytes, the storage {storage.nbytes:,}",
+                member=storage.source.name.removeprefix(f"{checkpoint.path}: "),
+                evidence={"member": storage.source.size, "storage": storage.nbytes},
+            )
+
+
+# --- what readers pass over
+
+
+@rule("I301", "oddity", "warning")
+def oddity(subject: Subject) -> Iterator[Finding]:
+    """Something about the file is odd, and loaders pass over it in silence.
+
+    Why: programs that write checkpoints do not make such files. It is damage, or an attempt to show different
+    readers different things.
+
+    Example: bytes after the last storage of a legacy file; a storage that is stored twice; a JSON header that
+    begins with white space; an archive whose version no torch has written.
+
+    Remedy: find out what wrote the file; save it again with torch.
+    """
+    checkpoint = subject.checkpoint
+    for anomaly in _anomalies(subject):
+        if checkpoint is not None and checkpoint.format != "sharded":
+            yield subject.finding(anomaly.what, member=anomaly.where)
+
+
+@rule("I302", "index-mismatch", "warning")
+def index_mismatch(subject: Subject) -> Iterator[Finding]:
+    """The index of a sharded checkpoint and its shards disagree.
+
+    Why: loaders go by the shards; what the index promises may not be there, or be there twice.
+
+    Example: a ``total_size`` that is not that of the tensors; a tensor that stands in two shards, or in another one
+    than the index says; a shard that the index does not mention.
+
+    Remedy: fetch the index and the shards again, from one revision, or write the index anew.
+    """
+    checkpoint = subject.checkpoint
+    for anomaly in _anomalies(subject):
+        if checkpoint is not None and checkpoint.format == "sharded":
+            yield subject.finding(anomaly.what, member=anomaly.where)
+
+
+def _anomalies(subject: Subject) -> Iterator[Anomaly]:
+    """The anomalies of the checkpoint, but those that another rule reports, or that concern a module's code."""
+    checkpoint = subject.checkpoint
+    if checkpoint is None:
+        return
+    hints = (
+        {hint for _, part in checkpoint.module.walk() for hint in part.state_dict_hints} if checkpoint.module else ()
+    )
+    for anomaly in checkpoint.anomalies:
+        if anomaly.what not in hints and "answer to the same name" not in anomaly.what:
+            yield anomaly
+
+
+RULES: tuple[Rule, ...] = (
+    not_a_checkpoint,
+    unread_content,
+    damaged,
+    beyond_limits,
+    unsupported,
+    crc_mismatch,
+    no_checksums,
+    header_mismatch,
+    duplicate_members,
+    overlapping_members,
+    orphaned_storage,
+    storage_too_long,
+    oddity,
+    index_mismatch,
+)

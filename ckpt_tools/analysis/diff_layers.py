@@ -186,7 +186,7 @@ def _body(entries: Sequence[TensorDiff], word: str, more: bool) -> list[str]:
 
 def _changed(changed: Sequence[TensorDiff], of: int, word: str) -> str:
     if len(changed) == of:
-        text = f"all {count(of, f'{word} tensor')} changed"
+        text = f"all {count(of, f'{word} tensor')} changed" if of > 1 else f"the only {word} tensor changed"
     else:
         text = f"{len(changed):,} of {count(of, f'{word} tensor')} changed{_where(changed)}"
     share = moved(changed)

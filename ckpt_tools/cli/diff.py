@@ -67,8 +67,8 @@ def diff(
 ) -> None:
     """Say what changed from checkpoint A to checkpoint B, whatever their formats.
 
-    Exit code 0: no difference; 1: there are; 2: they could not be compared. With --expect-frozen or
-    --expect-changed it is 0 where these hold, whatever else differs, and 1 where they do not.
+    Exit code 0: no difference; 1: there are; 2: they, or some of their tensors, could not be compared. With
+    --expect-frozen or --expect-changed it is 0 where these hold, whatever else differs, and 1 where they do not.
     """
     from ckpt_tools.analysis.comparison import Tolerance
     from ckpt_tools.analysis.diff import Options, bytes_to_compare
@@ -102,4 +102,9 @@ def diff(
         with replacing(write_key_map) as file:
             file.write((json.dumps(dict(found.key_map), indent=2) + "\n").encode())
     emit([made], command="diff", format=format, output=output)
+    unreadable = [entry for entry in found.tensors if entry.change == "unreadable"]
+    for entry in unreadable:
+        click.echo(f"ckpt: {entry.name} could not be compared: {entry.problem}", err=True)
+    if unreadable:
+        sys.exit(2)
     sys.exit(bool(broken) if expectations else found.different)

@@ -1,7 +1,9 @@
 """What changed between two checkpoints: categories, pairing, ties, norms, the verdict."""
 
+import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 
@@ -119,9 +121,26 @@ def test_sparse_and_quantized_tensors_are_compared_by_their_parts(compared):
 
 def test_meta_tensors_have_nothing_to_compare(compared):
     found = compared({"w": torch.empty(2, device="meta")}, {"w": torch.empty(2, device="meta")})
+    assert changes(found) == {"w": "identical"}
+    found = compared({"w": torch.empty(2, device="meta")}, {"w": torch.ones(2)})
     assert changes(found) == {"w": "unreadable"}
     assert "no bytes of its own" in found.tensors[0].problem
     assert verdict(found) == "1 tensor could not be compared"
+
+
+MANIFEST = json.loads((Path(__file__).resolve().parents[2] / "fixtures" / "MANIFEST.json").read_text())
+
+
+INCOMPLETE = ("sharded/missing_shard", "sharded/wrong_index")
+WHOLE = [e["file"] for e in MANIFEST["fixtures"] if not e.get("error") and e["file"] not in INCOMPLETE]
+
+
+@pytest.mark.parametrize("file", WHOLE)
+def test_every_fixture_is_the_same_as_itself(fixtures_dir, file):
+    found = diff(open_checkpoint(fixtures_dir / file), open_checkpoint(fixtures_dir / file))
+    unreadable = [entry for entry in found.tensors if entry.change == "unreadable"]
+    assert found.different == bool(unreadable)
+    assert all("missing" in entry.problem for entry in unreadable)
 
 
 # --- names
@@ -329,11 +348,15 @@ def test_the_verdict_of_a_transfer(transfer):
         (
             {"a.w": torch.ones(2)},
             {"a.w": torch.tensor([1.0, math.nan])},
-            "all 1 weight tensor changed, 1 tensor with new NaN or Inf",
+            "the only weight tensor changed, 1 tensor with new NaN or Inf",
         ),
-        ({"a.w": torch.zeros(2)}, {"a.w": torch.ones(2)}, "all 1 weight tensor changed"),
+        ({"a.w": torch.zeros(2)}, {"a.w": torch.ones(2)}, "the only weight tensor changed"),
         ({"a.w": torch.ones(1)}, {"a.w": torch.ones(8)}, "`a` replaced"),
-        ({"a.w": torch.ones(1), "b.w": torch.ones(1)}, {"a.w": torch.ones(8), "b.w": torch.ones(1)}, "1 of 2 weights"),
+        (
+            {"a.w": torch.ones(1), "b.w": torch.ones(1)},
+            {"a.w": torch.ones(8), "b.w": torch.ones(1)},
+            "`a.w` of another shape, other weights identical (1 tensor)",
+        ),
     ],
 )
 def test_verdicts(compared, a, b, sentence):

@@ -2,8 +2,12 @@
 
 import json
 import shutil
+from pathlib import Path
 
+import jsonschema
 import pytest
+
+SCHEMA = json.loads((Path(__file__).resolve().parents[2] / "docs" / "schema" / "diff.schema.json").read_text())
 
 
 @pytest.fixture
@@ -19,6 +23,7 @@ def diff(run):
         done = run("diff", *args, "--format", "json")
         assert done.stderr == "", done.stderr
         document = json.loads(done.stdout)
+        jsonschema.validate(document, SCHEMA)
         assert (document["version"], document["command"], len(document["files"])) == (1, "diff", 1)
         return done.exit_code, document["files"][0]
 
@@ -120,6 +125,16 @@ def test_categories_can_be_switched_off(run, transfer):
     assert run(*args).exit_code == 1
     done = run(*args, "--ignore", "weights")
     assert (done.exit_code, done.stdout.splitlines()[0].rpartition(": ")[2]) == (0, "identical (3 tensors)")
+
+
+def test_what_could_not_be_compared_is_trouble(run, fixtures_dir, tmp_path, torch):
+    torch.save({"v": torch.ones(1), "w": torch.empty(2, device="meta")}, tmp_path / "a.pt")
+    torch.save({"v": torch.ones(1), "w": torch.ones(2)}, tmp_path / "b.pt")
+    done = run("diff", "--brief", tmp_path / "a.pt", tmp_path / "b.pt")
+    assert done.exit_code == 2
+    assert "1 tensor could not be compared" in done.stdout
+    assert "w could not be compared: w has no bytes of its own" in done.stderr
+    assert run("diff", tmp_path / "a.pt", tmp_path / "b.pt", "--exclude", "w").exit_code == 0
 
 
 # --- expectations

@@ -1,23 +1,69 @@
-"""What a global that a pickle names would do: which are dangerous, which torch takes, which are classes.
+"""What loading a pickle would do: one of three answers for each stream, and why.
 
-Unknown is never safe.
+*tensors only*: torch.load with weights_only takes it. *needs classes*: it refers to classes or functions beyond
+that, none of which is known to do harm. *dangerous*: it calls, fetches or changes something that runs code, loads
+files, opens connections or reflects. Unknown is never safe: a stream that cannot be evaluated to its end is
+*unknown* at best, and a function that nothing is known of is reported even where it is not dangerous by name.
+
+A pickle can only act through the names it refers to, so each is judged (`ckpt_tools.audit.gadgets`), together with
+what the stream does with it; and it can combine what it has, so calls of computed values, attributes set on
+modules and functions, and bytes that are pickles themselves are judged too.
 """
 
 from __future__ import annotations
 
+import re
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Literal
 
-from ckpt_tools.checkpoint import Pickle
-from ckpt_tools.pickles.weights_only import ALLOWED_GLOBALS
+from ckpt_tools.audit.gadgets import (
+    CLASS_MODULES,
+    CODE_CARRIERS,
+    HELD,
+    INERT,
+    INERT_LIBRARY,
+    KNOWN_DANGERS,
+    LIBRARIES,
+    MAKERS,
+    SAYS,
+    STANDARD_LIBRARY,
+    SUSPECT_WORDS,
+    Category,
+    entry,
+)
+from ckpt_tools.checkpoint import GlobalUse, Pickle, Storage
+from ckpt_tools.errors import CkptError
+from ckpt_tools.formats.unpickled import Pickles, pickle_of
+from ckpt_tools.pickles.arrays import byte_source
+from ckpt_tools.pickles.machine import Evaluation, evaluate
+from ckpt_tools.pickles.torch_objects import View
+from ckpt_tools.pickles.values import Blob, Call, Global, OrderedDict, PersistentId, as_global, brief
+from ckpt_tools.pickles.weights_only import ALLOWED_GLOBALS, refusals
 from ckpt_tools.records import record
+from ckpt_tools.sources import MemorySource, Source
 
 Answer = Literal["tensors only", "needs classes", "dangerous", "unknown"]
+
+Kind = Literal["tensor", "inert", "class", "code", "unknown class", "unknown function", "dangerous"]
+"""What a name is: among those that torch takes by itself; a maker of plain values; a class or function of a known
+library; part of a function that is kept in the file; either of these from a package that nothing is known of."""
+
+MAX_NESTED = 3
+"""How deep pickles in byte strings of pickles are looked into."""
+MAX_NESTED_BYTES = 1 << 28
+"""The longest byte string that is evaluated as a pickle."""
+MAX_DANGERS = 200
+"""The most dangers of one pickle that are listed."""
 
 
 @record
 class NameVerdict:
-    """A global: *allowed* where torch's weights_only takes it, *danger* why it is dangerous, else "";
-    *purpose* what it is used for, such as "a nn.Module class" or "a numpy scalar".
+    """A global: *allowed* where torch's weights_only takes it by default, *danger* why it is dangerous, else "";
+    *purpose* what it is used for, such as "a layer of torch" or "a numpy scalar"; *called* where the stream calls
+    or instantiates it.
     """
 
     name: str
@@ -25,19 +71,505 @@ class NameVerdict:
     allowed: bool
     danger: str = ""
     purpose: str = ""
+    kind: Kind = "unknown class"
+    category: Category | None = None
+    opcode: str = ""
+    called: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Danger:
+    """Something that a stream would do: *subject* says what of it, *what* the deed, at the opcode at *offset*."""
+
+    category: Category
+    subject: str
+    what: str
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.subject} {self.what}"
 
 
 @record
 class PickleVerdict:
-    """The answer for one pickle. *reasons* say why it is dangerous or cannot be judged ("unknown")."""
+    """The answer for one pickle. *reasons* say why it is dangerous or cannot be judged ("unknown").
+
+    *dangers* are the reasons one by one; *refusals* what torch's weights_only would refuse; *nested* the verdicts
+    for pickles in its byte strings, whose dangers are not among its own. *complete* is False where the stream
+    cannot be evaluated to its end, so that only what stands before is judged.
+    """
 
     member: str
     answer: Answer
     names: tuple[NameVerdict, ...] = ()
     reasons: tuple[str, ...] = ()
+    dangers: tuple[Danger, ...] = ()
+    refusals: tuple[str, ...] = ()
+    nested: tuple[PickleVerdict, ...] = ()
+    complete: bool = True
 
 
 def judge(pickle: Pickle) -> PickleVerdict:
     """Which of the answers *pickle* gets."""
-    names = tuple(NameVerdict(str(use), use.offset, str(use) in ALLOWED_GLOBALS) for use in pickle.globals)
-    return PickleVerdict(pickle.member, "tensors only" if all(n.allowed for n in names) else "needs classes", names)
+    return _judge(pickle, 0)
+
+
+def _judge(pickle: Pickle, depth: int) -> PickleVerdict:
+    evaluation = pickle.evaluation
+    if not isinstance(evaluation, Evaluation):
+        raise TypeError(f"{pickle.member}: a pickle without its evaluation cannot be judged")
+    complete = evaluation.end > evaluation.start  # the end is known only once STOP is reached
+    refused = tuple(f"{refusal.subject}: {refusal.reason}" for refusal in refusals(evaluation)) if complete else ()
+    stream = _Stream(evaluation)
+    names = tuple(_judge_name(use, stream) for use in pickle.globals)
+    dangers = [Danger(name.category, name.name, name.danger, name.offset) for name in names if name.category]
+    nested: list[PickleVerdict] = []
+    if not complete or refused or evaluation.opcodes & _BYTES:
+        dangers += _deeds(evaluation)
+        nested += _nested(pickle, evaluation, depth, dangers)
+    reasons = [str(danger) for danger in dangers]
+    reasons += [f"{reason}, in {one.member}" for one in nested if one.answer == "dangerous" for reason in one.reasons]
+    answer: Answer
+    if reasons:
+        answer = "dangerous"
+    elif not complete or any(one.answer == "unknown" for one in nested):
+        answer, reasons = "unknown", [pickle.problem or "a pickle in it cannot be evaluated to its end"]
+    elif refused or not all(name.allowed for name in names):
+        answer = "needs classes"
+    else:
+        answer = "tensors only"
+    return PickleVerdict(
+        pickle.member,
+        answer,
+        names,
+        tuple(dict.fromkeys(reasons)),
+        tuple(dangers[:MAX_DANGERS]),
+        refused,
+        tuple(nested),
+        complete,
+    )
+
+
+# --- names
+
+
+class _Stream:
+    """What a whole stream tells of the names in it, each worked out when it is first asked for."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self.evaluation = evaluation
+
+    @cached_property
+    def called(self) -> frozenset[str]:
+        """The names that are called by what the stream calls."""
+        found: set[str] = set()
+        for call in self.evaluation.calls:
+            arguments, target = call.arguments, call.target
+            name: Global | None = None
+            if target in _CALL_THEIR_FIRST and arguments:
+                name = as_global(arguments[0])
+            elif target == "copyreg._reconstructor" and len(arguments) > 1:
+                name = as_global(arguments[1])  # whose __init__ is called, unless it is object's own
+            if name is not None:
+                found.add(name.path)
+        return frozenset(found)
+
+    @cached_property
+    def wrapped(self) -> frozenset[str]:
+        """The names that are kept as ``partial(name, …)``."""
+        names = (
+            as_global(call.arguments[0])
+            for call in self.evaluation.calls
+            if call.target in _PARTIALS and call.arguments
+        )
+        return frozenset(name.path for name in names if name is not None)
+
+    @cached_property
+    def held(self) -> frozenset[str]:
+        """The names that stand among the values, other than as what is called."""
+        return frozenset(value.path for value in values(self.evaluation) if type(value) is Global)
+
+    @cached_property
+    def purposes(self) -> dict[str, str]:
+        """What classes are for, by the state of their instances."""
+        found: dict[str, str] = {}
+        for call in self.evaluation.calls:
+            state = call.state
+            if isinstance(state, dict):
+                if "_modules" in state and "_parameters" in state:
+                    found[call.class_name] = "a nn.Module class"
+                elif "param_groups" in state and "defaults" in state:
+                    found[call.class_name] = "an optimizer"
+        return found
+
+    def only_calls(self, path: str, fits: Callable[[Call], bool]) -> bool:
+        """Whether all that is done with *path* are calls that *fits* accepts."""
+        calls = [call for call in self.evaluation.calls if call.target == path]
+        return bool(calls) and all(map(fits, calls)) and path not in self.held
+
+
+def _judge_name(use: GlobalUse, stream: _Stream) -> NameVerdict:
+    module, name = NAME_MAPPING.get((use.module, use.name)) or (
+        IMPORT_MAPPING.get(use.module, use.module),
+        use.name,
+    )
+    path = f"{module}.{name}"
+    called = "call" in use.uses or path in stream.called
+    kind, category, danger = classify(module, name, called)
+    if kind == "unknown class" and path in stream.wrapped and _LOWER.match(name):
+        kind = "unknown function"
+    if category is None and use.uses & _CHANGES:
+        # only modules, classes and functions go by name, so no object of its own is restored like this
+        kind, category, danger = "dangerous", "injection", SAYS["injection"]
+    elif category is not None and (fits := _HARMLESS_CALLS.get(path)) and stream.only_calls(path, fits):
+        kind, category, danger = "inert", None, ""
+    allowed = path in ALLOWED_GLOBALS
+    purpose = "" if category is not None else _purpose(path, kind, stream)
+    return NameVerdict(
+        path, use.offset, allowed, danger, purpose, kind, category, use.opcode, called or "new" in use.uses
+    )
+
+
+_CHANGES = frozenset({"build", "append", "add", "set item"})
+_OWN = frozenset({"torch", "numpy", "torchvision", "functorch", "torchgen", "caffe2"})
+_LOWER = re.compile(r"_*[a-z]")
+
+
+@lru_cache(maxsize=4096)
+def classify(module: str, name: str, called: bool) -> tuple[Kind, Category | None, str]:
+    """What *module*.*name* is; where it is dangerous, the category and what it does, in words.
+
+    *called* is whether the stream calls it as a function; a class may also be instantiated by its ``__new__``
+    alone.
+    """
+    path = f"{module}.{name}"
+    if path in ALLOWED_GLOBALS:
+        return "tensor", None, ""
+    if path in INERT or path in INERT_LIBRARY or (path in HELD and not called):
+        return "inert", None, ""
+    if path in CODE_CARRIERS:
+        return "code", None, ""
+    if module == "copyreg" and name.startswith("extension "):
+        return "dangerous", "extension", SAYS["extension"]
+    parts = name.split(".")
+    for part in (*module.split("."), *parts):
+        if part.startswith("__") and part.endswith("__") and part not in _PLAIN_DUNDERS:
+            return "dangerous", "reflection", f"is a special attribute: {SAYS['reflection']}"
+    top = module.partition(".")[0]
+    standard, own = top in STANDARD_LIBRARY, top in _OWN
+    function = bool(_LOWER.match(name))
+    known = entry(path, KNOWN_DANGERS)
+    home = entry(module, CLASS_MODULES)
+    # below a package that is no part of Python, classes whose constructor is not called are but classes
+    if known and (standard or known == path or function or (called and len(home) < len(known))):
+        category = KNOWN_DANGERS[known]
+        return "dangerous", category, SAYS[category]
+    if len(parts) > 1:
+        return _dotted(module, parts)
+    bare = name.lstrip("_")
+    if name in SUSPECT_WORDS or bare in SUSPECT_WORDS:
+        what = f"has the name of something else, which {module} may have imported: {SAYS['reflection']}"
+        return "dangerous", "reflection", what
+    if function and bare in _MODULES:
+        return "dangerous", "reflection", f"hands out the module {bare}"
+    if standard or (own and called and (function or not home)):
+        return "dangerous", "library", SAYS["library"]
+    if own or path in MAKERS or name.startswith("__pyx_unpickle_"):
+        return "class", None, ""
+    if function and called and top != "__torch__":
+        return "unknown function", None, ""
+    return ("class" if top != "__main__" and entry(module, LIBRARIES) else "unknown class"), None, ""
+
+
+_PLAIN_DUNDERS = frozenset({"__main__", "__torch__", "__builtin__", "__future__"})
+_MODULES = STANDARD_LIBRARY - frozenset(
+    {
+        *("array", "calendar", "chunk", "code", "cmd", "copy", "datetime", "decimal", "enum", "fractions", "glob"),
+        *("html", "keyword", "locale", "mailbox", "new", "numbers", "opcode", "parser", "profile", "queue", "random"),
+        *("select", "sets", "signal", "statistics", "string", "struct", "symbol", "test", "time", "token", "trace"),
+        *("types", "wave", "this", "weakref", "formatter", "resource", "sha", "abc", "stat", "json", "math", "cmath"),
+        "typing",
+    }
+)
+"""Modules of the standard library whose names functions and values of other packages are unlikely to have."""
+
+
+def _dotted(module: str, parts: list[str]) -> tuple[Kind, Category | None, str]:
+    """A name with dots, which protocol 4 resolves by one ``getattr`` after the other."""
+    top = module.partition(".")[0]
+    if top in STANDARD_LIBRARY or any(part in SUSPECT_WORDS or not part[:1].isupper() for part in parts):
+        return "dangerous", "reflection", f"is a chain of attributes: {SAYS['reflection']}"
+    # a class within a class
+    return ("class" if entry(module, LIBRARIES) else "unknown class"), None, ""
+
+
+def _purpose(path: str, kind: Kind, stream: _Stream) -> str:
+    """What the stream makes of the class or function *path*, by how it uses it; else by where it comes from."""
+    if kind == "code":
+        return "part of a function whose bytecode is in the file"
+    if kind == "tensor":
+        return "a tensor"
+    if path.startswith("numpy.") and path.endswith(".scalar"):
+        return "a numpy scalar"
+    if kind == "inert":
+        return "a logger" if path.startswith("logging.") else "a plain value"
+    return stream.purposes.get(path) or LIBRARIES.get(entry(path, LIBRARIES), "")
+
+
+# --- deeds: what a stream does with what it has
+
+_CALL_THEIR_FIRST = frozenset({"torch._tensor._rebuild_from_type_v2", "torch._tensor._rebuild_from_type"})
+_TAKE_A_CLASS = frozenset({"copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__"}) | _CALL_THEIR_FIRST
+_ITERATE = frozenset(
+    f"builtins.{name}"
+    for name in (
+        *("dict", "list", "tuple", "set", "frozenset", "bytes", "bytearray", "sum", "any", "all", "zip"),
+        *("enumerate", "reversed"),
+    )
+) | frozenset(f"collections.{name}" for name in ("OrderedDict", "defaultdict", "Counter", "deque"))
+_METACLASSES = frozenset({"builtins.type", "abc.ABCMeta", "enum.EnumMeta", "enum.EnumType"}) | frozenset(
+    f"enum.{name}" for name in ("Enum", "IntEnum", "Flag", "IntFlag", "StrEnum")
+)
+_SINGLETONS = frozenset({"logging.getLogger"})
+_PARTIALS = frozenset({"functools.partial", "_functools.partial"})
+_TENSORS = frozenset(name for name in ALLOWED_GLOBALS if "._rebuild_" in name or name.startswith("torch.nn."))
+_MEMBER = re.compile(r"[A-Z][A-Z0-9_]*")
+
+
+def _deeds(evaluation: Evaluation) -> Iterator[Danger]:
+    """What the calls of a stream do beyond what their names tell."""
+    for call in evaluation.calls:
+        target, arguments = call.target, call.arguments
+        if target == "":
+            if not _is_code_type(call.func):
+                what = f"is {'instantiated' if call.new else 'called'}: {SAYS['computed']}"
+                yield Danger("computed", _subject(call.func), what, call.offset)
+        elif target in _PARTIALS:
+            # the state, if any, is (func, args, keywords, attributes)
+            state = call.state if type(call.state) is tuple else ()
+            for func in (*arguments[:1], *state[:1]):
+                if as_global(func) is None and not (type(func) is Call and func.target in _PARTIALS):
+                    yield Danger("computed", target, f"wraps {_subject(func)}: {SAYS['computed']}", call.offset)
+        elif target in _TAKE_A_CLASS:
+            if not arguments or as_global(arguments[0]) is None:
+                yield Danger("computed", target, f"is not given a name: {SAYS['computed']}", call.offset)
+        elif target in _ITERATE:
+            for given in arguments:
+                if type(given) is Call and not given.target.startswith(("builtins.", "collections.", "_codecs.")):
+                    # dict(x) calls x.keys(), and what that is may stand among the attributes of x
+                    what = f"is made from {_subject(given)}, whose methods it calls: {SAYS['computed']}"
+                    yield Danger("computed", target, what, call.offset)
+        elif target in _METACLASSES and len(arguments) != 1:
+            yield Danger("reflection", target, "makes a class of what the stream gives", call.offset)
+        elif target in _SINGLETONS and call.state is not None:
+            yield Danger("injection", target, f"is given attributes: {SAYS['injection']}", call.offset)
+        if call.entries is not None and target in _TENSORS:
+            # CVE-2026-24747
+            what = "is a tensor whose items the stream sets, which writes to memory at will in torch before 2.10"
+            yield Danger("injection", target, what, call.offset)
+        given_state = call.state
+        if type(given_state) is tuple and len(given_state) == 2 and isinstance(given_state[1], dict):
+            for key in given_state[1]:
+                if isinstance(key, str) and key.startswith("__") and key.endswith("__"):
+                    what = f"has its {key} set: {SAYS['injection']}"
+                    yield Danger("injection", target or "an object", what, call.offset)
+    for what, offset in evaluation.anomalies:
+        if what == "an object's state is set twice":
+            yield Danger("injection", "an object", "has its state set twice, so that one hides the other", offset)
+    yield from _bytecode(evaluation)
+
+
+def _bytecode(evaluation: Evaluation) -> Iterator[Danger]:
+    """What is done with functions that the file holds as bytecode: to be kept is the only thing that runs none."""
+    if not any(call.target in CODE_CARRIERS for call in evaluation.calls):
+        return
+    for call in evaluation.calls:
+        target = call.target
+        if target in CODE_CARRIERS:
+            part = target.rpartition(".")[2]
+            if part == "_builtin_type" and not _is_code_type(call):
+                what = f"fetches {brief(call.args)} from types: {SAYS['reflection']}"
+                yield Danger("reflection", target, what, call.offset)
+            elif part in ("_function_setstate", "_fill_function", "_cell_set"):
+                made = call.arguments[0] if call.arguments else None
+                if not (type(made) is Call and made.target in CODE_CARRIERS):
+                    yield Danger("injection", target, f"changes {_subject(made)}: {SAYS['injection']}", call.offset)
+            continue
+        given = (call.args, call.kwargs, call.state, call.items, call.entries)
+        if target and any(_holds_code(part) for part in given):
+            what = "is given a function whose bytecode is in the file, and may run it"
+            yield Danger("code", target, what, call.offset)
+
+
+def _holds_code(value: object) -> bool:
+    """Whether *value* is, or holds in containers, something that a part of cloudpickle makes."""
+    seen: set[int] = set()
+    pending = [value]
+    while pending:
+        one = pending.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if type(one) is Call:
+            if one.target in CODE_CARRIERS:
+                return True
+        elif isinstance(one, dict | list | tuple | set | frozenset):
+            pending += _inside(one)
+    return False
+
+
+def _subject(value: object) -> str:
+    if type(value) is Call:
+        return f"the result of {value.target or 'a call'}"
+    name = as_global(value)
+    return name.path if name is not None else brief(value)
+
+
+def _is_code_type(value: object) -> bool:
+    return type(value) is Call and value.target.endswith("._builtin_type") and value.arguments == ("CodeType",)
+
+
+def _is_member(call: Call) -> bool:
+    """Whether it is ``getattr(Class, "NAME")``, as members of enumerations are pickled."""
+    arguments = call.arguments
+    owner = as_global(arguments[0]) if len(arguments) == 2 else None
+    return (
+        owner is not None
+        and type(arguments[1]) is str
+        and _MEMBER.fullmatch(arguments[1]) is not None
+        and not _LOWER.match(owner.name)
+    )
+
+
+def _is_typing(call: Call) -> bool:
+    """Whether it is ``getitem(typing.X, …)``, as generic types are pickled."""
+    owner = as_global(call.arguments[0]) if call.arguments else None
+    return owner is not None and owner.module == "typing" and owner.path in INERT
+
+
+_HARMLESS_CALLS: dict[str, Callable[[Call], bool]] = {
+    "torch.storage._load_from_bytes": lambda call: True,  # the bytes are judged, see `_nested`
+    "builtins.getattr": _is_member,
+    "operator.getitem": _is_typing,
+    "_operator.getitem": _is_typing,
+}
+"""Names that are dangerous but for calls of one form."""
+
+
+# --- pickles in byte strings
+
+_BYTES = frozenset(b"BC\x8e\x96TUS")  # the opcodes that hold byte strings
+_MARKS = (*(bytes([0x80, version]) for version in range(6)), b"c", b"(", b"}", b"]", b"PK\x03\x04", b"\x8c", b"\x95")
+
+
+def _nested(pickle: Pickle, evaluation: Evaluation, depth: int, dangers: list[Danger]) -> Iterator[PickleVerdict]:
+    """The verdicts for pickles in the byte strings of a stream.
+
+    Those that ``_load_from_bytes`` is given are loaded with the stream: what they are cannot be left open.
+    """
+    loaded: set[int] = set()
+    for call in evaluation.calls:
+        if call.target != "torch.storage._load_from_bytes":
+            continue
+        given = call.arguments[0] if len(call.arguments) == 1 else None
+        loaded.add(id(given))
+        if isinstance(call.meaning, Storage | View):
+            continue  # the format has read it, and counts its pickles among the file's
+        where = f"{pickle.member}: bytes for _load_from_bytes at byte {call.offset:,}"
+        verdicts = list(_loaded(_source(given, pickle), where, depth))
+        yield from verdicts
+        if not verdicts or any(verdict.answer == "unknown" for verdict in verdicts):
+            what = "has torch.load read bytes that are not what it wrote"
+            dangers.append(Danger("loader", "torch.storage._load_from_bytes", what, call.offset))
+    if not evaluation.opcodes & _BYTES:
+        return
+    for value in values(evaluation):
+        if isinstance(value, bytes):
+            if len(value) < 4 or id(value) in loaded:
+                continue
+            place = ""
+        elif type(value) is Blob and not value.text and id(value) not in loaded:
+            place = f" at byte {value.offset:,}"
+        else:
+            continue
+        source = _source(value, pickle)
+        if source is not None and source.peek(0, 4).startswith(_MARKS):
+            verdict = _kept(source, f"{pickle.member}: a byte string{place}", depth)
+            if verdict is not None and verdict.names:
+                yield verdict
+
+
+def _source(value: object, pickle: Pickle) -> Source | None:
+    if pickle.stream is None and type(value) is Blob:
+        return None
+    try:
+        return byte_source(value, pickle.stream or MemorySource(b"", pickle.member))
+    except CkptError:
+        return None
+
+
+def _loaded(source: Source | None, member: str, depth: int) -> Iterator[PickleVerdict]:
+    """The verdicts for the pickles in *source*, a file that torch.load will read."""
+    if source is None or source.size > MAX_NESTED_BYTES or depth >= MAX_NESTED:
+        yield PickleVerdict(member, "unknown", complete=False)
+    elif source.peek(0, 4) == b"PK\x03\x04":
+        from ckpt_tools.formats import open_checkpoint  # rarely needed
+
+        try:
+            for inner in open_checkpoint(source).pickles:
+                yield _judge(inner, depth + 1)
+        except CkptError:
+            yield PickleVerdict(member, "unknown", complete=False)
+    else:
+        streams = Pickles(source)
+        for number in range(5):  # a legacy file
+            where = f"{member}, pickle {number + 1}"
+            try:
+                yield _judge(pickle_of(streams.next(), where, source), depth + 1)
+            except CkptError as error:
+                partial = getattr(error, "partial", None)
+                if isinstance(partial, Evaluation):
+                    yield _judge(pickle_of(partial, where, source), depth + 1)
+                return
+
+
+def _kept(source: Source, member: str, depth: int) -> PickleVerdict | None:
+    """The verdict for *source*, a byte string, if it is a pickle."""
+    if source.size > MAX_NESTED_BYTES or depth >= MAX_NESTED:
+        return None
+    try:
+        evaluation = evaluate(source.read(0, source.size))
+    except CkptError:
+        return None
+    return _judge(pickle_of(evaluation, member, source), depth + 1)
+
+
+def values(evaluation: Evaluation) -> Iterator[object]:
+    """Every value that a stream makes or hands to a call, once, but plain numbers and text."""
+    seen: set[int] = set()
+    pending: list[object] = [evaluation.root, *evaluation.calls]
+    while pending:
+        value = pending.pop()
+        if value is None or type(value) in _PLAIN or id(value) in seen:
+            continue
+        seen.add(id(value))
+        yield value
+        pending += _inside(value)
+
+
+_PLAIN = frozenset({str, int, bool, float})
+
+
+def _inside(value: object) -> Iterable[object]:
+    if isinstance(value, OrderedDict):
+        return (*value, *value.values(), value.state)
+    if isinstance(value, dict):
+        return (*value, *value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return value
+    if type(value) is PersistentId:
+        return (value.pid,)
+    if type(value) is Call:
+        pairs = (part for entry in value.entries or () for part in entry)
+        return (value.args, value.kwargs, value.state, *(value.items or ()), *pairs)
+    return ()

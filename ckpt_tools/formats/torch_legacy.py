@@ -93,7 +93,7 @@ class Legacy:
     @property
     def pickles(self) -> tuple[Pickle, ...]:
         """The record of each of the five."""
-        return tuple(pickle_of(evaluation, member) for member, evaluation in self._evaluations)
+        return tuple(pickle_of(evaluation, member, self.source) for member, evaluation in self._evaluations)
 
     def refusals(self) -> Iterator[Refusal]:
         """Why ``weights_only`` refuses the file, beyond what the object's own pickle says."""

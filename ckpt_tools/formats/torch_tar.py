@@ -276,8 +276,18 @@ class Tar:
                     if known is None
                     else GlobalUse(use.module, use.name, known.opcode, known.offset, known.uses | use.uses)
                 )
-        protocol = max(evaluation.protocol for evaluation in seen)
-        self.pickles.append(Pickle(member, end, protocol, tuple(uses.values())))
+        whole = Evaluation(0)
+        whole.end = end
+        whole.root = [evaluation.root for evaluation in seen]
+        for evaluation in seen:
+            whole.protocol = max(whole.protocol, evaluation.protocol)
+            whole.calls += evaluation.calls
+            whole.persistent += evaluation.persistent
+            whole.globals.update(evaluation.globals)
+            whole.opcodes |= evaluation.opcodes
+            whole.anomalies += evaluation.anomalies
+            whole.misuses.update(evaluation.misuses)
+        self.pickles.append(Pickle(member, end, whole.protocol, tuple(uses.values()), evaluation=whole))
 
     def check_end(self, name: str, member: Source, end: int) -> None:
         """Note what the member has beyond *end*, which torch does not read."""

@@ -5,8 +5,10 @@ A file is judged on its own, in this process or another; a bad one never stops t
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 from ckpt_tools.audit.cache import Cache
 from ckpt_tools.audit.coverage import Opening
@@ -18,25 +20,32 @@ from ckpt_tools.audit.rule import Rule
 from ckpt_tools.audit.rules import BY_CODE, FAMILIES, RULES
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.errors import CkptError, NotACheckpoint, NotFound
+from ckpt_tools.fleet import run_all
 
 
-def audit(paths: Iterable[str], options: Options | None = None, *, jobs: int = 1) -> Iterator[Audited]:
-    """Audit everything that *paths* name, with *jobs* processes; the results come in the order of the files.
+def audit(
+    paths: Iterable[str], options: Options | None = None, *, jobs: int = 1, dask: str | None = None
+) -> Iterator[Audited]:
+    """Audit everything that *paths* name; the results come in the order of the files.
 
-    Raises `CkptError` where the policy names no rule that there is.
+    With *jobs* above 1 that many processes work, with *dask*, the address of a scheduler, a cluster. Raises
+    `CkptError` where the policy names no rule that there is.
     """
     options = options or Options()
     check_codes(options.policy)
-    found = (target for path in paths for target in targets(path))
-    if jobs > 1:
-        from ckpt_tools.audit.parallel import spread
+    begun: deque[Target] = deque()
 
-        results: Iterator[list[Audited]] = spread(_examine, found, options, jobs)
-    else:
-        results = (_examine(target, options) for target in found)
+    def found() -> Iterator[Target]:
+        for path in paths:
+            for target in targets(path):
+                begun.append(target)
+                yield target
+
     baseline = options.baseline
-    for group in results:
-        yield from group if baseline is None else map(baseline.without_known, group)
+    for group in run_all(partial(_examine, options=options), found(), jobs=jobs, dask=dask):
+        target = begun.popleft()
+        results = [Audited(target.path, failure=f"{target.path}: {group}")] if isinstance(group, CkptError) else group
+        yield from results if baseline is None else map(baseline.without_known, results)
 
 
 def check_codes(policy: Policy) -> None:

@@ -17,8 +17,15 @@ from typing import Any
 
 from ckpt_tools.audit.baseline import Baseline
 from ckpt_tools.audit.findings import SEVERITIES, Severity
+from ckpt_tools.dtypes import BY_NAME
 from ckpt_tools.errors import CkptError
+from ckpt_tools.formats import FORMATS
 from ckpt_tools.records import record
+
+KINDS = (
+    "state_dict", "state_dicts", "model", "program", "training", "optimizer", "tensor", "tensors", "archive", "object",
+)  # fmt: skip
+"""What a checkpoint may be; see `Checkpoint.kind`."""
 
 _FILES = ("ckpt-tools.toml", "pyproject.toml")
 
@@ -231,6 +238,19 @@ def _count(value: Any, where: str) -> int:
     return int(value)
 
 
+def _among(known: Iterable[str]) -> _Reader:
+    """A list of words that are all *known*."""
+
+    def read(value: Any, where: str) -> tuple[str, ...]:
+        words = _texts(value, where)
+        for word in words:
+            if word not in known:
+                raise _Mistake(f"{where} has {word!r:.100}, which there is not{suggestion(word, known)}")
+        return words
+
+    return read
+
+
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -316,10 +336,10 @@ _WAIVER: Mapping[str, tuple[str, _Reader]] = {
 
 _REQUIRE: Mapping[str, tuple[str, _Reader]] = {
     "paths": ("paths", _texts),
-    "formats": ("formats", _texts),
-    "kinds": ("kinds", _texts),
+    "formats": ("formats", _among([format.name for format in FORMATS])),
+    "kinds": ("kinds", _among(KINDS)),
     "globals": ("globals", _texts),
-    "dtypes": ("dtypes", _texts),
+    "dtypes": ("dtypes", _among(BY_NAME)),
     "max-size": ("max_size", _bytes),
     "min-parameters": ("min_parameters", _count),
     "max-parameters": ("max_parameters", _count),

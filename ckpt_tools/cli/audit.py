@@ -40,6 +40,7 @@ def _codes(texts: Iterable[str]) -> tuple[str, ...]:
 @click.option("--base", metavar="PATH", help="The checkpoint that training began with, for the rules that compare.")
 @click.option("--torch", metavar="VERSION", help="The torch that is to load the files, for the rules that ask.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes to use.")
+@click.option("--dask", metavar="ADDRESS", help="Have the workers of this Dask cluster do it: its scheduler's address.")
 @click.option("--cache", metavar="DIR", help="Keep results here, and take them from here where nothing has changed.")
 @output_options("text", "json", "sarif", "junit", "github", "gitlab", "markdown", "html")
 def audit(
@@ -56,6 +57,7 @@ def audit(
     base: str | None,
     torch: str | None,
     jobs: int,
+    dask: str | None,
     cache: str | None,
     format: str,
     output: str | None,
@@ -80,7 +82,7 @@ def audit(
     )
     known = baselines.load(baseline) if baseline is not None and not write_baseline else None
     options = Options(policy, not no_values, baseline=known, cache=cache)
-    results = list(_told(run_audit(paths, options, jobs=jobs)))
+    results = list(_told(run_audit(paths, options, jobs=jobs, dask=dask)))
     if write_baseline and baseline is not None:
         baselines.write(baseline, results)
     reports = for_people(results, hints=fix_hints) if format in _FOR_PEOPLE else for_machines(results)

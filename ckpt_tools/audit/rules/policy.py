@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 
+from ckpt_tools.analysis.counting import distinct
+from ckpt_tools.analysis.digest import digest
+from ckpt_tools.analysis.summary import pick
+from ckpt_tools.analysis.trainability import judge, parameters_of
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.policy import Requirement, matches
 from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import Subject
+from ckpt_tools.checkpoint import Checkpoint
+from ckpt_tools.errors import CkptError
+from ckpt_tools.report import count, listed, shortened, size
 
 
-def _asked(subject: Subject) -> Iterator[Requirement]:
-    """The requirements that are for the file."""
+def _asked(subject: Subject) -> Iterator[tuple[Requirement, Checkpoint]]:
+    """The requirements that are for the file, where it is a checkpoint."""
     for requirement in subject.options.policy.requirements:
-        if any(matches(subject.path, glob) for glob in requirement.paths):
-            yield requirement
+        if subject.checkpoint is not None and any(matches(subject.path, glob) for glob in requirement.paths):
+            yield requirement, subject.checkpoint
+
+
+def _fits(name: str, globs: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, glob) for glob in globs)
 
 
 @rule("P101", "expired-waiver", "error")
@@ -78,4 +91,282 @@ def global_removed(subject: Subject) -> Iterator[Finding]:
             yield subject.finding(f"{gone} is gone", evidence={"global": gone})
 
 
-RULES: tuple[Rule, ...] = (expired_waiver, global_added, global_removed)
+@rule("P201", "format-not-allowed", "error")
+def format_not_allowed(subject: Subject) -> Iterator[Finding]:
+    """The file is of a format that the policy does not allow.
+
+    Why: a project that has settled on safetensors does not want pickles to come back.
+
+    Example: ``formats = ["safetensors"]``, and a ``model.pt``.
+
+    Remedy: convert it: ``ckpt convert model.pt model.safetensors``.
+    """
+    for asked, checkpoint in _asked(subject):
+        if asked.formats and checkpoint.format not in asked.formats:
+            yield subject.finding(
+                f"{checkpoint.format} ({checkpoint.title}), not {' or '.join(asked.formats)}",
+                evidence={"format": checkpoint.format},
+            )
+
+
+@rule("P202", "kind-not-allowed", "error")
+def kind_not_allowed(subject: Subject) -> Iterator[Finding]:
+    """The file holds something other than the policy allows.
+
+    Why: what is released should be weights, not a training run with its optimizer.
+
+    Example: ``kinds = ["state_dict"]``, and a checkpoint with an optimizer in it.
+
+    Remedy: save what is asked for, or take it out: ``ckpt convert --select KEYS``.
+    """
+    for asked, checkpoint in _asked(subject):
+        if asked.kinds and checkpoint.kind not in asked.kinds:
+            yield subject.finding(
+                f"it holds a {checkpoint.kind}, not a {' or '.join(asked.kinds)}", evidence={"kind": checkpoint.kind}
+            )
+
+
+@rule("P203", "global-not-allowed", "error")
+def global_not_allowed(subject: Subject) -> Iterator[Finding]:
+    """A pickle names a global that the policy does not list.
+
+    Why: what torch's weights_only takes is always allowed; whatever else a project needs can be listed, so that the
+    rest is found.
+
+    Example: ``globals = ["argparse.Namespace"]``, and a file that names ``numpy.dtype``.
+
+    Remedy: save without the object, or add the global to the policy.
+    """
+    for asked, _ in _asked(subject):
+        for verdict in subject.verdicts if asked.globals is not None else ():
+            for name in verdict.names:
+                if not name.allowed and not _fits(name.name, asked.globals or ()):
+                    yield subject.finding(
+                        f"{name.name} is not among the globals that the policy allows",
+                        member=verdict.member,
+                        offset=name.offset,
+                        evidence={"global": name.name},
+                    )
+
+
+@rule("P204", "dtype-not-allowed", "error")
+def dtype_not_allowed(subject: Subject) -> Iterator[Finding]:
+    """Tensors are of a type that the policy does not allow.
+
+    Why: a model for a device that has no float64, or a release that is to be bfloat16 throughout.
+
+    Example: ``dtypes = ["float16"]``, and one float32 bias.
+
+    Remedy: cast them: ``ckpt convert --dtype float16``.
+    """
+    for asked, _ in _asked(subject):
+        wrong = [t for t in subject.tensors if asked.dtypes and t.dtype.name not in asked.dtypes]
+        for dtype in dict.fromkeys(tensor.dtype.name for tensor in wrong):
+            names = [tensor.name for tensor in wrong if tensor.dtype.name == dtype]
+            yield subject.finding(
+                f"{count(len(names), 'tensor')} of {dtype}: {listed(names)}",
+                tensor=names[0] if len(names) == 1 else "",
+                evidence={"name": dtype, "tensors": names[:100]},
+            )
+
+
+@rule("P205", "too-large", "error")
+def too_large(subject: Subject) -> Iterator[Finding]:
+    """The file is larger than the policy allows.
+
+    Why: a limit of the registry or of the device, or the sign that something is in the file that should not be.
+
+    Example: ``max-size = "100 MB"``, and a checkpoint of 130 MB, of which 87 MB are the optimizer's.
+
+    Remedy: leave out what is not needed, or cast: ``ckpt convert --select KEYS --dtype float16``.
+    """
+    for asked, _ in _asked(subject):
+        if asked.max_size is not None and subject.size > asked.max_size:
+            yield subject.finding(
+                f"{size(subject.size)}, where {size(asked.max_size)} are allowed", evidence={"bytes": subject.size}
+            )
+
+
+@rule("P206", "parameter-count", "error")
+def parameter_count(subject: Subject) -> Iterator[Finding]:
+    """The model has fewer or more parameters than the policy allows.
+
+    Why: the wrong variant of an architecture, or a head of the wrong size, shows in the number of parameters.
+
+    Example: ``min-parameters = 11_000_000``, and a file that only holds the head.
+
+    Remedy: find out which model was saved: ``ckpt summary``.
+    """
+    for asked, checkpoint in _asked(subject):
+        if asked.min_parameters is None and asked.max_parameters is None:
+            continue
+        state_dict, module = pick(checkpoint, None)
+        number = sum(tensor.numel for tensor in distinct(parameters_of(state_dict, module)))
+        low, high = asked.min_parameters or 0, asked.max_parameters
+        if number < low or (high is not None and number > high):
+            wanted = (
+                f"{low:,} to {high:,}"
+                if low and high is not None
+                else f"{low:,} or more"
+                if low
+                else f"at most {high:,}"
+            )
+            yield subject.finding(f"{count(number, 'parameter')}, not {wanted}", evidence={"parameters": number})
+
+
+@rule("P207", "missing-key", "error")
+def missing_key(subject: Subject) -> Iterator[Finding]:
+    """No tensor of the file has a name that the policy asks for.
+
+    Why: what loads the file takes the tensor by that name, or silently leaves a layer at its initial values.
+
+    Example: ``keys = ["fc.weight"]``, and names that all begin with ``module.``.
+
+    Remedy: rename them: ``ckpt convert --strip-prefix auto`` or ``--rename``.
+    """
+    for asked, _ in _asked(subject):
+        for glob in asked.keys:
+            if not any(fnmatchcase(tensor.name, glob) for tensor in subject.tensors):
+                yield subject.finding(f"no tensor is called {glob}", evidence={"name": glob})
+
+
+@rule("P208", "wrong-shape", "error")
+def wrong_shape(subject: Subject) -> Iterator[Finding]:
+    """A tensor does not have the sizes that the policy asks for.
+
+    Why: a head for another number of classes loads nowhere that expects this one.
+
+    Example: ``shapes = { "fc.weight" = [10, -1] }``, and a head of 1,000 classes.
+
+    Remedy: find out which model was saved: ``ckpt summary``.
+    """
+    for asked, _ in _asked(subject):
+        for tensor in subject.tensors:
+            wanted = asked.shapes.get(tensor.name)
+            if wanted is None:
+                continue
+            shape = tensor.shape
+            if len(wanted) != len(shape) or any(a not in (-1, b) for a, b in zip(wanted, shape, strict=True)):
+                yield subject.finding(
+                    f"its shape is {list(shape)}, not {list(wanted)}",
+                    tensor=tensor.name,
+                    evidence={"shape": list(shape), "wanted": list(wanted)},
+                )
+
+
+@rule("P209", "metadata-not-as-asked", "error")
+def metadata_not_as_asked(subject: Subject) -> Iterator[Finding]:
+    """The file lacks metadata that the policy asks for, or has another value.
+
+    Why: provenance that is not in the file is lost as soon as the file is copied.
+
+    Example: ``metadata = ["revision"]``, and a safetensors file without any.
+
+    Remedy: write it: ``ckpt convert --metadata KEY=VALUE``.
+    """
+    for asked, checkpoint in _asked(subject):
+        for key, wanted in asked.metadata.items():
+            if key not in checkpoint.metadata:
+                yield subject.finding(f"there is no metadata {key}", evidence={"name": key})
+            elif not fnmatchcase(str(checkpoint.metadata[key]), wanted):
+                found = shortened(str(checkpoint.metadata[key]))
+                yield subject.finding(f"the metadata {key} is {found}, not {wanted}", evidence={"name": key})
+
+
+@rule("P210", "not-frozen", "error", needs="bytes")
+def not_frozen(subject: Subject) -> Iterator[Finding]:
+    """Parameters that the policy wants frozen are trainable, were trained, or it cannot be told.
+
+    Why: a backbone that was trained by mistake costs time and often quality.
+
+    Example: ``frozen = ["backbone.*"]``, and ``backbone.conv1.weight`` differs from the --base.
+
+    Remedy: freeze them before training. Where it cannot be told, name the checkpoint that training began with (``base``
+    in the policy, or --base).
+    """
+    for asked, checkpoint in _asked(subject):
+        if not asked.frozen:
+            continue
+        state_dict, module = pick(checkpoint, None)
+        base = pick(subject.base, None)[0] if subject.base is not None else None
+        for name, judgement in judge(checkpoint, state_dict, module, base=base).parameters.items():
+            if judgement.verdict != "frozen" and _fits(name, asked.frozen):
+                told = "trainable" if judgement.verdict == "trainable" else "frozen or trainable, nobody can tell"
+                yield subject.finding(
+                    f"it is {told}: {judgement.basis.reason}", tensor=name, evidence={"verdict": judgement.verdict}
+                )
+
+
+@rule("P211", "license-not-allowed", "error")
+def license_not_allowed(subject: Subject) -> Iterator[Finding]:
+    """The file's metadata name a licence that the policy does not allow, or none.
+
+    Why: weights come with terms, and those who use the file should find them in it.
+
+    Example: ``licenses = ["apache-2.0", "mit"]``, and a GGUF file with ``general.license = "cc-by-nc-4.0"``.
+
+    Remedy: use other weights, or write the licence into the file: ``ckpt convert --metadata license=…``.
+    """
+    for asked, checkpoint in _asked(subject):
+        if not asked.licenses:
+            continue
+        found = [str(value) for key, value in checkpoint.metadata.items() if _names_license(key)]
+        if not found:
+            yield subject.finding("no licence in its metadata")
+        for text in found:
+            if not _fits(text.lower(), [glob.lower() for glob in asked.licenses]):
+                yield subject.finding(f"its licence is {shortened(text)}", evidence={"license": shortened(text)})
+
+
+def _names_license(key: str) -> bool:
+    last = key.lower().replace("/", ".").rpartition(".")[2]
+    return last in ("license", "licence", "license_name", "modelspec_license")
+
+
+@rule("P212", "wrong-digest", "error", needs="bytes")
+def wrong_digest(subject: Subject) -> Iterator[Finding]:
+    """The digest of the weights, or of the whole file, is not the one that the policy gives.
+
+    Why: these are not the weights that were reviewed.
+
+    Example: ``digest = "…"`` as `ckpt digest` printed it, and a file that was trained on since.
+
+    Remedy: fetch the file again, or review the new one and write its digest into the policy.
+    """
+    for asked, checkpoint in _asked(subject):
+        if asked.digest:
+            found = digest(pick(checkpoint, None)[0].tensors).sha256
+            if found != asked.digest:
+                yield subject.finding(
+                    f"the weights' digest is {found}, not {asked.digest}", evidence={"name": "digest", "found": found}
+                )
+        if asked.sha256:
+            if subject.file is None:
+                raise CkptError("a folder has no SHA-256; ask for the digest of its weights", path=subject.path)
+            hashed = hashlib.sha256()
+            for chunk in subject.file.chunks():
+                hashed.update(chunk)
+            if hashed.hexdigest() != asked.sha256:
+                yield subject.finding(
+                    f"the file's SHA-256 is {hashed.hexdigest()}, not {asked.sha256}",
+                    evidence={"name": "sha256", "found": hashed.hexdigest()},
+                )
+
+
+RULES: tuple[Rule, ...] = (
+    expired_waiver,
+    global_added,
+    global_removed,
+    format_not_allowed,
+    kind_not_allowed,
+    global_not_allowed,
+    dtype_not_allowed,
+    too_large,
+    parameter_count,
+    missing_key,
+    wrong_shape,
+    metadata_not_as_asked,
+    not_frozen,
+    license_not_allowed,
+    wrong_digest,
+)

@@ -20,7 +20,7 @@ from ckpt_tools.errors import CkptError, LimitExceeded, UnsupportedFeature
 from ckpt_tools.formats.base import NOTE as NOTE
 from ckpt_tools.formats.note import Alias, aliases_of, note_of
 from ckpt_tools.pickles.values import Blob, Call, key_text, plain
-from ckpt_tools.report import count, plain_json, size
+from ckpt_tools.report import count, plain_json, shortened, size
 
 VALUE_NODES = 10_000
 """The largest plain value, in numbers, texts and containers, that goes along as JSON."""
@@ -282,7 +282,7 @@ def _check_expansion(tensors: Iterable[TensorInfo]) -> None:
 
 
 def _some(items: Sequence[str]) -> str:
-    return ", ".join(items[:8]) + (f", … ({len(items):,} in all)" if len(items) > 8 else "")
+    return ", ".join(map(shortened, items[:8])) + (f", … ({len(items):,} in all)" if len(items) > 8 else "")
 
 
 # --- what is not weights

@@ -140,6 +140,7 @@ class _Machine:
         self.spend = Budget(self.end - start).spend
         self.short_frame: Truncated | None = None
         self.merged: dict[int, object] = {}  # by id, the states that several BUILDs were merged into
+        self.long_keys: dict[int, tuple[Blob, str]] = {}  # by id
         self.same_hash: dict[tuple[int, int], int] = {}  # keys seen, by mapping and hash
         self.result = Evaluation(start)
 
@@ -495,6 +496,7 @@ class _Machine:
             before = len(target)
             for key in pairs:
                 if type(key) is not str:
+                    key = self._key(key)
                     self._check_key(target, key)
                 target[key] = next(pairs)
             if len(target) - before != len(items) // 2:
@@ -503,6 +505,7 @@ class _Machine:
             if target.entries is None:
                 target.entries = []
             if target.target in _MAPPINGS:
+                items[::2] = map(self._key, items[::2])
                 self._check_keys(target, items[::2])
             target.entries.extend((key, next(pairs)) for key in pairs)
         elif not items:
@@ -524,6 +527,15 @@ class _Machine:
         elif not isinstance(target, PersistentId | Call):
             raise ValueError(f"{use} on a {type(target).__name__}")
         self._misuse(f"an opcode calls a method ({use}) of what is no container")
+
+    def _key(self, key: object) -> object:
+        """*key*, which is a name however long it is: a text that was left in the file is read."""
+        if type(key) is not Blob or not key.text:
+            return key
+        if id(key) not in self.long_keys:  # one key may be set in many mappings
+            data = bytes(self.data[key.offset : key.offset + key.size])
+            self.long_keys[id(key)] = (key, str(data, "utf-8", "surrogatepass"))
+        return self.long_keys[id(key)][1]
 
     def _check_keys(self, target: object, keys: Iterable[object]) -> None:
         for key in keys:

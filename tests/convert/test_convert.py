@@ -304,6 +304,16 @@ def test_keep_and_drop_say_what_they_leave(tmp_path: Path) -> None:
         prepare(str(FIXTURES / "zip" / "mlp.pt"), str(tmp_path / "none.pt"), names=Names(keep=["x"]))
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_long_names_are_names(tmp_path: Path, legacy: bool) -> None:
+    name = "layer." * 12_000 + "weight"
+    torch.save({name: torch.arange(3.0)}, tmp_path / "source.pt", _use_new_zipfile_serialization=not legacy)
+    for target in ("out.safetensors", "out.pt"):
+        convert(tmp_path / "source.pt", tmp_path / target)
+    assert list(safetensors_torch.load_file(tmp_path / "out.safetensors")) == [name]
+    assert torch.load(tmp_path / "out.pt", weights_only=True)[name].tolist() == [0, 1, 2]
+
+
 # --- what goes along
 
 

@@ -11,7 +11,7 @@ import pytest
 from ckpt_tools.convert.run import carry_out, prepare
 from ckpt_tools.formats import open_checkpoint
 from ckpt_tools.formats.base import NOTE
-from tests.formats.as_torch import by_name, dense_bytes, sharing
+from tests.formats.as_torch import by_name, sharing
 
 torch = pytest.importorskip("torch")
 save_file = pytest.importorskip("safetensors.torch").save_file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import pickle
 import pickletools
@@ -353,6 +354,30 @@ FRAGMENTS = [
     *(b"q\x00", b"q\x01", b"h\x00", b"h\x01", b"\x94", b"p1\n", b"g1\n", b"\x80\x02", b"\x80\x05"),
     *(b"\x95" + U64(0), b"o", b"\x82\x00", b"."),
 ]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_key_stays_a_key_however_long_it_is(protocol: int) -> None:
+    long, other = "é" * 70_000, "x" * 70_000
+    value = [{long: 1, other: long}, {long: 2}, collections.defaultdict(int, {long: 3})]
+    root = evaluate(pickle.dumps(value, protocol)).root
+    assert isinstance(root, list)
+    assert list(root[0]) == [long, other]
+    assert root[0][long] == 1
+    assert root[1] == {long: 2}
+    assert root[2].entries == [(long, 3)]
+
+
+def test_two_long_keys_that_are_equal_are_one() -> None:
+    long = b"X" + U32(70_000) + b"x" * 70_000
+    found = evaluate(b"}(" + long + b"K\x01" + long + b"K\x02u.")
+    assert found.root == {"x" * 70_000: 2}
+    assert [what for what, _ in found.anomalies] == ["a mapping sets a key twice"]
+
+
+def test_a_long_key_that_is_no_text_is_refused() -> None:
+    with pytest.raises(CorruptFile):
+        evaluate(b"}X" + U32(70_000) + b"\xff" * 70_000 + b"K\x01s.")
 
 
 def test_accepts_and_refuses_just_what_pickle_does() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator
 
@@ -342,7 +343,7 @@ def oddity(subject: Subject) -> Iterator[Finding]:
     checkpoint = subject.checkpoint
     for anomaly in _anomalies(subject):
         if checkpoint is not None and checkpoint.format != "sharded":
-            yield subject.finding(anomaly.what, member=anomaly.where)
+            yield _about(subject, anomaly)
 
 
 @rule("I302", "index-mismatch", "warning")
@@ -359,7 +360,14 @@ def index_mismatch(subject: Subject) -> Iterator[Finding]:
     checkpoint = subject.checkpoint
     for anomaly in _anomalies(subject):
         if checkpoint is not None and checkpoint.format == "sharded":
-            yield subject.finding(anomaly.what, member=anomaly.where)
+            yield _about(subject, anomaly)
+
+
+def _about(subject: Subject, anomaly: Anomaly) -> Finding:
+    place = re.fullmatch(r"(?:(?P<member>.*?), )?byte (?P<offset>[\d,]+)", anomaly.where)
+    if place is None:
+        return subject.finding(anomaly.what, member=anomaly.where)
+    return subject.finding(anomaly.what, member=place["member"] or "", offset=int(place["offset"].replace(",", "")))
 
 
 def _anomalies(subject: Subject) -> Iterator[Anomaly]:

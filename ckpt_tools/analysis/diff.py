@@ -525,9 +525,14 @@ def _metadata(a: Checkpoint, b: Checkpoint, sections: Sequence[Section], notes: 
             for state_dict in (section.a, section.b)
         ]
         yield from _between("metadata", *extra)
-        left, right = section.a.metadata, section.b.metadata
-        if left is not None and right is not None and not any(section.modules):
-            yield from _between("metadata", *(dict(leaves(dict(m), path=("_metadata",))) for m in (left, right)))
+        if not any(section.modules):
+            yield from _between("metadata", *_versions(section.a.metadata or {}, section.b.metadata or {}))
+
+
+def _versions(a: Mapping[str, object], b: Mapping[str, object]) -> Iterator[dict[KeyPath, Leaf]]:
+    """The ``_metadata`` of both on the modules that both have: others are told by their tensors."""
+    for own, other in ((a, b), (b, a)):
+        yield dict(leaves({name: value for name, value in own.items() if name in other}, path=("_metadata",)))
 
 
 def _entries(state_dict: StateDict) -> Iterator[tuple[KeyPath, Leaf]]:

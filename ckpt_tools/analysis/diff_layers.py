@@ -80,8 +80,11 @@ def layers_of(entries: Iterable[TensorDiff]) -> list[Layer]:
 def head_of(layers: Sequence[Layer]) -> Head | None:
     """The head that was replaced: the last layer with parameters of A, where B has another in its place.
 
-    That is the same layer with another number of outputs, or one that is gone while others came.
+    That is the same layer with another number of outputs, or one that is gone while others came. There is none
+    where no layer is in both.
     """
+    if not any(e.change not in ("added", "removed", "shape") for layer in layers for e in layer.weights):
+        return None
     of_a = [layer for layer in layers if any(entry.a is not None for entry in layer.weights)]
     of_b = [layer for layer in layers if any(entry.b is not None for entry in layer.weights)]
     if not of_a or not of_b:
@@ -96,7 +99,7 @@ def head_of(layers: Sequence[Layer]) -> Head | None:
         return None
     new = added[-1]
     name = new.path if len(added) == 1 else _common(layer.path for layer in added)
-    return Head(last.path, name or new.path, (_outputs(last, "a"), _outputs(new, "b")))
+    return Head(last.path, name or new.path or new.weights[0].name, (_outputs(last, "a"), _outputs(new, "b")))
 
 
 def _outputs(layer: Layer, side: Literal["a", "b"]) -> int | None:
@@ -123,6 +126,10 @@ def verdict(diff: Diff) -> str:
 
 
 def _weights(diff: Diff) -> list[str]:
+    if diff.tensors and all(entry.change in ("added", "removed") for entry in diff.tensors):
+        only = [sum(entry.change == change for entry in diff.tensors) for change in ("removed", "added")]
+        told = [f"{count(n, 'tensor')} only in {side}" for n, side in zip(only, "AB", strict=True) if n]
+        return [f"no tensor in common ({', '.join(told)})"]
     casts = [entry for entry in diff.tensors if is_cast(entry)]
     layers = layers_of(entry for entry in diff.tensors if not is_cast(entry))
     head = head_of(layers)
@@ -227,30 +234,38 @@ def _some_tensors(entries: Sequence[TensorDiff]) -> str:
 
 
 def _buffers(body: Sequence[Layer]) -> list[str]:
-    moving = [(layer, entries) for layer in body if (entries := [entry for entry in layer.buffers if entry.differs])]
-    if not moving:
-        return []
-    norm = all(looks_like_buffer(entry.name) for _, entries in moving for entry in entries)
-    still = [(layer, entries) for layer, entries in moving if layer.status == "buffers moved"]
-    frozen = all(e.b is not None and _recorded_frozen(e.b) for layer, _ in still for e in layer.weights)
-    where = [
-        (still, "frozen layer" if frozen else "layer whose weights stayed"),
-        ([(layer, entries) for layer, entries in moving if layer.status != "buffers moved"], "layer that changed"),
-    ]
+    """Which buffers moved, apart where their layer did not; and which only one side has."""
+    groups: dict[str, list[tuple[Layer, TensorDiff]]] = {}
+    for layer in body:
+        for entry in layer.buffers:
+            if entry.change in ("added", "removed"):
+                groups.setdefault(entry.change, []).append((layer, entry))
+            elif entry.differs and not is_cast(entry):
+                still = layer.status == "buffers moved"
+                groups.setdefault("layer whose weights stayed" if still else "layer that changed", []).append(
+                    (layer, entry)
+                )
     parts: list[str] = []
-    for found, kind in where:
-        if found:
-            moved_here = sum(len(entries) for _, entries in found)
-            what = (
-                f"{moved_here:,}" if parts else f"{count(moved_here, 'BatchNorm buffer' if norm else 'buffer')} moved"
-            )
-            before, _, after = kind.partition("layer")
-            parts.append(f"{what} in {count(len(found), f'{before}layer')}{after}")
+    for kind in ("layer whose weights stayed", "layer that changed", "added", "removed"):
+        found = groups.get(kind, [])
+        if not found:
+            continue
+        noun = "BatchNorm buffer" if all(looks_like_buffer(entry.name) for _, entry in found) else "buffer"
+        what = count(len(found), noun)
+        if kind in ("added", "removed"):
+            parts.append(f"{what} {kind}")
+            continue
+        layers = list({id(layer): layer for layer, _ in found}.values())
+        if kind.endswith("stayed") and all(_recorded_frozen(e.b) for layer in layers for e in layer.weights):
+            kind = "frozen layer"
+        before, _, after = kind.partition("layer")
+        told = f"{what} moved" if not parts else f"{len(found):,}"
+        parts.append(f"{told} in {count(len(layers), f'{before}layer')}{after}")
     return parts
 
 
-def _recorded_frozen(tensor: TensorInfo) -> bool:
-    return bool(tensor.is_parameter) and tensor.requires_grad is False
+def _recorded_frozen(tensor: TensorInfo | None) -> bool:
+    return tensor is not None and bool(tensor.is_parameter) and tensor.requires_grad is False
 
 
 def _names(diff: Diff) -> list[str]:

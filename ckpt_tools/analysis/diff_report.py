@@ -171,7 +171,7 @@ def _row(layer: str, node: Node, by_name: Mapping[str, TensorDiff], own_only: bo
         if not own_only:
             pending += [(child, times) for child in current.children.values()]
     weights = [(entry, times) for entry, times in found if not entry.is_buffer]
-    buffers = sum(times for entry, times in found if entry.is_buffer and entry.differs)
+    buffers = sum(times for entry, times in found if entry.is_buffer and entry.change in ("value", "dtype", "shape"))
     differ = [(entry, times) for entry, times in weights if entry.differs]
     changes = dict.fromkeys(entry.change for entry, _ in differ)
     total = sum(times for _, times in weights)
@@ -212,7 +212,8 @@ def _reshaped(entry: TensorDiff) -> str:
 
 def _tensors(entries: Sequence[TensorDiff], every: bool) -> list[Block]:
     """The tensors that differ; where there are many, those that were only cast and the buffers are summed up."""
-    differing = sorted((entry for entry in entries if entry.differs), key=lambda entry: entry.is_buffer)
+    both = (entry for entry in entries if entry.differs and entry.change not in ("added", "removed"))
+    differing = sorted(both, key=lambda entry: entry.is_buffer)
     apart = differing
     rows: list[tuple[str, ...]] = []
     if not every and len(differing) > FEW:
@@ -239,7 +240,24 @@ def _tensors(entries: Sequence[TensorDiff], every: bool) -> list[Block]:
         "remarks",
     )
     note = f"{left:,} more differ; --keys '*' lists all" if left else "--keys '*' lists all" if rows else ""
-    return [Table("Tensors that differ", columns, [*map(_tensor_row, shown), *rows], note)]
+    blocks: list[Block] = []
+    if shown or rows:
+        blocks.append(Table("Tensors that differ", columns, [*map(_tensor_row, shown), *rows], note))
+    return blocks + _only(entries, "removed", every) + _only(entries, "added", every)
+
+
+def _only(entries: Sequence[TensorDiff], change: str, every: bool) -> list[Block]:
+    """The tensors that just one side has."""
+    found = [tensor for e in entries if e.change == change and (tensor := e.a or e.b) is not None]
+    shown = found if every else found[:SCREEN_ROWS]
+    left = len(found) - len(shown)
+    rows = [(tensor.name, str(tensor.dtype), _shape(tensor)) for tensor in shown]
+    note = f"{left:,} more; --keys '*' lists all" if left else ""
+    return (
+        [Table(f"Only in {'A' if change == 'removed' else 'B'}", ("tensor", "dtype", "shape"), rows, note)]
+        if rows
+        else []
+    )
 
 
 def _summed_up(label: str, entries: Sequence[TensorDiff]) -> tuple[str, ...]:
@@ -271,12 +289,9 @@ def _range(values: Sequence[float], unit: str = "") -> str:
 def _change(entry: TensorDiff) -> str:
     """What happened to a tensor, in a few words."""
     a, b, what = entry.a, entry.b, entry.change
-    if a is None or b is None:
-        tensor = a or b
-        return f"{what} {tensor.dtype} {_shape(tensor)}" if tensor is not None else what
     if what == "shape":
         return _reshaped(entry)
-    if what == "dtype":
+    if what == "dtype" and a is not None and b is not None:
         return f"{a.dtype} → {b.dtype}"
     return "values" if what == "value" else _WORDS[what]
 
@@ -323,7 +338,7 @@ def _remarks(entry: TensorDiff, found: Comparison) -> Iterable[str]:
         if a or b:
             yield f"{name} {a:,} → {b:,}" if a != b else f"{a:,} {name}"
     if entry.how in _HOW:
-        yield f"was paired by {_HOW[entry.how]}"
+        yield f"paired by {entry.how}"
 
 
 def _renames(entries: Sequence[TensorDiff], every: bool) -> list[Block]:

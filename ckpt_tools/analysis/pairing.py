@@ -1,7 +1,7 @@
 """Which tensor of one state_dict is which of another, when names have changed.
 
 Names are compared first, behind the wrappers' prefixes; what is left is paired by content, and what is left
-then by order and shape. Each pair says how it was found, so that a guess is never taken for a fact.
+then layer by layer, by order and shapes. Each pair says how it was found, so that a guess is never taken for a fact.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ckpt_tools.contents import chunks
 from ckpt_tools.errors import CkptError
 
 MAX_ORDER_WORK = 25_000_000
-"""The most pairs that matching by order may have to look at: 5,000 unmatched tensors on each side."""
+"""The most pairs that matching by order may have to look at: 5,000 unmatched layers on each side."""
 
 How = Literal["name", "prefix", "content", "order"]
 
@@ -83,8 +83,7 @@ def _by_content(a: Sequence[TensorInfo], b: Sequence[TensorInfo]) -> list[tuple[
     for tensor in _readable(a, shapes):
         candidates = waiting.get((_form(tensor), _hash(tensor)))
         if candidates:
-            last = tensor.name.rpartition(".")[2]
-            alike = [other for other in candidates if other.name.rpartition(".")[2] == last]
+            alike = [other for other in candidates if _last(other) == _last(tensor)]
             other = (alike or candidates)[0]
             candidates.remove(other)
             matched.append((tensor, other))
@@ -110,10 +109,27 @@ def _hash(tensor: TensorInfo) -> bytes:
 
 
 def _by_order(a: Sequence[TensorInfo], b: Sequence[TensorInfo]) -> list[tuple[TensorInfo, TensorInfo]]:
-    """Runs of tensors that have the same shapes and last names in the same order."""
-    if len(a) * len(b) > MAX_ORDER_WORK:
+    """Layers that hold tensors of the same last names and shapes, in the same order; a part of a layer is none."""
+    layers_a, layers_b = _layers(a), _layers(b)
+    if len(layers_a) * len(layers_b) > MAX_ORDER_WORK:
         return []
-    keys_a = [(tensor.shape, tensor.name.rpartition(".")[2]) for tensor in a]
-    keys_b = [(tensor.shape, tensor.name.rpartition(".")[2]) for tensor in b]
-    blocks = SequenceMatcher(None, keys_a, keys_b, autojunk=False).get_matching_blocks()
-    return [(a[block.a + i], b[block.b + i]) for block in blocks for i in range(block.size)]
+    forms_a, forms_b = ([tuple((_last(t), t.shape) for t in layer) for layer in side] for side in (layers_a, layers_b))
+    blocks = SequenceMatcher(None, forms_a, forms_b, autojunk=False).get_matching_blocks()
+    return [
+        both
+        for block in blocks
+        for i in range(block.size)
+        for both in zip(layers_a[block.a + i], layers_b[block.b + i], strict=True)
+    ]
+
+
+def _layers(tensors: Iterable[TensorInfo]) -> list[list[TensorInfo]]:
+    """The tensors of each layer, in the order of their last names."""
+    found: dict[str, list[TensorInfo]] = {}
+    for tensor in tensors:
+        found.setdefault(tensor.name.rpartition(".")[0], []).append(tensor)
+    return [sorted(layer, key=_last) for layer in found.values()]
+
+
+def _last(tensor: TensorInfo) -> str:
+    return tensor.name.rpartition(".")[2]

@@ -350,8 +350,18 @@ def test_the_verdict_of_a_transfer(transfer):
             {"a.w": torch.tensor([1.0, math.nan])},
             "the only weight tensor changed, 1 tensor with new NaN or Inf",
         ),
+        (
+            {"n.weight": torch.ones(2), "n.running_var": torch.ones(2)},
+            {"n.weight": torch.ones(2), "n.running_var": torch.ones(2), "n.num_batches_tracked": torch.tensor(0)},
+            "weights identical (1 tensor), 1 BatchNorm buffer added",
+        ),
+        (
+            {"a.w": torch.ones(2)},
+            {"b.v": torch.ones(3)},
+            "no tensor in common (1 tensor only in A, 1 tensor only in B)",
+        ),
         ({"a.w": torch.zeros(2)}, {"a.w": torch.ones(2)}, "the only weight tensor changed"),
-        ({"a.w": torch.ones(1)}, {"a.w": torch.ones(8)}, "`a` replaced"),
+        ({"a.w": torch.ones(1)}, {"a.w": torch.ones(8)}, "`a.w` of another shape"),
         (
             {"a.w": torch.ones(1), "b.w": torch.ones(1)},
             {"a.w": torch.ones(8), "b.w": torch.ones(1)},

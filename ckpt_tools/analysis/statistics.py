@@ -324,7 +324,7 @@ class _Counts:
 
     def __init__(self, tensor: TensorInfo) -> None:
         self.tensor = tensor
-        self.values, _ = _table(tensor.dtype)
+        self.values, _ = byte_numbers(tensor.dtype)
         self.counts = np.zeros(self.values.shape, np.int64)
 
     def add(self, raw: Array, start: int, scratch: _Scratch) -> None:
@@ -340,7 +340,7 @@ class _Counts:
 
     def result(self, repeats: int) -> Statistics:
         dtype = self.tensor.dtype
-        _, smallest = _table(dtype)
+        _, smallest = byte_numbers(dtype)
         there = self.counts > 0
         values, counts = self.values[there], self.counts[there]
 
@@ -370,7 +370,7 @@ class _Counts:
 
 
 @cache
-def _table(dtype: DType) -> tuple[Array, float]:
+def byte_numbers(dtype: DType) -> tuple[Array, float]:
     """The numbers that each byte holds, 256 rows of one or more, and the smallest normal one."""
     codes = np.arange(256, dtype=np.uint8)
     per_byte = {"float4_e2m1fn_x2": 2, "quint4x2": 2, "quint2x4": 4}.get(dtype.name, 1)

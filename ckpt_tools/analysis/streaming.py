@@ -101,6 +101,32 @@ def spans(tensor: TensorInfo) -> Iterator[Span]:
         start += len(chunk)
 
 
+def even_spans(tensor: TensorInfo, nbytes: int) -> Iterator[Span]:
+    """`spans`, but of *nbytes* each, up to `SPAN`, and what is left in the last: so those of two tensors go together.
+
+    It ends early where `contents.chunks` does; that all of a tensor came is the caller's to see.
+    """
+    held = bytearray()
+    start = 0
+    for span in spans(tensor):
+        if span.path:
+            for at in range(0, span.nbytes, nbytes):
+                count = min(nbytes, span.nbytes - at)
+                yield Span(span.start + at, count, path=span.path, offset=span.offset + at)
+            continue
+        if not held and span.nbytes == nbytes:
+            yield Span(start, nbytes, span.data)
+            start += nbytes
+            continue
+        held += span.data
+        while len(held) >= nbytes:
+            yield Span(start, nbytes, bytes(memoryview(held)[:nbytes]))
+            del held[:nbytes]
+            start += nbytes
+    if held:
+        yield Span(start, len(held), bytes(held))
+
+
 def in_order(jobs: Iterable[Callable[[], T]], threads: int) -> Iterator[T]:
     """What *jobs* return, in their order; up to *threads* run at once, and few more are begun than are asked for.
 

@@ -44,6 +44,10 @@ class Tree:
     note: str = ""
 
 
+PAGE_ROWS = 1000
+"""Rows that a tree may have on a page, where its branches fold; text shows what fits a screen."""
+
+
 @record
 class HeatMap:
     """One cell a thing, such as a tensor, under the label of its row: ``[("layer1.0", [("conv1.weight", 0.02)])]``.

@@ -52,12 +52,17 @@ _WRAPPERS = {
 
 
 def overview(
-    checkpoint: Checkpoint, *, all_tensors: bool = False, keys: str | None = None, depth: int | None = None
+    checkpoint: Checkpoint,
+    *,
+    all_tensors: bool = False,
+    keys: str | None = None,
+    depth: int | None = None,
+    screen: int = SCREEN_ROWS,
 ) -> Report:
     """The report of ``ckpt inspect``.
 
     *all_tensors* lists every tensor, *keys* only those whose name matches the glob; *depth* is how many
-    levels of layers the tree shows, by default as many as fit on a screen.
+    levels of layers the tree shows, by default as many as fit on a *screen* of so many rows.
     """
     sections = _sections(checkpoint)
     hints = name_hints(checkpoint.path)
@@ -66,7 +71,7 @@ def overview(
     if run:
         blocks.append(Facts("Training state", run))
     for section in sections:
-        blocks += _tree(checkpoint, section, len(sections), depth)
+        blocks += _tree(checkpoint, section, depth, max(screen // min(len(sections), 3), 6), 4 * screen)
     blocks += _other_values(checkpoint, sections)
     blocks += _refused(checkpoint)
     if checkpoint.anomalies:
@@ -324,25 +329,23 @@ def _arguments(found: Found) -> str:
     return _short(value)
 
 
-def _tree(checkpoint: Checkpoint, section: StateDict, among: int, depth: int | None) -> list[Block]:
+def _tree(checkpoint: Checkpoint, section: StateDict, depth: int | None, fitting: int, most: int) -> list[Block]:
     if section.role == "optimizer" or not section.tensors:
         return []
     classes: Mapping[str, str] = {}
     if checkpoint.module is not None and section.path == checkpoint.module_path:
         classes = {path: part.class_name.rpartition(".")[2] for path, part in checkpoint.module.walk()}
     root = fold(grow(section.tensors, classes))
-    limit = max(SCREEN_ROWS // min(among, 3), 6)
-    shown = fitting_depth(root, limit) if depth is None else max(depth, 1)
+    shown = fitting_depth(root, fitting) if depth is None else max(depth, 1)
     rows: list[tuple[int, tuple[str, ...]]] = []
     for name, tensor in root.tensors.items():
         rows.append((0, (name, "", "1", f"{tensor.numel:,}", size(tensor.nbytes), _shape(tensor))))
     nodes = rows_at(root, shown)
     # a file of thousands of unlike names: the biggest are what a screen can show, and the rest is counted
     hidden = 0
-    if depth is None and len(rows) + len(nodes) > 4 * SCREEN_ROWS:
-        keep = 4 * SCREEN_ROWS
-        hidden = len(rows) + len(nodes) - keep
-        rows, nodes = rows[:keep], nodes[: max(keep - len(rows), 0)]
+    if depth is None and len(rows) + len(nodes) > most:
+        hidden = len(rows) + len(nodes) - most
+        rows, nodes = rows[:most], nodes[: max(most - len(rows), 0)]
     for level, node in nodes:
         rows.append((level - 1, _row(node)))
     note = f"{hidden:,} more rows: ckpt inspect --tensors lists every tensor" if hidden else ""

@@ -70,20 +70,21 @@ def summarize(
     depth: int | None = None,
     sort: str | None = None,
     keys: str | None = None,
+    screen: int = SCREEN_ROWS,
 ) -> Report:
     """The report of ``ckpt summary``.
 
     *select* is the key path of the state_dict to sum up where the file has several; *base* an older checkpoint
     to compare bytes with; *from_class* the flags of a model built from its class. *sort* lists every layer
     with tensors of its own by parameters, bytes or name instead of the tree; *keys* keeps the parameters whose
-    name matches the glob.
+    name matches the glob. Where no *depth* is given, the tree is as deep as fits on a *screen* of so many rows.
     """
     subject = subject_of(checkpoint, select, base, from_class)
     parameters = [t for t in subject.parameters if keys is None or fnmatch.fnmatchcase(t.name, keys)]
     buffers = [t for t in subject.buffers if keys is None or fnmatch.fnmatchcase(t.name, keys)]
     if keys is not None and not parameters and not buffers:
         raise CkptError(f"no tensor's name matches {keys}", path=checkpoint.path)
-    rows, shown = _rows(subject, parameters, buffers, depth, sort)
+    rows, shown = _rows(subject, parameters, buffers, depth, sort, screen)
     total = rows[0]
     trust = subject.trainability
     title = f"{format_path(subject.state_dict.path)}" if subject.state_dict.path else ""
@@ -167,6 +168,7 @@ def _rows(
     buffers: Sequence[TensorInfo],
     depth: int | None,
     sort: str | None,
+    screen: int,
 ) -> tuple[list[Row], list[Row]]:
     """All rows with the total first, and those to show."""
     verdicts = subject.trainability.parameters
@@ -216,7 +218,7 @@ def _rows(
         rows.sort(key=order)
         return [total, *rows], rows
     folded = fold(tree, marks)
-    levels = fitting_depth(folded, SCREEN_ROWS) if depth is None else depth
+    levels = fitting_depth(folded, screen) if depth is None else depth
     rows = []
     if folded.tensors:
         rows.append(row_of(folded, "other parameters", own_only=True))

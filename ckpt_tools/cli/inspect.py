@@ -6,8 +6,9 @@ import sys
 
 import click
 
-from ckpt_tools.analysis.overview import overview
+from ckpt_tools.analysis.overview import SCREEN_ROWS, overview
 from ckpt_tools.cli.output import emit, output_options, report_each
+from ckpt_tools.report import PAGE_ROWS
 
 
 @click.command()
@@ -29,8 +30,9 @@ def inspect(
     PATH is a file, a folder, a glob, or - for standard input. Nothing the file contains is run, and no
     tensor bytes are read. Exit code 2 if any file could not be read.
     """
+    screen = PAGE_ROWS if format == "html" else SCREEN_ROWS
     reports, code = report_each(
-        paths, lambda checkpoint: overview(checkpoint, all_tensors=tensors, keys=keys, depth=depth)
+        paths, lambda checkpoint: overview(checkpoint, all_tensors=tensors, keys=keys, depth=depth, screen=screen)
     )
     if reports:
         emit(reports, command="inspect", format=format, output=output)

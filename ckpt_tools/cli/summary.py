@@ -15,7 +15,7 @@ from ckpt_tools.cli.model import ModelChoice, model_options
 from ckpt_tools.cli.output import emit, output_options, report_each
 from ckpt_tools.cli.progress import progress
 from ckpt_tools.formats import open_checkpoint
-from ckpt_tools.report import Report
+from ckpt_tools.report import PAGE_ROWS, Report
 
 
 @click.command()
@@ -64,6 +64,8 @@ def summary(
     """
     older = open_checkpoint(base) if base is not None else None
     options: dict[str, Any] = {"select": select, "base": older, "depth": depth, "sort": sort, "keys": keys}
+    if format == "html":
+        options["screen"] = PAGE_ROWS
     if inputs and model is None:
         raise click.UsageError("--input is for --model")
     make = partial(summarize, **options) if model is None else _with_class(model, inputs, batch, options)

@@ -17,7 +17,7 @@ from importlib.resources import files
 from itertools import pairwise
 
 from jinja2 import DictLoader, Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ckpt_tools.report import (
     HEAT_EDGES,
@@ -33,24 +33,26 @@ from ckpt_tools.report import (
     shade,
 )
 
-LONG = 32
-"""Characters without a space from which a cell is broken wherever it must be."""
+LONG = 56
+"""Characters without a space up to which a cell is not broken within a word."""
 
-NARROW = 14
-"""Cells in a row up to which a heat map stands in two columns."""
+PROSE = 24
+"""Characters of a text from which its column is not squeezed to the width of a word."""
 
 TONES = {
-    "good": ("trainable", "identical", "same", "equal", "ok", "pass", "recorded"),
-    "calm": ("frozen", "moved", "renamed", "note", "info", "inferred"),
+    "good": ("trainable", "identical", "equal", "ok", "pass"),
+    "calm": ("frozen", "moved", "renamed", "note", "info"),
     "warm": ("changed", "warning", "mixed", "partial", "differs"),
     "bad": ("error", "removed", "missing", "fail", "dangerous", "contradiction"),
     "new": ("added", "new"),
 }
-"""Words that colour a cell of the columns `STATES` that begins with one."""
+"""Words that get a colour in a column in which every cell begins with one, or with a number of them."""
 
-STATES = ("status", "verdict", "severity", "change")
+PLAIN = ("unknown", "unchanged", "untouched", "buffers", "tied", "empty")
+"""Words that stand among those in such columns and get no colour."""
 
-_TONE = {word: tone for tone, words in TONES.items() for word in words}
+_TONE = {word: tone for tone, words in (*TONES.items(), ("plain", PLAIN)) for word in words}
+_STATE = re.compile(r"(?:[\d,]+ )?([a-z]+)(?![^ ,:])")
 _BARS = " ▁▂▃▄▅▆▇█"
 _SHARE = re.compile(r"(\d{1,3}(?:\.\d+)?) ?%")
 
@@ -76,7 +78,8 @@ def render(reports: Sequence[Report], command: str, width: int, color: bool) -> 
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         grid=_grid,
         heat=_heat,
-        narrow=lambda block: max(len(cells) for _, cells in block.rows) <= NARROW,
+        widest=lambda block: max(len(cells) for _, cells in block.rows),
+        code=_code,
         heat_edges=[f"−{-math.log10(edge):.0f}" for edge in HEAT_EDGES],
         bars=_bars,
     )
@@ -84,6 +87,14 @@ def render(reports: Sequence[Report], command: str, width: int, color: bool) -> 
 
 def _finalize(value: object) -> object:
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _code(text: str) -> Markup:
+    """A sentence with what stands between backticks as code."""
+    parts = printable(text).split("`")
+    if len(parts) % 2 == 0:  # a backtick that is part of a name
+        return escape(printable(text))
+    return Markup("").join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts))
 
 
 def _grouped(blocks: Sequence[Block]) -> Iterator[tuple[str, list[Block]]]:
@@ -122,8 +133,17 @@ class _Cell:
     look: str = ""
 
 
-def _grid(block: Table | Tree) -> tuple[list[_Column], list[tuple[int, list[_Cell]]], list[_Cell]]:
-    """The columns of *block* in which something stands, each row's depth and cells in them, and the total's."""
+@dataclass(slots=True)
+class _Grid:
+    """The columns in which something stands, each row's depth and cells in them, and those of the total."""
+
+    columns: list[_Column]
+    rows: list[tuple[int, list[_Cell]]]
+    total: list[_Cell]
+    folds: bool
+
+
+def _grid(block: Table | Tree) -> _Grid:
     rows = block.rows if isinstance(block, Tree) else [(0, row) for row in block.rows]
     columns = [
         _Column(name.removeprefix(">"), _kind(name, at, [cells[at] for _, cells in rows]), at)
@@ -132,7 +152,7 @@ def _grid(block: Table | Tree) -> tuple[list[_Column], list[tuple[int, list[_Cel
     ]
     made = [(depth, [_cell(cells[column.at], column.kind) for column in columns]) for depth, cells in rows]
     total = made.pop()[1] if len(made) > 1 and made[-1][1][0].text == "total" else []
-    return columns, made, total
+    return _Grid(columns, made, total, any(depth for depth, _ in made))
 
 
 def _kind(name: str, at: int, cells: Sequence[str]) -> str:
@@ -143,21 +163,28 @@ def _kind(name: str, at: int, cells: Sequence[str]) -> str:
         return "name"
     if filled and all(set(cell) <= set(_BARS) for cell in filled):
         return "bars"
-    if name in STATES:
+    if filled and all(len(cell) <= PROSE * 2 and _state(cell) for cell in filled):
         return "state"
     return "code" if all(" " not in cell for cell in filled) and any("." in cell for cell in filled) else "text"
+
+
+def _state(text: str) -> str:
+    """The tone of a cell such as ``frozen`` or ``19 changed, 4 removed``; "" where it begins with no known word."""
+    found = _STATE.match(text)
+    return _TONE.get(found[1], "") if found else ""
 
 
 def _cell(text: str, kind: str) -> _Cell:
     if kind == "share" and (share := _SHARE.fullmatch(text)):
         return _Cell(text, kind, share[1])
-    long = any(len(word) > LONG for word in text.split())
-    if kind == "state" and not long:
-        return _Cell(text, kind, _TONE.get(text.partition(" ")[0], "plain"))
+    if kind == "state" and text:
+        return _Cell(text, kind, _state(text))
     if kind == "bars":
         heights = [_BARS.index(bar) for bar in text]
         return _Cell(text, kind, "".join(f"M{x} 8v-{h}h1v{h}" for x, h in enumerate(heights) if h))
-    return _Cell(text, kind, "long" if long else "")
+    if kind == "text" and len(text) > PROSE:
+        kind = "prose"
+    return _Cell(text, kind, "long" if any(len(word) > LONG for word in text.split()) else "")
 
 
 # --- pictures
@@ -190,7 +217,7 @@ class _Bars:
 def _bars(block: Histogram) -> _Bars:
     edges, counts = block.edges, block.counts
     top, width = max(counts, default=0) or 1, 100 / max(len(counts), 1)
-    spans = [f"{number(low)} to {number(high)}" for low, high in pairwise(edges)]
+    spans = [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)]
     bars = [
         (round(at * width, 3), round(width, 3), round(max(100 * n / top, 1.5), 3), f"{span}: {n:,}")
         for at, (n, span) in enumerate(zip(counts, spans, strict=True))
@@ -203,4 +230,4 @@ def _bars(block: Histogram) -> _Bars:
     told = f"{sum(counts):,} values"
     if counts and any(counts):
         told += f", most from {spans[counts.index(top)]}"
-    return _Bars(bars, zero, number(edges[0]), number(edges[-1]), told)
+    return _Bars(bars, zero, f"{edges[0]:.3g}", f"{edges[-1]:.3g}", told)

@@ -136,6 +136,32 @@ def test_rows_of_a_tree_know_their_depth_and_the_total_stands_apart():
     assert Reader(foot).text.split() == ["total", "20,012,408", "80.1", "MB", "100.0", "%"]
 
 
+def test_words_of_state_are_coloured_where_a_column_has_no_others():
+    rows = [
+        ("removed", "frozen", "frozen", "2 changed, 1 removed", "bar"),
+        ("b", "partial 2/6", "frozen and more", "identical", "added"),
+        ("c", "", "a frozen one", "1,024 added", ""),
+        ("d", "unknown", "", "changed", ""),
+    ]
+    source = page(Report("a", dict, [Table("t", ("name", "a", "b", "c", "d"), rows)]))
+    assert re.findall(r'<span class="state (\w*)">([^<]*)</span>', source) == [
+        ("calm", "frozen"),
+        ("warm", "2 changed, 1 removed"),
+        ("warm", "partial 2/6"),
+        ("good", "identical"),
+        ("new", "1,024 added"),
+        ("plain", "unknown"),
+        ("warm", "changed"),
+    ]
+
+
+def test_what_stands_between_backticks_is_code():
+    source = page(Report("a", dict, [Table("t", ("a",), [("`b`",)], "odd ` one")], "`<fc>` replaced by `head`, <b>"))
+    assert "<code>&lt;fc&gt;</code> replaced by <code>head</code>, &lt;b&gt;</p>" in source
+    assert "odd ` one</p>" in source
+    assert source.count("<code>") == 2
+
+
 def test_several_files_have_an_index():
     source = page(REPORT, hostile_report("b.pt"), command="inspect")
     elements = Reader(source).elements

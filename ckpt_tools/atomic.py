@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from ckpt_tools.errors import CkptError
@@ -17,30 +17,85 @@ Only a killed run leaves one behind, which the next run for the same target repl
 """
 
 
+class Batch:
+    """Files that are whole and wait to take their places together, as a disk syncs many files in the time of one.
+
+    At the end of the ``with`` block those that were not put in place are removed.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[BinaryIO, str, str]] = []
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for file, target, _ in self._waiting:
+            _discard(file, partial_name(target))
+        self._waiting.clear()
+
+    def add(self, file: BinaryIO, target: str, name: str) -> None:
+        """Have *file* wait for the place *target*, which the user calls *name*."""
+        self._waiting.append((file, target, name))
+
+    def put_in_place(self) -> dict[str, CkptError]:
+        """Sync and rename all files; the errors of those that the system refuses, by the name of their target."""
+        errors: dict[str, CkptError] = {}
+        for file, target, name in self._waiting:
+            try:
+                _finish(file, partial_name(target), target)
+            except OSError as error:
+                errors[name] = CkptError(f"cannot be written: {error.strerror}", path=name)
+        self._waiting.clear()
+        return errors
+
+
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike[str], batch: Batch | None = None) -> Iterator[BinaryIO]:
     """A binary file to write, which takes the place of *path* when the block ends without an error.
 
     It is a temporary file beside *path*, with the permissions that the umask gives a new file; until it is
-    renamed the old file stays as it is, and after a failure it is gone. A symbolic link is followed. Raises
-    `CkptError` where the system refuses, or another process is writing the same file.
+    renamed the old file stays as it is, and after a failure it is gone. With *batch* it is renamed with the others
+    of that. A symbolic link is followed. Raises `CkptError` where the system refuses, or another process is writing
+    the same file.
     """
     name = os.fspath(path)
     target = os.path.realpath(name)
     temporary = partial_name(target)
     try:
         held = _claim(temporary, _new_file, name)
-        with open(temporary, "wb", opener=lambda path, flags: held) as file:
-            try:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(temporary, target)
-            except BaseException:
-                os.unlink(temporary)
-                raise
+        file = open(temporary, "wb", opener=lambda path, flags: held)  # noqa: SIM115 - a batch closes it later
+        try:
+            yield file
+            file.flush()
+        except BaseException:
+            _discard(file, temporary)
+            raise
+        if batch is not None:
+            batch.add(file, target, name)
+        else:
+            _finish(file, temporary, target)
     except OSError as error:
         raise CkptError(f"cannot be written: {error.strerror}", path=name) from None
+
+
+def _finish(file: BinaryIO, temporary: str, target: str) -> None:
+    """Have the disk hold *file* and give it its name; it is gone where that fails."""
+    try:
+        os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        _discard(file, temporary)
+        raise
+    file.close()
+
+
+def _discard(file: BinaryIO, temporary: str) -> None:
+    """Remove what was written, before others may take its name."""
+    with suppress(OSError):
+        os.unlink(temporary)
+    with suppress(OSError):  # what it still has to write finds no room either
+        file.close()
 
 
 @contextmanager

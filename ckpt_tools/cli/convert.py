@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from typing import Any
 
 import click
 
 from ckpt_tools.cli.output import emit
 from ckpt_tools.cli.progress import progress
 from ckpt_tools.convert.plan import Names
-from ckpt_tools.convert.run import carry_out, prepare, report, work
+from ckpt_tools.convert.run import FORMATS, carry_out, prepare, report, work
 from ckpt_tools.dtypes import BY_NAME
 from ckpt_tools.errors import CkptError
 
+_SUFFIXES = [suffix.removeprefix(".") for suffixes in FORMATS.values() for suffix in suffixes]
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
 
@@ -30,8 +33,13 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 
 
 @click.command()
-@click.argument("source", metavar="SRC")
-@click.argument("target", metavar="DST")
+@click.argument("paths", nargs=-1, required=True, metavar="SRC... DST")
+@click.option(
+    "--out-dir", metavar="FOLDER", help="Convert every SRC, files, folders and globs, into a tree below FOLDER."
+)
+@click.option("--to", type=click.Choice(_SUFFIXES), help="What to write into --out-dir. [default: safetensors]")
+@click.option("--jobs", type=click.IntRange(1), default=1, metavar="N", help="With --out-dir: work in N processes.")
+@click.option("--dask", metavar="ADDRESS", help="With --out-dir: work on the Dask cluster of this scheduler.")
 @click.option("--select", metavar="KEYS", help="The state_dict to convert, such as model_state_dict.")
 @click.option("--keep", metavar="GLOB", multiple=True, help="Only tensors whose name matches. May be repeated.")
 @click.option("--drop", metavar="GLOB", multiple=True, help="No tensors whose name matches. May be repeated.")
@@ -61,8 +69,11 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 @click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
 @click.option("--report", "report_file", metavar="FILE", help="Write the whole story to this file, as JSON.")
 def convert(
-    source: str,
-    target: str,
+    paths: tuple[str, ...],
+    out_dir: str | None,
+    to: str | None,
+    jobs: int,
+    dask: str | None,
     select: str | None,
     keep: tuple[str, ...],
     drop: tuple[str, ...],
@@ -84,19 +95,30 @@ def convert(
 
     SRC is anything that inspect reads. The output is read again and compared with the source before it takes
     DST's place. What is left behind is listed on standard error.
+
+    With --out-dir there is no DST, and any number of SRC. What is there already, unchanged, is passed over; a
+    file that cannot be converted does not stop the others. Exit code 1 if some failed, 2 if all did.
     """
     names = Names(keep, drop, strip_prefix, _key_map(key_map), [_pair(text, "--rename") for text in rename], add_prefix)
-    conversion, watch = prepare(
-        source,
-        target,
-        select=select,
-        names=names,
-        dtype=BY_NAME[dtype] if dtype is not None else None,
-        metadata=dict(_pair(text, "--metadata") for text in metadata),
-        force=force,
-        shard_size=shard_size,
-        baking=bake,
-    )
+    options: dict[str, Any] = {
+        "select": select,
+        "names": names,
+        "dtype": BY_NAME[dtype] if dtype is not None else None,
+        "metadata": dict(_pair(text, "--metadata") for text in metadata),
+        "shard_size": shard_size,
+        "baking": bake,
+    }
+    if out_dir is not None:
+        from ckpt_tools.cli.convert_many import convert_many  # which one file does not need
+        from ckpt_tools.convert.many import Options
+
+        doing = Options(options, not no_verify, allow_lossy, force, dry_run, report_file is not None)
+        sys.exit(convert_many(paths, out_dir, to or _SUFFIXES[0], doing, jobs=jobs, dask=dask, report_file=report_file))
+    if len(paths) != 2:
+        raise click.UsageError("SRC and DST are needed, or --out-dir for any number of SRC")
+    if to is not None or jobs > 1 or dask is not None:
+        raise click.UsageError("--to, --jobs and --dask are for --out-dir")
+    conversion, watch = prepare(*paths, **options, force=force)
     if bake and not conversion.plan.baked:
         click.echo("ckpt: nothing to bake: no pruning, weight_norm, spectral_norm or parametrization", err=True)
     if not dry_run:

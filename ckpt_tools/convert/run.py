@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import BinaryIO
 
 from ckpt_tools.analysis.digest import ALGORITHM, Digest
-from ckpt_tools.atomic import replacing
+from ckpt_tools.atomic import Batch, replacing
 from ckpt_tools.checkpoint import TensorInfo, format_path
 from ckpt_tools.convert import prove, write_npz, write_safetensors, write_shards, write_torch
 from ckpt_tools.convert.plan import NOTE, Names, Plan, make_plan, note_text
-from ckpt_tools.convert.stream import Advance, Losses, Sink, Watch, Written
+from ckpt_tools.convert.stream import Advance, Losses, Sink, Watch, Written, contents
 from ckpt_tools.convert.write_shards import Place
 from ckpt_tools.dtypes import DType
 from ckpt_tools.errors import CkptError, LossyConversion, UnsupportedFeature
@@ -54,6 +55,12 @@ class Conversion:
     losses: Mapping[str, Losses] | None = None
     nbytes: int = 0
     files: tuple[str, ...] = ()
+
+    def existing(self) -> list[str]:
+        """The files that it would replace."""
+        if self.place is not None:
+            return [os.path.join(self.place.folder, name) for name in self.place.existing()]
+        return [self.target] if os.path.lexists(self.target) else []
 
 
 def format_of(target: str) -> str:
@@ -99,10 +106,8 @@ def prepare(
         located = storage.source.locate(storage.offset)
         if located is not None:
             watch.note(located[0])
-    if place is not None:
-        taken = [os.path.join(place.folder, name) for name in place.existing()]
-    else:
-        taken = [target] if os.path.lexists(target) else []
+    conversion = Conversion(plan, target, format, place)
+    taken = conversion.existing()
     for path in taken:
         if watch.same_as(path):
             raise CkptError("is the source; a conversion does not write over what it reads", path=path)
@@ -110,7 +115,7 @@ def prepare(
         raise CkptError("is a folder", path=target, remedy="--shard-size writes into one")
     if taken and not force:
         raise CkptError("exists already", path=taken[0], remedy="--force replaces it")
-    return Conversion(plan, target, format, place), watch
+    return conversion, watch
 
 
 def carry_out(
@@ -120,18 +125,43 @@ def carry_out(
     verify: bool = True,
     allow_lossy: bool = False,
     advance: Advance | None = None,
+    batch: Batch | None = None,
 ) -> Conversion:
     """Write the target of *conversion*: whole and, with *verify*, proven, or not at all.
 
     *advance* is told of bytes read or written, `work` bytes in all. Raises `LossyConversion` where a cast made
     values infinite or zero and *allow_lossy* does not allow it, and `CkptError` where the proof fails, the source
-    changes meanwhile, or the system refuses.
+    changes meanwhile, or the system refuses. With *batch* a single file takes its place when that says so.
     """
     if conversion.place is not None:
         with write_shards.replacing_set(conversion.place) as folder:
             return _filled(_Set(conversion, conversion.place, folder), watch, verify, allow_lossy, advance)
-    with replacing(conversion.target) as file:
+    with replacing(conversion.target, batch) as file:
         return _filled(_OneFile(conversion, file), watch, verify, allow_lossy, advance)
+
+
+def check_existing(conversion: Conversion) -> Conversion:
+    """The conversion as it would be if it had been carried out, where what is there holds just what it would write.
+
+    Both are read to the end. Raises `CkptError` where anything differs, in names, types, shapes or bits.
+    """
+    plan = conversion.plan
+    files = conversion.existing()
+    index = [path for path in files if path.endswith(write_shards.INDEX)]
+    written = Written()
+    for entry in plan.entries:
+        if entry.dtype != entry.tensor.dtype:
+            for _ in contents(entry, written):
+                pass
+    source, output = prove.prove((index or files)[0], plan, written.sha256)
+    return replace(
+        conversion,
+        source=source,
+        output=output,
+        losses=written.losses,
+        nbytes=sum(map(os.path.getsize, files)),
+        files=tuple(map(os.path.basename, files)),
+    )
 
 
 def work(conversion: Conversion, verify: bool) -> int:
@@ -269,6 +299,7 @@ def _refuse_losses(plan: Plan, losses: Mapping[str, Losses], allowed: bool) -> N
     )
 
 
+@cache
 def _version() -> str:
     try:
         return version("ckpt-tools")

@@ -57,6 +57,10 @@ class Watch:
             if self._state(path) != known:
                 raise CkptError("changed while it was being converted", path=path, remedy="Try again")
 
+    def states(self) -> dict[str, list[int]]:
+        """Size in bytes and time of change in nanoseconds of each file, as it was when it was first read."""
+        return {path: [size, changed] for path, (_, _, size, changed) in self._known.items()}
+
     def same_as(self, target: str) -> bool:
         """Whether *target* is one of the files."""
         if not os.path.exists(target):

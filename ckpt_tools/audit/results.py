@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ckpt_tools.audit.coverage import Coverage
-from ckpt_tools.audit.dangers import NameVerdict, PickleVerdict
+from ckpt_tools.audit.dangers import Danger, NameVerdict, PickleVerdict
 from ckpt_tools.audit.findings import SEVERITIES, Finding, Location, Severity
 from ckpt_tools.records import record
 from ckpt_tools.report import plain_json
@@ -108,16 +108,7 @@ class Audited:
             data["title"],
             data["kind"],
             data["size"],
-            tuple(
-                PickleVerdict(
-                    **{
-                        **verdict,
-                        "names": tuple(NameVerdict(**name) for name in verdict["names"]),
-                        "reasons": tuple(verdict["reasons"]),
-                    }
-                )
-                for verdict in data["pickles"]
-            ),
+            tuple(map(_verdict, data["pickles"])),
             tuple(finding(item) for item in data["findings"]),
             tuple((finding(item), item["reason"]) for item in data["waived"]),
             data["known"],
@@ -164,6 +155,19 @@ def summed(results: Sequence[Audited]) -> dict[str, int]:
         "waived": sum(len(result.waived) for result in results),
         "known": sum(result.known for result in results),
     }
+
+
+def _verdict(data: Mapping[str, Any]) -> PickleVerdict:
+    return PickleVerdict(
+        **{
+            **data,
+            "names": tuple(NameVerdict(**name) for name in data["names"]),
+            "reasons": tuple(data["reasons"]),
+            "dangers": tuple(Danger(**danger) for danger in data["dangers"]),
+            "refusals": tuple(data["refusals"]),
+            "nested": tuple(map(_verdict, data["nested"])),
+        }
+    )
 
 
 def _finding_data(finding: Finding) -> dict[str, Any]:

@@ -13,7 +13,7 @@ spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "docs" / "
 generate = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(generate)
 
-PAGES = [page for page in generate.PAGES if page.name not in ("cli.md", "benchmarks.md")]
+PAGES = [page for page in generate.PAGES if page.name not in ("cli.md", "rules.md", "benchmarks.md")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -24,6 +24,10 @@ def test_commands_print_what_the_page_shows(page):
 
 def test_the_command_reference_is_the_help():
     assert (ROOT / "docs" / "cli.md").read_text() == generate.cli_reference(), "run: python docs/generate.py"
+
+
+def test_the_rules_are_their_pages():
+    assert (ROOT / "docs" / "rules.md").read_text() == generate.rule_reference(), "run: python docs/generate.py"
 
 
 def test_readme_shows_every_command():

@@ -1,5 +1,7 @@
 """Values compared, held against torch in float64."""
 
+import math
+
 import pytest
 
 from ckpt_tools import open_checkpoint
@@ -70,3 +72,61 @@ def test_pairs_keep_their_order_and_shapes_must_agree(pair):
     assert [found.identical for found in compare_all([(a, a, None), (a, b, None)])] == [True, False]
     with pytest.raises(ValueError):
         compare(*pair(torch.zeros(1), torch.zeros(8)))
+
+
+FLOATS = [
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "float8_e4m3fn",
+    "float8_e5m2",
+    "float8_e4m3fnuz",
+    "float8_e5m2fnuz",
+]
+INTEGERS = ["int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64", "bool"]
+COMPLEX = ["complex128", "complex64", "complex32"]
+CASTS = [
+    (first, second)
+    for first in FLOATS + INTEGERS + COMPLEX
+    for second in FLOATS + INTEGERS + COMPLEX
+    if first != second and (first in COMPLEX) == (second in COMPLEX) and not (first in FLOATS and second in INTEGERS)
+]
+SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 448, 449, 464, 465, 480, -500, 57344, 61440, 65504, 65519, 65520]
+SPECIAL += [240, 248, 250, 1e-8, 1e-46, 3.4e38, 1e300, -1e9]
+
+
+def bits(tensor):
+    return tensor.reshape(-1, 1).contiguous().view(torch.uint8)
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.parametrize(("first", "second"), CASTS)
+def test_torchs_casts_are_recognised(pair, first, second):
+    torch.manual_seed(2)
+    wild = torch.randn(3000, dtype=torch.float64) * torch.exp(6 * torch.randn(3000, dtype=torch.float64))
+    values = torch.cat([torch.randn(3000, dtype=torch.float64), wild, torch.tensor(SPECIAL, dtype=torch.float64)])
+    if first in INTEGERS:
+        values = (values * 40).nan_to_num(0).clamp(0 if first[0] in "ub" else -100, 100)
+    if first in COMPLEX:
+        values = torch.complex(values, values.flip(0))
+    a = values.to(getattr(torch, first))
+    there, back = a.to(getattr(torch, second)), a.to(getattr(torch, second)).to(a.dtype)
+    found = compare(*pair(a, there))
+    assert found.cast
+    same = (bits(back) == bits(a)).all(1) | (a != a)
+    assert found.cast_back == (bool(same.all()) and not (first in INTEGERS and second in FLOATS))
+    changed = there.clone()
+    bits(changed)[17, 0] ^= 1
+    assert not compare(*pair(a, changed)).cast
+
+
+def test_what_is_not_a_cast(pair):
+    a = torch.tensor([1.0, 449.0, math.nan])
+    assert compare(*pair(a, torch.tensor([1.0, 448.0, math.nan]).to(torch.float8_e4m3fn))).cast
+    assert not compare(*pair(a, torch.tensor([1.0, 448.0, 448.0]).to(torch.float8_e4m3fn))).cast
+    assert not compare(*pair(torch.tensor([1.0]), torch.tensor([1]))).cast
+    assert compare(*pair(torch.tensor([1.0]), torch.tensor([1]))).cast_back
+    assert not compare(*pair(torch.tensor([1.0]), torch.tensor([1.0 + 0j]))).cast
+    same = compare(*pair(torch.tensor([1.0]), torch.tensor([1.0])))
+    assert not same.cast and not same.cast_back

@@ -311,6 +311,8 @@ def _purpose(path: str, kind: Kind, stream: _Stream) -> str:
         return "a tensor"
     if path.startswith("numpy.") and path.endswith(".scalar"):
         return "a numpy scalar"
+    if path == "torch.storage._load_from_bytes":
+        return "a tensor's storage, kept as bytes"
     if kind == "inert":
         return "a logger" if path.startswith("logging.") else "a plain value"
     return stream.purposes.get(path) or LIBRARIES.get(entry(path, LIBRARIES), "")

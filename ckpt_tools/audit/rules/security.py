@@ -2,6 +2,766 @@
 
 from __future__ import annotations
 
-from ckpt_tools.audit.rule import Rule
+import re
+from collections.abc import Callable, Iterator
+from struct import Struct
 
-RULES: tuple[Rule, ...] = ()
+from ckpt_tools.audit.dangers import Danger, NameVerdict, PickleVerdict, classify
+from ckpt_tools.audit.findings import Finding
+from ckpt_tools.audit.gadgets import Category
+from ckpt_tools.audit.rule import Rule, rule
+from ckpt_tools.audit.subject import Subject
+from ckpt_tools.checkpoint import Checkpoint, Pickle
+from ckpt_tools.errors import CkptError
+from ckpt_tools.formats import torch_tar
+from ckpt_tools.formats.archive import Archive
+from ckpt_tools.formats.json_text import JSON_LIMIT
+from ckpt_tools.report import count, shortened
+from ckpt_tools.sources import Source
+
+# --- what the pickles do
+
+
+def _verdicts(subject: Subject) -> Iterator[PickleVerdict]:
+    """The verdicts for all pickles, those in byte strings of others included."""
+    pending = list(reversed(subject.verdicts))
+    while pending:
+        verdict = pending.pop()
+        yield verdict
+        pending += reversed(verdict.nested)
+
+
+def _dangers(subject: Subject, category: Category) -> Iterator[Finding]:
+    for verdict in _verdicts(subject):
+        for danger in verdict.dangers:
+            if danger.category == category:
+                yield _found(subject, verdict, danger)
+
+
+def _found(subject: Subject, verdict: PickleVerdict, danger: Danger) -> Finding:
+    name = next((name for name in verdict.names if name.name == danger.subject), None)
+    evidence: dict[str, object] = {"global": danger.subject}
+    if name is not None:
+        evidence |= {"opcode": name.opcode, "called": name.called}
+    return subject.finding(shortened(str(danger)), member=verdict.member, offset=danger.offset, evidence=evidence)
+
+
+@rule("S101", "code-execution", "error")
+def code_execution(subject: Subject) -> Iterator[Finding]:
+    """A pickle refers to something that runs code or programs.
+
+    Why: unpickling calls what the file names, with the arguments that the file gives. The code runs before the
+    loader returns, with the rights of the user who loads.
+
+    Example: ``os.system``, ``subprocess.Popen``, ``builtins.eval``, ``pip.main``, ``timeit.timeit``,
+    ``torch._inductor.codecache.compile_file``.
+
+    Remedy: do not load the file. Ask its author for the weights as safetensors.
+    """
+    yield from _dangers(subject, "code")
+
+
+@rule("S102", "reflection", "error")
+def reflection(subject: Subject) -> Iterator[Finding]:
+    """A pickle refers to something that fetches attributes or modules by name.
+
+    Why: with ``getattr`` or an import by name a file reaches everything that Python can do, while it names
+    nothing that looks dangerous itself.
+
+    Example: ``builtins.getattr``, ``operator.attrgetter``, ``importlib.import_module``, ``pkgutil.resolve_name``, a
+    special attribute such as ``numpy.__builtins__``, a dotted name such as ``pathlib.os.system``.
+
+    Remedy: do not load the file. Ask its author for the weights as safetensors.
+    """
+    yield from _dangers(subject, "reflection")
+
+
+@rule("S103", "nested-loader", "error")
+def nested_loader(subject: Subject) -> Iterator[Finding]:
+    """A pickle refers to something that loads a further pickle, model or program.
+
+    Why: what that loads is not in this file, or is hidden in its bytes, and is unpickled without the restrictions
+    that the outer file was loaded with.
+
+    Example: ``pickle.loads``, ``torch.load``, ``torch.hub.load``, ``joblib.load``, ``numpy.load``,
+    ``torch.storage._load_from_bytes`` over bytes that are no storage.
+
+    Remedy: do not load the file. Ask its author for the weights as safetensors.
+    """
+    yield from _dangers(subject, "loader")
+
+
+@rule("S104", "file-access", "error")
+def file_access(subject: Subject) -> Iterator[Finding]:
+    """A pickle refers to something that opens, writes or removes files.
+
+    Why: a file that is read can be sent away, and one that is written can be a program that runs at the next start.
+
+    Example: ``builtins.open``, ``shutil.rmtree``, ``distutils.file_util.write_file``, ``logging.FileHandler``,
+    ``numpy.memmap``.
+
+    Remedy: do not load the file. Ask its author for the weights as safetensors.
+    """
+    yield from _dangers(subject, "files")
+
+
+@rule("S105", "network-access", "error")
+def network_access(subject: Subject) -> Iterator[Finding]:
+    """A pickle refers to something that opens network connections.
+
+    Why: it sends away what is on the machine, tells that the file was loaded, or fetches more code.
+
+    Example: ``socket.create_connection``, ``urllib.request.urlopen``, ``ssl.get_server_certificate``,
+    ``requests.api.get``.
+
+    Remedy: do not load the file. Ask its author for the weights as safetensors.
+    """
+    yield from _dangers(subject, "network")
+
+
+@rule("S106", "process-state", "error")
+def process_state(subject: Subject) -> Iterator[Finding]:
+    """A pickle refers to something that changes or ends the running process.
+
+    Why: a signal handler, an exit hook or a changed search path makes the process run something later, and a scanner
+    that is switched off misses what follows.
+
+    Example: ``sys.path``, ``signal.signal``, ``atexit.register``, ``threading.Thread``, a module of a scanner.
+
+    Remedy: do not load the file. Ask its author for the weights as safetensors.
+    """
+    yield from _dangers(subject, "process")
+
+
+@rule("S107", "unlisted-library-call", "error")
+def unlisted_library_call(subject: Subject) -> Iterator[Finding]:
+    """A pickle refers to a function of Python, torch or numpy that is not known to do nothing but make a value.
+
+    Why: these libraries have hundreds of functions that lead to code, files or the network, and new ones with each
+    release. A list of the dangerous ones is never complete, so what is not known to be harmless counts as dangerous.
+
+    Example: ``torch.utils.something.run`` called by the pickle; ``textwrap.dedent``.
+
+    Remedy: if you trust where the file comes from, say so in a waiver for this name; otherwise do not load it.
+    """
+    yield from _dangers(subject, "library")
+
+
+@rule("S108", "extension-code", "error")
+def extension_code(subject: Subject) -> Iterator[Finding]:
+    """A pickle refers to something by a number of copyreg's extension registry.
+
+    Why: what the number stands for is settled in the process that loads, so that no reader of the file can tell.
+    No known program writes checkpoints like this.
+
+    Example: the opcodes EXT1, EXT2 and EXT4.
+
+    Remedy: do not load the file.
+    """
+    yield from _dangers(subject, "extension")
+
+
+@rule("S109", "computed-call", "error")
+def computed_call(subject: Subject) -> Iterator[Finding]:
+    """A pickle calls what it has itself computed, or has a call made that it does not name.
+
+    Why: what is called is in no list of names. Pickles of real objects call classes and functions by name.
+
+    Example: the result of ``functools.partial`` that is called; ``dict(x)`` of an object whose ``keys`` the file
+    has set.
+
+    Remedy: do not load the file. Ask its author for the weights as safetensors.
+    """
+    yield from _dangers(subject, "computed")
+
+
+@rule("S110", "state-injection", "error")
+def state_injection(subject: Subject) -> Iterator[Finding]:
+    """A pickle changes a class, a function, a module or a tensor's memory instead of an object of its own.
+
+    Why: the change holds for the whole process: what is called later, by anyone, is what the file has put there.
+
+    Example: BUILD on ``numpy.size`` (modelscan issue 330); items set on ``torch.serialization._package_registry``;
+    ``__class__`` among an object's slots; items set on a tensor (CVE-2026-24747).
+
+    Remedy: do not load the file. Ask its author for the weights as safetensors.
+    """
+    yield from _dangers(subject, "injection")
+
+
+def _names(subject: Subject, fits: Callable[[NameVerdict], bool]) -> Iterator[tuple[PickleVerdict, NameVerdict]]:
+    for verdict in _verdicts(subject):
+        for name in verdict.names:
+            if fits(name):
+                yield verdict, name
+
+
+@rule("S111", "unknown-function", "error")
+def unknown_function(subject: Subject) -> Iterator[Finding]:
+    """A pickle calls a function of a package of which nothing is known.
+
+    Why: a function may do anything with the arguments that the file gives. Objects are rarely restored by
+    functions, so this is either a helper of the package that wrote the file, or an attack through a package that the
+    attacker hopes to find installed.
+
+    Example: ``mlflow.projects.backend.local._run_entry_point``, ``mycompany.checkpoints.restore``.
+
+    Remedy: read the function. If it only makes an object, say so in a waiver for this name.
+    """
+    for verdict, name in _names(subject, lambda name: name.kind == "unknown function"):
+        yield subject.finding(
+            f"{name.name} is called, and nothing is known of it",
+            member=verdict.member,
+            offset=name.offset,
+            evidence={"global": name.name, "opcode": name.opcode},
+        )
+
+
+@rule("S112", "unknown-class", "warning")
+def unknown_class(subject: Subject) -> Iterator[Finding]:
+    """A pickle refers to a class of a package of which nothing is known.
+
+    Why: unpickling imports the package, and runs the class's own ``__new__``, ``__setstate__`` and ``__init__``
+    where it has them. torch.load refuses the class unless it is allowed by name.
+
+    Example: ``mymodel.net.Net`` in a file of ``torch.save(model)``.
+
+    Remedy: save ``model.state_dict()`` instead of the object, or list the class among the policy's globals.
+    """
+    for verdict, name in _names(subject, lambda name: name.kind == "unknown class"):
+        what = f", {name.purpose}" if name.purpose else ""
+        yield subject.finding(
+            f"{name.name}{what}",
+            member=verdict.member,
+            offset=name.offset,
+            evidence={"global": name.name, "opcode": name.opcode, "called": name.called},
+        )
+
+
+@rule("S113", "needs-classes", "note")
+def needs_classes(subject: Subject) -> Iterator[Finding]:
+    """A pickle holds more than tensors: classes of well-known libraries, which torch.load has to be told to allow.
+
+    Why: torch.load refuses them since torch 2.6 (``weights_only=True``), and the file depends on these libraries
+    and their versions.
+
+    Example: a whole torchvision model, a Namespace of arguments, a numpy scalar.
+
+    Remedy: save ``model.state_dict()``, plain numbers and text; or load with ``torch.serialization.safe_globals``.
+    """
+    for verdict in _verdicts(subject):
+        known = [name for name in verdict.names if name.kind in ("class", "inert") and not name.allowed]
+        if known:
+            shown = ", ".join(f"{name.name} ({name.purpose})" if name.purpose else name.name for name in known[:4])
+            rest = f" and {len(known) - 4:,} more" if len(known) > 4 else ""
+            yield subject.finding(
+                f"{shown}{rest}",
+                member=verdict.member,
+                offset=known[0].offset,
+                evidence={"names": [name.name for name in known]},
+            )
+
+
+@rule("S114", "embedded-bytecode", "warning")
+def embedded_bytecode(subject: Subject) -> Iterator[Finding]:
+    """A pickle holds functions as bytecode.
+
+    Why: loading does not run them, but using what was loaded does. They cannot be reviewed as text, and fit only
+    the Python version that wrote them.
+
+    Example: the learning-rate schedule that Stable-Baselines3 keeps by cloudpickle.
+
+    Remedy: keep functions in code, and only their names and numbers in the checkpoint.
+    """
+    for verdict in _verdicts(subject):
+        code = next((name for name in verdict.names if name.kind == "code"), None)
+        if code is not None:
+            yield subject.finding(
+                f"it holds a function as bytecode ({code.name})",
+                member=verdict.member,
+                offset=code.offset,
+                evidence={"global": code.name},
+            )
+
+
+@rule("S115", "unevaluated-pickle", "error")
+def unevaluated_pickle(subject: Subject) -> Iterator[Finding]:
+    """A pickle cannot be evaluated to its end.
+
+    Why: an unpickler acts on each opcode as it reads it, so what stands before the fault runs all the same, and
+    what stands behind it nobody has seen. Such files are made to have scanners give up.
+
+    Example: a stream that calls ``os.system`` and breaks off; a memo entry that was never stored; a name that is no
+    text; a storage's bytes that torch.load is to read and that are none.
+
+    Remedy: fetch the file again; if it is the same, do not load it.
+    """
+    problems = {pickle.member: pickle.problem for pickle in subject.pickles if pickle.problem}
+    for verdict in _verdicts(subject):
+        if not verdict.complete:
+            why = problems.get(verdict.member) or (subject.error.problem if subject.error is not None else "")
+            seen = count(len(verdict.names), "name")
+            yield subject.finding(
+                f"it cannot be evaluated to its end{f' ({why})' if why else ''}; before that it refers to {seen}",
+                member=verdict.member,
+                evidence={"names": [name.name for name in verdict.names]},
+            )
+
+
+@rule("S116", "odd-stream", "warning")
+def odd_stream(subject: Subject) -> Iterator[Finding]:
+    """A pickle does what no pickler does, and what readers treat differently.
+
+    Why: where two readers understand a stream differently, one of them can be shown something harmless.
+
+    Example: values left on the stack at the end, PROTO in the middle, a string of Python 2 that is no text, an
+    integer literal with a leading zero.
+
+    Remedy: load it only if you know the program that wrote it, and save it anew.
+    """
+    for pickle in _streams(subject):
+        seen: set[str] = set()
+        for what, offset in pickle.evaluation.anomalies:
+            if what not in seen and not what.startswith(_USUAL):
+                seen.add(what)
+                yield subject.finding(what, member=pickle.member, offset=offset)
+
+
+_USUAL = ("a mapping sets a key twice", "a Python 2 string that is not UTF-8", "an integer literal")
+
+
+def _streams(subject: Subject) -> Iterator[Pickle]:
+    return (pickle for pickle in subject.pickles if pickle.evaluation is not None)
+
+
+@rule("S117", "second-pickle", "warning")
+def second_pickle(subject: Subject) -> Iterator[Finding]:
+    """The file holds a pickle that loading it the usual way does not read.
+
+    Why: whoever reads on, or opens the member by its name, unpickles it. It is audited like the others.
+
+    Example: a pickle after the end of the first; ``archive/extra.pkl`` beside ``archive/data.pkl``; a pickle among
+    the storages, under the name of a storage or after its bytes.
+
+    Remedy: take it out unless you know what it is for.
+    """
+    for pickle in _hidden(subject):
+        names = ", ".join(str(use) for use in pickle.globals[:3]) or "no name"
+        yield subject.finding(
+            f"a pickle of {count(pickle.size, 'byte')} that is not part of the checkpoint; it refers to {names}",
+            member=pickle.member,
+            offset=pickle.offset,
+            evidence={"bytes": pickle.size},
+        )
+
+
+def _hidden(subject: Subject) -> Iterator[Pickle]:
+    if subject.checkpoint is None:
+        return
+    if subject.checkpoint.format in ("pickle", "npy"):
+        for pickle in subject.checkpoint.pickles:
+            if re.fullmatch(r"(?:.*: )?pickle \d+", pickle.member):
+                yield pickle
+    yield from subject.coverage.pickles
+
+
+@rule("S118", "pickle-in-bytes", "warning")
+def pickle_in_bytes(subject: Subject) -> Iterator[Finding]:
+    r"""A byte string in a pickle is a pickle itself.
+
+    Why: if something unpickles it, it acts. Most scanners do not look there.
+
+    Example: ``{"data": b"\x80\x04…"}``; bytes that are handed to ``pickle.loads``.
+
+    Remedy: find out what reads it, and store the values themselves.
+    """
+    for verdict in _verdicts(subject):
+        if ": a byte string" in verdict.member:
+            names = ", ".join(name.name for name in verdict.names[:3])
+            yield subject.finding(f"a pickle that refers to {names}", member=verdict.member)
+
+
+@rule("S119", "polyglot", "error")
+def polyglot(subject: Subject) -> Iterator[Finding]:
+    """The file is of two formats at once.
+
+    Why: a scanner reads the one, a loader the other.
+
+    Example: a zip archive with another file, or another archive, before its first member; a legacy checkpoint with a
+    zip archive at its end; a tar archive that is a pickle.
+
+    Remedy: do not load the file; ask its author what it is.
+    """
+    source = subject.file
+    if source is None:
+        return
+    head = source.peek(0, 512)
+    archive = _archive(source)
+    if archive is not None and archive.members:
+        first = min(member.header_offset for member in archive.members)
+        if not head.startswith(b"PK"):
+            own = subject.checkpoint.title if subject.checkpoint is not None else "something else"
+            yield subject.finding(
+                f"{own} to some, and to others a zip archive with {archive.members[0].name!r:.80}",
+                offset=first,
+            )
+        elif first > 0:
+            what = f"the archive begins at byte {first:,}; what stands before it begins like another"
+            yield subject.finding(what, offset=0)
+    if subject.checkpoint is not None:
+        for anomaly in subject.checkpoint.anomalies:
+            if "the same bytes are a legacy file" in anomaly.what:
+                yield subject.finding(anomaly.what)
+
+
+def _archive(source: Source) -> Archive | None:
+    try:
+        return Archive.of(source)
+    except CkptError:
+        return None
+
+
+# --- programs in other formats
+
+
+def _checkpoints(subject: Subject) -> Iterator[tuple[str, Checkpoint]]:
+    """The file and the files in it, each with its place."""
+    if subject.checkpoint is not None:
+        yield "", subject.checkpoint
+        yield from ((part.path, part) for part in subject.checkpoint.parts)
+    yield from subject.coverage.checkpoints
+
+
+_OPERATOR = re.compile(
+    r"torch\.(?:save|from_file)\b|\bops\.aten\.(?:save|from_file)\b|\b(?:torch\.)?rpc_(?:sync|async|remote)\b"
+    r"|\bops\.image\.(?:read_file|write_file)\b|\bops\.(?:video_reader|torchaudio|debugprims)\.\w+"
+    r"|__torch__\.torch\.classes\.(?!quantized\b|sparse\b|xnnpack\b|mkldnn\b|vulkan\b|metal\b|rnn\b|onednn\b)[\w.]+"
+)
+_BYTECODE = re.compile(rb"aten::(?:save|from_file)|prim::rpc_\w+|image::(?:read|write)_file|debugprims::\w+")
+_CUSTOM = re.compile(r"\bops\.(?!aten\b|prim\b|prims\b|quantized\b|torchvision\b|prepacked\b|sparse\b|mkldnn\b)(\w+)\.")
+CODE_LIMIT = 1 << 25
+"""The most bytes of TorchScript that are read, all members together."""
+
+
+def _code(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
+    """The members of a TorchScript archive that are code, with their content."""
+    if checkpoint.format != "torchscript" or not isinstance(checkpoint.source, Source):
+        return
+    archive = Archive.of(checkpoint.source)
+    left = CODE_LIMIT
+    for member in archive.members:
+        path = member.name.removeprefix(archive.root)
+        if (path.startswith("code/") and path.endswith(".py")) or path in ("bytecode.pkl", "mobile_debug_handles.pkl"):
+            left -= member.size
+            if left < 0:
+                raise CkptError(f"its code takes more than {CODE_LIMIT:,} bytes", member=member.name)
+            yield member.name, archive.open(member).read(0, member.size)
+
+
+@rule("S120", "torchscript-operator", "error")
+def torchscript_operator(subject: Subject) -> Iterator[Finding]:
+    """TorchScript code calls an operator that reads or writes files, or calls other machines.
+
+    Why: TorchScript runs when the model is called, some of it when it is loaded, and its operators reach the file
+    system: ``aten::save`` writes a file of any name. It needs no pickle for that.
+
+    Example: ``torch.save(x, "…")``, ``torch.from_file("/etc/passwd", …)``, ``ops.image.write_file(…)``,
+    ``torch.rpc_sync(…)``, classes of ``torch.classes`` other than packed weights.
+
+    Remedy: do not load the model; take its state_dict (``ckpt convert``) into a class of your own.
+    """
+    for _, checkpoint in _checkpoints(subject):
+        for member, code in _code(checkpoint):
+            if member.endswith(".py"):
+                found = {m[0]: m.start() for m in reversed([*_OPERATOR.finditer(code.decode("utf-8", "replace"))])}
+            else:
+                found = {m[0].decode(): m.start() for m in reversed([*_BYTECODE.finditer(code)])}
+            for operator, offset in sorted(found.items(), key=lambda item: item[1]):
+                yield subject.finding(
+                    f"the code uses {operator}", member=member, offset=offset, evidence={"name": operator}
+                )
+
+
+@rule("S121", "custom-operator", "warning")
+def custom_operator(subject: Subject) -> Iterator[Finding]:
+    """TorchScript code calls an operator that is not torch's own.
+
+    Why: what it does is in a library that must be loaded beforehand, and cannot be seen from the file.
+
+    Example: ``ops.mylib.fused_attention(…)``.
+
+    Remedy: make sure of the library that the operator comes from.
+    """
+    for _, checkpoint in _checkpoints(subject):
+        for member, code in _code(checkpoint):
+            if member.endswith(".py"):
+                for namespace in sorted(set(_CUSTOM.findall(code.decode("utf-8", "replace")))):
+                    yield subject.finding(
+                        f"the code uses operators of {namespace}", member=member, evidence={"name": namespace}
+                    )
+
+
+_TARGET = re.compile(rb'"target"\s*:\s*"([^"\\]{1,300})"')
+_EXPRESSION = re.compile(rb'"expr_str"\s*:\s*"((?:[^"\\]|\\.){0,10000})"')
+_SYMBOL = re.compile(r"Symbol\('\w+'")
+_UNLIKE_SYMPY = re.compile(
+    r"__|['\"\\\[\]{};@]|[A-Za-z_)]\s*\.\s*[A-Za-z_]|\b(?:lambda|import|for|if)\b|\b[a-z_]\w*\s*\("
+)
+_TORCH_OPERATORS = ("torch.ops.aten.", "torch.ops.prim.", "torch.ops.prims.", "torch.ops.higher_order.")
+_WRITES = ("torch.ops.aten.from_file", "torch.ops.aten.save", "torch.ops.image.", "torch.ops.debugprims.")
+
+
+@rule("S122", "exported-program-code", "error")
+def exported_program_code(subject: Subject) -> Iterator[Finding]:
+    """An exported program has an expression or a target that is no part of a graph of tensors.
+
+    Why: torch.export.load has sympy evaluate the expressions for sizes, which is Python's ``eval``, and looks up
+    the targets of calls by attribute, from torch on.
+
+    Example: ``"expr_str": "__import__('os').system('…')"``; ``"target": "torch.hub.load"``.
+
+    Remedy: do not load the program.
+    """
+    for _, checkpoint in _checkpoints(subject):
+        if checkpoint.format != "exported_program" or not isinstance(checkpoint.source, Source):
+            continue
+        archive = Archive.of(checkpoint.source)
+        for member in archive.members:
+            if not member.name.endswith(".json") or member.size > JSON_LIMIT:
+                continue
+            text = archive.open(member).read(0, member.size)
+            for match in _EXPRESSION.finditer(text):
+                expression = _SYMBOL.sub("Symbol(", match[1].decode("utf-8", "replace"))
+                if _UNLIKE_SYMPY.search(expression):
+                    what = f"a size is the expression {match[1].decode('utf-8', 'replace')!r:.120}"
+                    yield subject.finding(what, member=member.name, offset=match.start())
+            for target in sorted({match[1].decode("utf-8", "replace") for match in _TARGET.finditer(text)}):
+                if _is_bad_target(target):
+                    yield subject.finding(f"the graph calls {target}", member=member.name, evidence={"name": target})
+
+
+def _is_bad_target(target: str) -> bool:
+    if target.startswith(_WRITES):
+        return True
+    if target.startswith(_TORCH_OPERATORS) or not target.startswith("torch.") or target.startswith("torch.ops."):
+        return False
+    module, _, name = target.rpartition(".")
+    return not name.startswith(("sym_", "_sym_")) and classify(module, name, True)[1] is not None
+
+
+_SPLIT = re.compile(r"[/\\]")
+_CENTRAL = Struct("<4s24x3H6xL")  # signature, the lengths of name, extra field and comment, the external attributes
+
+
+@rule("S123", "climbing-path", "error")
+def climbing_path(subject: Subject) -> Iterator[Finding]:
+    """A name in the file leads out of the folder that it belongs in.
+
+    Why: who unpacks the archive, or reads the files that it names, writes or reads elsewhere: a configuration, a
+    key, a program.
+
+    Example: a member ``../../.bashrc``; a link in a tar archive; ``/etc/passwd`` as the external data of an ONNX
+    model; a shard index that names ``../other/model.safetensors``.
+
+    Remedy: do not unpack or load the file.
+    """
+    error = subject.error
+    if error is not None and ("outside its folder" in error.problem or "outside the model's" in error.problem):
+        yield subject.finding(error.problem, member=error.member or "")
+    for place, checkpoint in _checkpoints(subject):
+        for anomaly in checkpoint.anomalies:
+            if "outside the model's folder" in anomaly.what:
+                yield subject.finding(anomaly.what, member=place, evidence={"where": anomaly.where})
+    source = subject.file
+    if source is None:
+        return
+    archive = _archive(source)
+    if archive is not None:
+        for name in (member.name for member in archive.members):
+            if _climbs(name):
+                yield subject.finding(f"the archive has a member {name!r:.200}", member=name)
+        yield from _links(subject, archive)
+    elif torch_tar.is_header(source.peek(0, torch_tar.BLOCK)):
+        for entry in torch_tar.entries(source):
+            if _climbs(entry.name):
+                yield subject.finding(f"the archive has a member {entry.name!r:.200}", member=entry.name)
+            header = source.peek(entry.offset - torch_tar.BLOCK, torch_tar.BLOCK)
+            if header[156:157] in (b"1", b"2"):
+                target = header[157:257].partition(b"\0")[0].decode("utf-8", "replace")
+                yield subject.finding(f"the archive has a link to {target!r:.200}", member=entry.name)
+
+
+def _climbs(name: str) -> bool:
+    return name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) is not None or ".." in _SPLIT.split(name)
+
+
+def _links(subject: Subject, archive: Archive) -> Iterator[Finding]:
+    """The symbolic links among the members of a zip archive."""
+    size = min(archive.source.size - archive.directory_offset, 1 << 26)
+    data = archive.source.peek(archive.directory_offset, size)
+    at = 0
+    for member in archive.members:
+        if at + 46 > len(data):
+            return
+        signature, name, extra, comment, attributes = _CENTRAL.unpack_from(data, at)
+        if signature != b"PK\x01\x02":
+            return
+        if (attributes >> 16) & 0xF000 == 0xA000:  # S_IFLNK of the mode that Unix programs keep there
+            yield subject.finding("the archive has a symbolic link", member=member.name)
+        at += 46 + name + extra + comment
+
+
+_PROGRAMS = (
+    (b"\x7fELF", "a Linux program or library"),
+    (b"MZ", "a Windows program or library"),
+    (b"\xcf\xfa\xed\xfe", "a macOS program or library"),
+    (b"\xca\xfe\xba\xbe", "a macOS program or library"),
+    (b"#!", "a script"),
+)
+_PROGRAM_NAMES = re.compile(r"\.(?:so(?:\.\d+)*|dll|dylib|exe|pyd|sh|bat|cmd|ps1|cubin|ptx)$", re.I)
+
+
+@rule("S124", "native-code", "error")
+def native_code(subject: Subject) -> Iterator[Finding]:
+    """The archive holds a program or a compiled library.
+
+    Why: torch loads the libraries of packages that AOTInductor made, and machine code does what it likes from the
+    moment it is loaded. It cannot be audited here.
+
+    Example: ``data/aotinductor/model/….so`` in a ``.pt2`` package.
+
+    Remedy: load the package only from who built it; better, compile the exported program yourself.
+    """
+    source = subject.file
+    archive = _archive(source) if source is not None else None
+    tensors = {region.member for region in subject.coverage.regions if region.how == "tensor data"}
+    for member in archive.members if archive is not None else ():
+        named = _PROGRAM_NAMES.search(member.name)
+        what = "a program or library, by its name" if named else ""
+        if member.size > 64 and member.name not in tensors:
+            try:
+                head = archive.open(member).peek(0, 4) if archive is not None else b""
+            except CkptError:
+                head = b""
+            what = next((kind for magic, kind in _PROGRAMS if head.startswith(magic)), what)
+        if what:
+            yield subject.finding(what, member=member.name, evidence={"bytes": member.size})
+
+
+@rule("S125", "python-in-archive", "warning")
+def python_in_archive(subject: Subject) -> Iterator[Finding]:
+    """The archive holds Python source.
+
+    Why: torch.package and torch.hub import such files when the model is loaded. Being text, it is not judged here.
+
+    Example: ``model/code/net.py`` in an archive of torch.package.
+
+    Remedy: read it before you load the file.
+    """
+    source = subject.file
+    archive = _archive(source) if source is not None else None
+    if archive is None:
+        return
+    script = subject.checkpoint is not None and subject.checkpoint.format == "torchscript"
+    for member in archive.members:
+        inner = member.name.removeprefix(archive.root)
+        if member.name.endswith((".py", ".pyc", ".pth")) and not (script and inner.startswith("code/")):
+            if member.name.endswith(".pth") and not _is_path_file(archive, member.name):
+                continue
+            yield subject.finding("Python source or bytecode", member=member.name, evidence={"bytes": member.size})
+
+
+def _is_path_file(archive: Archive, name: str) -> bool:
+    """Whether a member is a file of paths, whose lines that begin with ``import`` Python runs at its start."""
+    member = archive.find(name)
+    try:
+        return member is not None and re.search(rb"^import[ \t]", archive.open(member).peek(0, 4096), re.M) is not None
+    except CkptError:
+        return False
+
+
+_TEMPLATE = re.compile(r"__\w+__|\bcycler\b|\blipsum\b|\bself\._|\.mro\b|\|\s*attr\b|\bos\b\s*\.")
+
+
+@rule("S126", "template-injection", "error")
+def template_injection(subject: Subject) -> Iterator[Finding]:
+    """A chat template reaches for Python's internals.
+
+    Why: such templates are run by Jinja; outside of its sandbox, ``__class__`` and ``__globals__`` lead to
+    ``os.system`` (CVE-2024-34359).
+
+    Example: ``{{ ''.__class__.__mro__[1].__subclasses__() }}`` as ``tokenizer.chat_template`` of a GGUF file.
+
+    Remedy: do not use the template.
+    """
+    for place, checkpoint in _checkpoints(subject):
+        for key, value in checkpoint.metadata.items():
+            if isinstance(value, str) and ("{{" in value or "{%" in value):
+                match = _TEMPLATE.search(value)
+                if match is not None:
+                    yield subject.finding(
+                        f"{key} refers to {match[0]!r}", member=place, evidence={"name": key, "text": value[:200]}
+                    )
+
+
+@rule("S127", "code-in-model", "error")
+def code_in_model(subject: Subject) -> Iterator[Finding]:
+    """A Keras model has a layer that is code.
+
+    Why: a Lambda layer holds the bytecode of a function, or names one of any module, and Keras makes it when it
+    loads the model (CVE-2024-3660, CVE-2025-1550, CVE-2025-8747).
+
+    Example: ``"class_name": "Lambda"`` in the ``config.json`` of a ``.keras`` archive; ``"module": "os"``.
+
+    Remedy: load it with ``safe_mode=True`` of a current Keras, or not at all.
+    """
+    source = subject.file
+    if source is None or source.peek(0, 4) != b"PK\x03\x04":
+        return
+    archive = _archive(source)
+    member = archive.find("config.json") if archive is not None else None
+    if archive is None or member is None or archive.find("metadata.json") is None or member.size > JSON_LIMIT:
+        return
+    text = archive.open(member).read(0, member.size)
+    for match in re.finditer(rb'"class_name"\s*:\s*"(Lambda|TorchModuleWrapper|__lambda__)"', text):
+        yield subject.finding(
+            f"a layer of the class {match[1].decode()}", member=member.name, offset=match.start(),
+            evidence={"name": match[1].decode()},
+        )  # fmt: skip
+    for match in re.finditer(rb'"module"\s*:\s*"([\w.]{1,200})"', text):
+        module = match[1].decode()
+        if module.partition(".")[0] not in ("keras", "tensorflow", "tf_keras", "keras_nlp", "keras_hub", "keras_cv"):
+            found = classify(module, "Unknown", True)[1]
+            if module != "builtins" and found is not None:
+                yield subject.finding(f"it refers to the module {module}", member=member.name, offset=match.start())
+
+
+RULES: tuple[Rule, ...] = (
+    code_execution,
+    reflection,
+    nested_loader,
+    file_access,
+    network_access,
+    process_state,
+    unlisted_library_call,
+    extension_code,
+    computed_call,
+    state_injection,
+    unknown_function,
+    unknown_class,
+    needs_classes,
+    embedded_bytecode,
+    unevaluated_pickle,
+    odd_stream,
+    second_pickle,
+    pickle_in_bytes,
+    polyglot,
+    torchscript_operator,
+    custom_operator,
+    exported_program_code,
+    climbing_path,
+    native_code,
+    python_in_archive,
+    template_injection,
+    code_in_model,
+)

@@ -31,10 +31,12 @@ def check(found, tensor):
     assert (found.nan, found.infinite) == (int(exact.isnan().sum()), int(exact.isinf().sum()))
     assert found.zeros == int((exact == 0).sum())
     assert (found.minimum, found.maximum) == (finite.min().item(), finite.max().item())
-    assert found.mean == pytest.approx(finite.mean().item(), rel=1e-9, abs=1e-12 * float(finite.abs().max() + 1))
-    assert found.l2 == pytest.approx(finite.norm().item(), rel=1e-9)
+    narrow = numbers.dtype in (torch.float16, torch.bfloat16)  # which are summed in float32
+    within = 2e-7 if narrow else 1e-12
+    assert found.mean == pytest.approx(finite.mean().item(), rel=1e-9, abs=within * float(finite.abs().max() + 1))
+    assert found.l2 == pytest.approx(finite.norm().item(), rel=2e-7 if narrow else 1e-9)
     if finite.numel() > 1:
-        assert found.std == pytest.approx(finite.std().item(), rel=1e-7, abs=1e-12)
+        assert found.std == pytest.approx(finite.std().item(), rel=2e-7 if narrow else 1e-7, abs=1e-12)
     assert len(found.histogram) == BINS
 
 

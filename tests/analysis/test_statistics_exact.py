@@ -58,6 +58,11 @@ def values(tensor):
         return (array if array.dtype.kind in "iub" else array.astype(np.float64)).tolist()
 
 
+def tolerance(dtype):
+    """float16 and bfloat16 are summed in float32 where their numbers allow."""
+    return Fraction(2, 10**7) if dtype in ("float16", "bfloat16") else Fraction(1, 10**12)
+
+
 def check(found, numbers, smallest=0.0, tolerance=Fraction(1, 10**12)):
     """*found* against fractions; *numbers* are Python's, *smallest* the least normal one of the type."""
     finite = [x for x in numbers if math.isfinite(x)]
@@ -119,7 +124,7 @@ def block(request, monkeypatch):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int16", "uint16"])
 def test_every_pattern_of_sixteen_bits(dtype):
     tensor = of(np.arange(1 << 16, dtype=np.uint16), dtype)
-    check(statistics(tensor), values(tensor), smallest(dtype))
+    check(statistics(tensor), values(tensor), smallest(dtype), tolerance(dtype))
 
 
 @pytest.mark.parametrize("dtype", [*BYTE_FLOATS, *INTEGERS[:1], "uint8", "int4", "uint4", "qint8", "quint8"])
@@ -162,7 +167,7 @@ def test_bool_is_what_is_not_zero():
 def test_random_bits(block, dtype, count):
     raw = np.random.default_rng(count).bytes(count * BY_NAME[dtype].itemsize)
     tensor = describe(raw, dtype)
-    check(statistics(tensor), values(tensor), smallest(dtype))
+    check(statistics(tensor), values(tensor), smallest(dtype), tolerance(dtype))
 
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, math.nan, math.inf, -math.inf, 0.1, 1e-3, 3e4]
@@ -296,6 +301,66 @@ def test_a_large_offset_of_narrow_types(dtype):
     assert found.l2 == pytest.approx(float(np.sqrt((wide * wide).sum())), rel=1e-12)
 
 
+def test_every_finite_float16_is_widened_exactly():
+    words = np.arange(1 << 16, dtype=np.uint16)
+    words = words[words & 0x7C00 != 0x7C00]
+    found = module._READINGS["float16"].numbers(words, np.empty(words.size, np.float32))
+    assert found.dtype == np.float32
+    assert found.tobytes() == words.view(np.float16).astype(np.float32).tobytes()  # negative zero too
+
+
+def against_float64(array, within):
+    """The moments of *array* against its own in float64; *within* is relative to the deviation or the norm."""
+    wide = array.astype(np.longdouble)
+    found = statistics(of(array))
+    std = float(wide.std(ddof=1))
+    assert found.mean == pytest.approx(float(wide.mean()), rel=1e-14, abs=within * std)
+    assert found.std == pytest.approx(std, rel=within)
+    assert found.l2 == pytest.approx(float(np.sqrt((wide * wide).sum())), rel=within)
+
+
+def random_numbers(like, size, seed):
+    rng = np.random.default_rng(seed)
+    return {
+        "normal": rng.standard_normal,
+        "two values": lambda n: rng.choice([-0.3, 0.3], n),
+        "sparse": lambda n: np.where(rng.random(n) < 0.01, 0.7, 0.0),
+        "one sign": lambda n: rng.exponential(1.0, n) ** 2,
+        "heavy tails": lambda n: np.clip(rng.standard_cauchy(n), -2e4, 2e4),
+        "sorted": lambda n: np.sort(rng.standard_normal(n)),
+    }[like](size)
+
+
+LIKE = ["normal", "two values", "sparse", "one sign", "heavy tails", "sorted"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("like", LIKE)
+def test_narrow_types_are_summed_in_float32_closely_enough(dtype, like):
+    array = random_numbers(like, module.BLOCK + 100_003, 7)
+    against_float64(array.astype(numpy_dtype(BY_NAME[dtype])), 2e-7)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_narrow_types_of_any_size_and_scale(dtype):
+    @given(st.sampled_from(LIKE), st.integers(2, 2000), st.integers(0, 1 << 32), st.floats(-2, 1))
+    def run(like, size, seed, exponent):
+        array = (random_numbers(like, size, seed) * 10**exponent).astype(numpy_dtype(BY_NAME[dtype]))
+        array[-1] += 1  # not all equal
+        against_float64(array, 2e-7)
+
+    run()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "offset", "scale"),
+    [("float16", 4, 1), ("bfloat16", -4, 1), ("bfloat16", 0, 1e25), ("bfloat16", 0, 1e-25), ("bfloat16", 0, 1e37)],
+)
+def test_narrow_types_are_summed_in_float64_where_float32_is_not_enough(dtype, offset, scale):
+    array = (offset + np.random.default_rng(8).standard_normal(300_000)) * scale
+    against_float64(array.astype(numpy_dtype(BY_NAME[dtype])), 1e-12)
+
+
 def test_large_integers_with_a_small_deviation():
     steps = np.random.default_rng(4).integers(-3, 4, 300_000)
     found = statistics(of((1 << 62) + steps))
@@ -384,8 +449,9 @@ def test_threads_and_place_change_nothing(tmp_path):
         array = to_numpy(tensor).astype(np.longdouble)
         finite = array[np.isfinite(array)]
         assert found.finite == finite.size
-        assert found.mean == pytest.approx(float(finite.mean()), rel=1e-12, abs=1e-15)
-        assert found.std == pytest.approx(float(finite.std(ddof=1)), rel=1e-12)
+        within, std = float(tolerance(tensor.dtype.name)), float(finite.std(ddof=1))
+        assert found.mean == pytest.approx(float(finite.mean()), rel=1e-12, abs=max(within * std, 1e-15))
+        assert found.std == pytest.approx(std, rel=within)
 
 
 def test_names_of_the_same_elements_are_read_once(tmp_path):

@@ -1,0 +1,62 @@
+"""The rules about portability, where one firing and one clean file do not say it all."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from ckpt_tools.audit.rules.portability import NEEDED, benign_names, missing_attribute, old_names
+from tests.audit.cases_portability import named, saved, without
+
+torch = pytest.importorskip("torch")
+
+INPUTS = {
+    "padding_mode": lambda nn: (nn.Conv2d(2, 2, 1), (torch.ones(1, 2, 3, 3),)),
+    "divisor_override": lambda nn: (nn.AvgPool2d(2), (torch.ones(1, 2, 4, 4),)),
+    "batch_first": lambda nn: (nn.MultiheadAttention(4, 2), (torch.ones(2, 1, 4),) * 3),
+    "norm_first": lambda nn: (nn.TransformerEncoderLayer(4, 2, 8), (torch.ones(2, 1, 4),)),
+    "label_smoothing": lambda nn: (nn.CrossEntropyLoss(), (torch.ones(1, 2), torch.tensor([1]))),
+    "recompute_scale_factor": lambda nn: (nn.Upsample(scale_factor=2), (torch.ones(1, 2, 4, 4),)),
+    "approximate": lambda nn: (nn.GELU(), (torch.ones(2),)),
+}
+
+
+@pytest.mark.parametrize("needed", NEEDED, ids=lambda needed: needed.attribute)
+def test_todays_torch_needs_the_attribute_or_fills_it_in(needed) -> None:
+    module, inputs = INPUTS[needed.attribute](torch.nn)
+    assert f"{type(module).__module__}.{type(module).__qualname__}" in needed.classes
+    del module.__dict__[needed.attribute]
+    loaded = pickle.loads(pickle.dumps(module)).eval()
+    if needed.filled is not None:
+        loaded(*inputs)
+    else:
+        with pytest.raises(AttributeError, match=needed.attribute):
+            loaded(*inputs)
+
+
+@pytest.mark.parametrize("needed", NEEDED, ids=lambda needed: needed.attribute)
+def test_every_class_of_the_table_exists(needed) -> None:
+    for name in needed.classes:
+        module, _, attribute = name.rpartition(".")
+        assert isinstance(getattr(__import__(module, fromlist=["_"]), attribute), type)
+
+
+@pytest.mark.parametrize(
+    ("version", "fires"), [("1.0", False), ("1.1.0", True), ("1.2", False), (None, False), ("2.14.1", False)]
+)
+def test_only_the_versions_that_need_it_and_do_not_fill_it_in(tmp_path: Path, version: str | None, fires: bool) -> None:
+    subject = saved(without(lambda nn: nn.Conv2d(1, 1, 1), "padding_mode"), version)(tmp_path)
+    assert bool(list(missing_attribute.findings(subject))) is fires
+
+
+def test_names_that_come_up_as_missing_and_are_harmless(tmp_path: Path) -> None:
+    def told(*names: str) -> list[str]:
+        return [finding.message for finding in benign_names.findings(named(*names)(tmp_path))]
+
+    assert told("bn.running_mean") == [
+        "1 layer with no num_batches_tracked: torch takes 0 for it, also under strict (bn.running_mean)"
+    ]
+    assert "position_ids" in told("embeddings.position_ids")[0]
+    assert [f.message for f in old_names.findings(named("encoder.LayerNorm.gamma")(tmp_path))] == [
+        "1 key in LayerNorm's form in BERT's first files (gamma for weight): encoder.LayerNorm.gamma"
+    ]

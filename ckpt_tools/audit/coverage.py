@@ -15,8 +15,9 @@ from typing import Any, Literal
 from ckpt_tools.checkpoint import Checkpoint, Pickle, Storage, TensorInfo
 from ckpt_tools.errors import CkptError
 from ckpt_tools.formats import FORMATS
-from ckpt_tools.formats.archive import LOCAL, Archive, Member
+from ckpt_tools.formats.archive import LOCAL, Archive, Member, MissingDirectory, prefix
 from ckpt_tools.formats.base import HEAD_BYTES
+from ckpt_tools.formats.torch_tar import BLOCK, entries, is_header
 from ckpt_tools.formats.unpickled import load_buffer, pickle_of
 from ckpt_tools.pickles.machine import Evaluation, Truncated, evaluate
 from ckpt_tools.records import record
@@ -149,7 +150,9 @@ class _Survey:
         self.checkpoints: list[tuple[str, Checkpoint]] = []
         self.left = MAX_INFLATED
         self.data: dict[str, list[tuple[int, int]]] = {}
-        self.read: set[str] = {pickle.member for pickle in checkpoint.pickles} if checkpoint else set()
+        self.read: dict[str, int] = {}  # where the pickles in each member end
+        for pickle in checkpoint.pickles if checkpoint else ():
+            self.read[pickle.member] = max(pickle.offset + pickle.size, self.read.get(pickle.member, 0))
         for storage in all_storages(checkpoint) if checkpoint else ():
             for root, offset, size in _places(storage.source, storage.offset, storage.nbytes):
                 self.data.setdefault(root.name, []).append((offset, min(offset + size, root.size)))
@@ -170,13 +173,15 @@ class _Survey:
         is_zip = source.peek(0, 2) == b"PK"
         if archive is not None and is_zip and not (self.checkpoint and self.checkpoint.format == "distributed"):
             self._zip(archive, label)
-        elif self.checkpoint is not None:
+            return
+        if self.checkpoint is not None:
             self._flat(source, label)
-            if archive is not None and not is_zip:
-                self._polyglot(archive, label)
         elif not self._look(source, label):
             what = self.error.problem if self.error is not None else "no format that is known"
             self.regions.append(Region(label, 0, source.size, "unread", what))
+        if archive is not None and not is_zip:
+            # a file of another format that ends in a zip archive, which zip readers would open
+            self._zip(archive, f"{label}: zip at the end" if label else "zip at the end")
 
     def _flat(self, source: Source, label: str) -> None:
         """A file without members: what is no tensor's is header, which the format has read, up to the last."""
@@ -218,10 +223,6 @@ class _Survey:
             what = f"{'text' if text else 'bytes'} {where}"
             self.regions.append(Region(label, start + read, end - start - read, how, what))
 
-    def _polyglot(self, archive: Archive, label: str) -> None:
-        """A file of another format that ends in a zip archive, which zip readers would open."""
-        self._zip(archive, f"{label}: zip at the end" if label else "zip at the end")
-
     def _zip(self, archive: Archive, label: str) -> None:
         source = archive.source
         base = next(((root, at) for root, at, _ in source.extents(0, source.size)), (source, 0))
@@ -259,11 +260,13 @@ class _Survey:
         if first is not None:
             self.regions.append(Region(name, 0, size, "tensor data" if first == start else "examined"))
             return
-        if name in self.read or member.name in self.read:
-            chosen = archive.find(member.name)
-            if chosen is not None and chosen.header_offset == member.header_offset:
-                self.regions.append(Region(name, 0, size, "examined"))
-                return
+        end = self.read.get(name) or self.read.get(member.name)
+        chosen = archive.find(member.name) if end else None
+        if end and chosen is not None and chosen.header_offset == member.header_offset:
+            self.regions.append(Region(name, 0, end, "examined"))
+            if end < size:
+                self._gap(archive.open(member), end, size, name, "after the pickle")
+            return
         if member.compressed_size < size:
             self.left -= size
             if self.left < 0:
@@ -286,6 +289,8 @@ class _Survey:
             if end < source.size:
                 self.regions.append(Region(name, end, source.size - end, "unread", "bytes after a pickle"))
             return True
+        if is_header(source.peek(0, BLOCK)):
+            return self._tar(source, name)
         if name and self.depth + 1 < MAX_DEPTH:  # without a name it is the file that no format could read
             head = source.peek(0, HEAD_BYTES)
             for format in FORMATS:
@@ -295,6 +300,18 @@ class _Survey:
             self.regions.append(Region(name, 0, source.size, "inert", "text"))
             return True
         return False
+
+    def _tar(self, source: Source, name: str) -> bool:
+        """A tar archive; False where it holds something that is not known, or nothing."""
+        known = False
+        for entry in entries(source):
+            label = f"{name}: {entry.name}" if name else entry.name
+            if entry.regular and entry.size:
+                content = source.slice(entry.offset, min(entry.size, source.size - entry.offset), entry.name)
+                known = True
+                if not self._look(content, label):
+                    self.regions.append(Region(label, 0, entry.size, "unread", "no format that is known"))
+        return known
 
     def _nested(self, source: Source, name: str, read: Callable[..., Checkpoint]) -> bool:
         """A checkpoint in the file."""
@@ -332,8 +349,17 @@ _ENDS_WITH_TENSORS = frozenset({"npy", "safetensors"})
 
 
 def _archive(source: Source) -> Archive | None:
+    """The zip archive that *source* is or ends in; None where there is none."""
     try:
         return Archive.of(source)
+    except MissingDirectory:
+        return None
+    except CkptError:
+        pass
+    try:
+        # offsets may count from where the archive begins in the file, as Python's zipfile allows for
+        skipped = prefix(source)
+        return Archive.of(source.slice(skipped, source.size - skipped, source.name)) if skipped > 0 else None
     except CkptError:
         return None
 

@@ -156,16 +156,7 @@ def _find_end(source: Source) -> int:
 
 def _find_directory(source: Source) -> tuple[int, int, int]:
     """The number of entries, the offset and the size of the central directory."""
-    end_at = _find_end(source)
-    _, _, _, _, count, size, offset, _ = _END.unpack(source.read(end_at, _END.size))
-    locator_at = end_at - _LOCATOR64.size
-    if locator_at >= _END64.size:
-        # where there is a zip64 record, it counts, whether or not the fields here are at their limits
-        signature, _, record_at, _ = _LOCATOR64.unpack(source.read(locator_at, _LOCATOR64.size))
-        if signature == b"PK\x06\x07":
-            fields = _END64.unpack(source.read(record_at, _END64.size))
-            if fields[0] == b"PK\x06\x06":
-                count, size, offset = fields[7], fields[8], fields[9]
+    count, offset, size, _ = _end_record(source)
     if offset + size > source.size:
         raise CorruptFile(
             f"the central directory would take the bytes {offset:,} to {offset + size:,}, "
@@ -175,6 +166,33 @@ def _find_directory(source: Source) -> tuple[int, int, int]:
     if count * _CENTRAL.size > size:
         raise CorruptFile(f"the central directory declares {count:,} entries in {size:,} bytes", path=source.name)
     return count, offset, size
+
+
+def _end_record(source: Source) -> tuple[int, int, int, int]:
+    """The number of entries, the offset and the size of the central directory, and where the record of them is."""
+    end_at = _find_end(source)
+    _, _, _, _, count, size, offset, _ = _END.unpack(source.read(end_at, _END.size))
+    locator_at = end_at - _LOCATOR64.size
+    if locator_at >= _END64.size:
+        # where there is a zip64 record, it counts, whether or not the fields here are at their limits
+        signature, _, record_at, _ = _LOCATOR64.unpack(source.read(locator_at, _LOCATOR64.size))
+        if signature == b"PK\x06\x07":
+            # its place may count from the archive's beginning, too; then it stands just before the locator
+            for at in (record_at, locator_at - _END64.size):
+                raw = source.peek(at, _END64.size)
+                if len(raw) == _END64.size and raw.startswith(b"PK\x06\x06"):
+                    fields = _END64.unpack(raw)
+                    return fields[7], fields[9], fields[8], at
+    return count, offset, size, end_at
+
+
+def prefix(source: Source) -> int:
+    """How many bytes stand before the archive, if the directory ends where the record of it begins.
+
+    The offsets in such an archive count from its own beginning. Raises `CorruptFile` as `Archive` does.
+    """
+    _, offset, size, end_at = _end_record(source)
+    return end_at - size - offset
 
 
 def _parse(source: Source, offset: int, size: int, count: int) -> list[Member]:

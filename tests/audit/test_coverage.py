@@ -1,0 +1,200 @@
+"""Every byte of a file is accounted for, and what hides in odd places is found."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tarfile
+
+import pytest
+
+from ckpt_tools.audit.coverage import Region
+from ckpt_tools.audit.subject import Subject
+from ckpt_tools.sources import MemorySource
+from tests.audit.archives import MLP, contents, packed, with_member
+from tests.audit.cases import FIXTURES
+
+CALL = b"\x80\x02cos\nsystem\nX\x04\0\0\0echo\x85R."
+"""A pickle that would run a command."""
+
+EVERYTHING = sorted(
+    str(path.relative_to(FIXTURES))
+    for folder in FIXTURES.iterdir()
+    if folder.is_dir() and folder.name not in ("refused", "__pycache__")
+    for path in folder.iterdir()
+)
+
+
+def subject(data: bytes, name: str = "model.pt") -> Subject:
+    return Subject.of(MemorySource(data, name), name)
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_nothing_of_a_sound_file_is_unread(name: str) -> None:
+    found = Subject.open(str(FIXTURES / name))
+    if found.checkpoint is not None:
+        assert found.coverage.unread == ()
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_a_pickle_is_listed_once(name: str) -> None:
+    found = Subject.open(str(FIXTURES / name))
+    places = [(pickle.member, pickle.offset) for pickle in found.pickles]
+    assert len(places) == len(set(places))
+
+
+def test_regions_of_an_archive_are_its_members() -> None:
+    found = subject(MLP).coverage.regions
+    assert [(region.member, region.size, region.how) for region in found] == [
+        ("mlp/data.pkl", 487, "examined"),
+        ("mlp/.format_version", 1, "inert"),
+        ("mlp/.storage_alignment", 2, "inert"),
+        ("mlp/byteorder", 6, "inert"),
+        ("mlp/data/0", 128, "tensor data"),
+        ("mlp/data/1", 32, "tensor data"),
+        ("mlp/data/2", 96, "tensor data"),
+        ("mlp/data/3", 12, "tensor data"),
+        ("mlp/version", 2, "inert"),
+        ("mlp/.data/serialization_id", 40, "inert"),
+    ]
+
+
+def test_regions_of_a_flat_file_lie_side_by_side() -> None:
+    path = FIXTURES / "legacy/state_dict.pt"
+    regions = Subject.open(str(path)).coverage.regions
+    assert sum(region.size for region in regions) == path.stat().st_size
+    assert [region.offset for region in regions[1:]] == [region.offset + region.size for region in regions[:-1]]
+    assert {region.how for region in regions} == {"examined", "tensor data"}
+
+
+@pytest.mark.parametrize("name", ["mlp/notes.txt", "mlp/extra/model.bin", "mlp/data/99", "mlp/version2", "mlp/.data/x"])
+def test_a_pickle_is_found_in_a_member_of_any_name(name: str) -> None:
+    found = subject(with_member(name, CALL))
+    assert [(pickle.member, str(pickle.globals[0])) for pickle in found.coverage.pickles] == [(name, "os.system")]
+    assert found.verdicts[-1].answer == "dangerous"
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+def test_pickles_are_found_in_an_archive_in_an_archive(deflated: bool) -> None:
+    inner = packed([*contents(), ("mlp/hidden", CALL)], deflated=deflated)
+    outer = packed([*contents(), ("mlp/extra/inner.zip", inner)], deflated=deflated)
+    found = subject(outer)
+    assert [pickle.member for pickle in found.coverage.pickles] == [
+        "mlp/extra/inner.zip: mlp/data.pkl",
+        "mlp/extra/inner.zip: mlp/hidden",
+    ]
+    assert found.coverage.unread == ()
+
+
+def test_what_lies_too_deep_is_unread() -> None:
+    data = CALL
+    for level in range(5):
+        data = packed([(f"{level}/data.zip", data)] if level else [("0/call.pkl", data)])
+    found = subject(data, "deep.zip")
+    assert found.error is not None or found.coverage.unread
+
+
+def test_a_second_pickle_that_the_loader_does_not_reach_is_found() -> None:
+    members = [(name, data + CALL if name.endswith("data.pkl") else data) for name, data in contents()]
+    found = subject(packed(members))
+    assert [str(use) for pickle in found.pickles for use in pickle.globals][-1] == "os.system"
+    assert found.coverage.regions[1] == Region("mlp/data.pkl", 487, len(CALL), "examined", "pickles after the pickle")
+
+
+def test_the_copy_that_torch_does_not_open_is_examined() -> None:
+    found = subject(packed([*contents(), ("mlp/data.pkl", CALL)]))
+    assert found.checkpoint is not None
+    named = [{str(use) for use in pickle.globals} for pickle in found.pickles]
+    assert {"os.system"} in named
+    assert any("torch._utils._rebuild_tensor_v2" in names for names in named)
+
+
+@pytest.mark.parametrize("archive", [MLP, packed(contents())], ids=["zip64", "zip"])
+def test_a_pickle_before_the_archive_is_found(archive: bytes) -> None:
+    found = subject(CALL + archive)
+    assert [str(use) for use in found.pickles[0].globals] == ["os.system"]
+    assert "zip at the end: mlp/data.pkl" in [pickle.member for pickle in found.pickles]
+
+
+def test_an_archive_behind_text_is_looked_into() -> None:
+    found = subject(b"#!/bin/sh\nexit\n" + with_member("mlp/x", CALL))
+    assert [str(use) for use in found.pickles[-1].globals] == ["os.system"]
+
+
+def test_a_pickle_between_members_is_found() -> None:
+    plain = packed(contents())
+    at = plain.index(b"PK\x01\x02")
+    data = plain[:at] + CALL + plain[at:-6] + struct.pack("<L", at + len(CALL)) + plain[-2:]
+    found = subject(data)
+    assert found.checkpoint is not None
+    assert "os.system" in {str(use) for pickle in found.pickles for use in pickle.globals}
+
+
+def test_a_pickle_after_the_tensors_of_a_legacy_file_is_found() -> None:
+    data = (FIXTURES / "legacy/state_dict.pt").read_bytes()
+    found = subject(data + CALL)
+    assert [(pickle.member, pickle.offset) for pickle in found.coverage.pickles] == [("after the end", len(data))]
+    assert found.coverage.regions[-1] == Region("", len(data), len(CALL), "examined", "pickles after the end")
+
+
+@pytest.mark.parametrize(
+    ("tail", "how"), [(bytes(600), "inert"), (b"a note\n", "inert"), (bytes(range(1, 256)), "unread")]
+)
+def test_what_follows_the_end_is_padding_text_or_unread(tail: bytes, how: str) -> None:
+    data = (FIXTURES / "legacy/state_dict.pt").read_bytes()
+    last = subject(data + tail).coverage.regions[-1]
+    assert (last.offset, last.size, last.how) == (len(data), len(tail), how)
+
+
+def test_what_a_broken_pickle_would_do_before_it_breaks_is_told() -> None:
+    found = subject(CALL[:-1] + b"\xff" * 20, "model.pkl")
+    assert found.checkpoint is None
+    (pickle,) = found.pickles
+    assert [str(use) for use in pickle.globals] == ["os.system"]
+    assert pickle.problem
+
+
+def test_what_a_broken_archive_holds_is_told() -> None:
+    members = [(name, data) for name, data in contents() if not name.endswith("data/3")]
+    found = subject(packed([*members, ("mlp/x", CALL)]))
+    assert found.error is not None
+    assert [pickle.member for pickle in found.pickles] == ["mlp/data.pkl", "mlp/x"]
+
+
+@pytest.mark.parametrize(
+    "text", [b"import os\nos.system('x')\n", b"class A:\n    pass\n", b"(lp0\n", b"1\n", b"config"]
+)
+def test_text_is_no_pickle(text: bytes) -> None:
+    found = subject(with_member("mlp/notes", text))
+    assert found.coverage.pickles == ()
+    assert found.coverage.regions[-1] == Region("mlp/notes", 0, len(text), "inert", "text")
+
+
+def test_an_encrypted_member_is_unread() -> None:
+    data = with_member("mlp/secret", b"0123456789")
+    entry = data.rindex(b"PK\x01\x02")
+    found = subject(data[: entry + 8] + b"\x01" + data[entry + 9 :])
+    assert [(region.member, region.what) for region in found.coverage.unread] == [
+        ("mlp/secret", "the member is encrypted")
+    ]
+
+
+def test_members_of_a_general_tar_are_not_passed_over() -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        info = tarfile.TarInfo("model.pkl")
+        info.size = len(CALL)
+        archive.addfile(info, io.BytesIO(CALL))
+    found = subject(out.getvalue(), "models.tar")
+    assert found.error is not None
+    assert [str(use) for pickle in found.pickles for use in pickle.globals] == ["os.system"]
+
+
+def test_the_files_of_a_folder_are_each_covered() -> None:
+    found = Subject.open(str(FIXTURES / "sharded/safetensors"))
+    members = {region.member for region in found.coverage.regions}
+    assert members == {
+        "model.safetensors.index.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import math
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -233,7 +234,7 @@ def _severity(value: Any, where: str) -> Severity:
 
 
 def _count(value: Any, where: str) -> int:
-    if not isinstance(value, int | float) or isinstance(value, bool) or value < 0 or value != int(value):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf or value % 1:
         raise _Mistake(f"{where} is no whole number: {value!r:.100}")
     return int(value)
 
@@ -249,6 +250,11 @@ def _among(known: Iterable[str]) -> _Reader:
         return words
 
     return read
+
+
+def _dtypes(value: Any, where: str) -> tuple[str, ...]:
+    """Types by any of their names."""
+    return tuple(BY_NAME[name].name for name in _among(BY_NAME)(value, where))
 
 
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -339,7 +345,7 @@ _REQUIRE: Mapping[str, tuple[str, _Reader]] = {
     "formats": ("formats", _among([format.name for format in FORMATS])),
     "kinds": ("kinds", _among(KINDS)),
     "globals": ("globals", _texts),
-    "dtypes": ("dtypes", _among(BY_NAME)),
+    "dtypes": ("dtypes", _dtypes),
     "max-size": ("max_size", _bytes),
     "min-parameters": ("min_parameters", _count),
     "max-parameters": ("max_parameters", _count),

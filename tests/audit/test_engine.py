@@ -1,0 +1,293 @@
+"""The audit of many files: what is looked at, what is told, and what one file's fault does to the others."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ckpt_tools.audit import baseline
+from ckpt_tools.audit.cache import Cache
+from ckpt_tools.audit.engine import audit, judged
+from ckpt_tools.audit.findings import Severity
+from ckpt_tools.audit.inputs import targets
+from ckpt_tools.audit.policy import Options, Policy, Requirement, Waiver
+from ckpt_tools.audit.results import Audited, exit_code, fingerprints, summed
+from ckpt_tools.audit.subject import Subject
+from ckpt_tools.errors import CkptError
+from ckpt_tools.sources import MemorySource
+from tests.audit.archives import MLP, contents, packed, with_member
+from tests.audit.cases import FIXTURES
+
+CUT = str(FIXTURES / "refused/cut.safetensors")
+GOOD = str(FIXTURES / "zip/mlp.pt")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A project: models, a sharded one with a stray file beside its shards, and what is no model."""
+    (tmp_path / "models").mkdir()
+    shutil.copy(GOOD, tmp_path / "models" / "b.pt")
+    shutil.copy(CUT, tmp_path / "models" / "a.safetensors")
+    shutil.copy(GOOD, tmp_path / "models" / "weights")  # no suffix, a checkpoint by content
+    (tmp_path / "models" / "page.pth").write_text("<html><title>404</title></html>")
+    shutil.copytree(FIXTURES / "sharded/safetensors", tmp_path / "shards")
+    shutil.copy(GOOD, tmp_path / "shards" / "optimizer.bin")
+    (tmp_path / "README.md").write_text("# Models\n")
+    (tmp_path / "train.py").write_text("import torch\n")
+    (tmp_path / "noise.dat").write_bytes(bytes(range(256)))
+    (tmp_path / "__pycache__").mkdir()
+    shutil.copy(CUT, tmp_path / "__pycache__" / "x.pt")
+    return tmp_path
+
+
+def short(results: list[Audited], root: Path) -> list[tuple[str, str]]:
+    return [
+        (os.path.relpath(r.path, root), "skipped" if r.skipped else "failed" if r.failure else r.format or "refused")
+        for r in results
+    ]
+
+
+def test_every_file_below_a_folder_is_looked_at(tree: Path) -> None:
+    assert short(list(audit([str(tree)])), tree) == [
+        ("README.md", "skipped"),
+        ("models/a.safetensors", "refused"),
+        ("models/b.pt", "torch_zip"),
+        ("models/page.pth", "refused"),
+        ("models/weights", "torch_zip"),
+        ("noise.dat", "skipped"),
+        ("shards", "sharded"),
+        ("shards/optimizer.bin", "torch_zip"),
+        ("train.py", "skipped"),
+    ]
+
+
+def test_what_is_named_is_never_skipped(tree: Path) -> None:
+    (result,) = audit([str(tree / "README.md")])
+    assert [finding.code for finding in result.findings] == ["I101"]
+
+
+def test_processes_make_no_difference(tree: Path) -> None:
+    alone = [result.data() for result in audit([str(tree), CUT])]
+    assert [result.data() for result in audit([str(tree), CUT], jobs=2)] == alone
+
+
+def test_globs_and_what_is_not_there(tree: Path) -> None:
+    results = list(audit([str(tree / "models" / "*.pt"), str(tree / "none.pt"), str(tree / "*.onnx")]))
+    assert [(os.path.basename(r.path), bool(r.failure)) for r in results] == [
+        ("b.pt", False),
+        ("none.pt", True),
+        ("*.onnx", True),
+    ]
+    assert exit_code(results, "error") == 2
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    shutil.copy(GOOD, tmp_path / "real" / "a.pt")
+    (tmp_path / "again").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "loop").symlink_to(tmp_path)
+    (tmp_path / "gone.pt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    found = [(os.path.relpath(t.path, tmp_path), t.error is not None) for t in targets(str(tmp_path))]
+    assert found == [("again/a.pt", False), ("gone.pt", True)]
+
+
+@pytest.mark.parametrize(
+    ("severities", "fail_on", "code"),
+    [
+        ([], "note", 0),
+        (["note"], "note", 1),
+        (["note"], "warning", 0),
+        (["warning", "note"], "warning", 1),
+        (["warning"], "error", 0),
+        (["error"], "error", 1),
+    ],
+)
+def test_exit_codes(severities: list[Severity], fail_on: Severity, code: int) -> None:
+    subject = Subject.of(MemorySource(MLP, "m.pt"))
+    findings = []
+    for severity in severities:
+        finding = subject.finding("x")
+        finding.severity = severity  # type: ignore[misc]
+        findings.append(finding)
+    assert exit_code([Audited("m.pt", findings=tuple(findings))], fail_on) == code
+
+
+def test_nothing_examined_is_a_failure() -> None:
+    assert exit_code([], "error") == 2
+    assert exit_code([Audited("README", skipped="text")], "error") == 2
+    assert exit_code([Audited("a.pt"), Audited("b.pt", failure="no such file")], "error") == 2
+
+
+def test_what_was_not_read_fails_whatever_its_severity(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(with_member("mlp/x.dat", bytes(range(256))))
+    results = list(audit([str(path)], Options(Policy(severity={"I102": "note"}))))
+    assert [(finding.code, finding.severity) for finding in results[0].findings] == [("I102", "note")]
+    assert exit_code(results, "error") == 1
+
+
+def test_severity_and_selection(tmp_path: Path) -> None:
+    (result,) = audit([CUT], Options(Policy(severity={"I103": "warning"})))
+    assert [(f.code, f.severity) for f in result.findings] == [("I103", "warning")]
+    (result,) = audit([CUT], Options(Policy(ignore=("I103",))))
+    assert result.findings == ()
+
+
+def test_bytes_are_not_read_where_values_are_not_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(packed(contents())[:-200].replace(bytes(4), b"\xff\xff\xff\xff", 1) + packed(contents())[-200:])
+    policy = Policy(select=("I201", "P212"), requirements=(Requirement(sha256="0" * 64),))
+    assert {f.code for r in audit([str(path)], Options(policy)) for f in r.findings} >= {"P212"}
+    assert [f.code for r in audit([str(path)], Options(policy, values=False)) for f in r.findings] == []
+
+
+def test_a_waiver_keeps_the_finding_with_its_reason() -> None:
+    waivers = (Waiver("I1", "known", path="refused/*", expires=datetime.date(2026, 7, 1)),)
+    (result,) = audit([CUT], Options(Policy(waivers=waivers), today=datetime.date(2026, 7, 1)))
+    assert result.findings == ()
+    assert [(finding.code, reason) for finding, reason in result.waived] == [("I103", "known")]
+    (result,) = audit([CUT], Options(Policy(waivers=waivers), today=datetime.date(2026, 7, 2)))
+    assert [finding.code for finding in result.findings] == ["I103", "P101"]
+    assert result.waived == ()
+
+
+def test_a_rule_that_cannot_look_at_everything_says_so() -> None:
+    policy = Policy(select=("P",), requirements=(Requirement(min_parameters=1),))
+    (result,) = audit([str(FIXTURES / "zip/nested_dicts.pt")], Options(policy))
+    assert [finding.code for finding in result.findings] == ["I102"]
+    assert result.findings[0].message.startswith("P206 parameter-count could not look at everything: it holds")
+
+
+def test_a_fault_of_ours_does_not_stop_the_others(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(subject: Subject, target: object = None) -> Audited:
+        if subject.path.endswith("b.pt"):
+            raise RuntimeError("a bug")
+        return judged(subject, target)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("ckpt_tools.audit.engine.judged", broken)
+    results = list(audit([str(tree / "models")]))
+    assert [bool(r.failure) for r in results] == [False, True, False, False]
+    assert "internal error: RuntimeError: a bug" in results[1].failure
+
+
+def test_results_survive_json(tree: Path) -> None:
+    for result in audit([str(tree), str(FIXTURES / "training"), "docs/files/runs_a_command.pkl"]):
+        data = json.loads(json.dumps(result.data()))
+        assert json.loads(json.dumps(Audited.of(data, result.path).data())) == data
+
+
+# --- fingerprints and baseline
+
+
+def test_fingerprints_outlive_numbers_and_tell_twins_apart() -> None:
+    subject = Subject.of(MemorySource(MLP, "m.pt"))
+    one = subject.finding("3 tensors", member="a", offset=3)
+    two = subject.finding("4 tensors", member="a", offset=9)
+    other = subject.finding("3 tensors", member="b", offset=3)
+    named = subject.finding("3 tensors", member="a", evidence={"global": "os.system"})
+    assert list(fingerprints([one])) == list(fingerprints([two]))
+    assert len(set(fingerprints([one, two, other, named]))) == 4
+
+
+def test_a_baseline_knows_what_was_found(tree: Path, tmp_path: Path) -> None:
+    path = str(tmp_path / "baseline.json")
+    before = list(audit([str(tree)]))
+    baseline.write(path, before)
+    known = baseline.load(path)
+    after = list(audit([str(tree)], Options(baseline=known)))
+    assert [finding.code for result in after for finding in result.findings] == []
+    assert sum(result.known for result in after) == sum(len(result.findings) for result in before) == 2
+    shutil.copy(CUT, tree / "models" / "new.safetensors")
+    new = [(os.path.basename(r.path), f.code) for r in audit([str(tree)], Options(baseline=known)) for f in r.findings]
+    assert new == [("new.safetensors", "I103")]
+
+
+def test_a_baseline_never_knows_what_was_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(with_member("mlp/x.dat", bytes(range(256))))
+    baseline.write(str(tmp_path / "b.json"), list(audit([str(path)])))
+    (result,) = audit([str(path)], Options(baseline=baseline.load(str(tmp_path / "b.json"))))
+    assert [finding.code for finding in result.findings] == ["I102"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is no baseline"),
+        ("[]", "is no baseline"),
+        ('{"version": 2, "findings": {}, "globals": {}}', "is a baseline of version 2, not 1"),
+        ('{"version": 1, "findings": 3, "globals": {}}', "is no baseline"),
+        ("[" * 100_000, "is no baseline"),
+    ],
+)
+def test_what_is_no_baseline(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "b.json"
+    path.write_text(text)
+    with pytest.raises(CkptError, match=says):
+        baseline.load(str(path))
+
+
+# --- cache
+
+
+def test_the_cache_gives_the_same_results(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    options = Options(cache=str(tmp_path_factory.mktemp("kept")))
+    plain = [result.data() for result in audit([str(tree)])]
+    assert [result.data() for result in audit([str(tree)], options)] == plain
+    cached = [json.loads(json.dumps(result.data())) for result in audit([str(tree)], options)]
+    assert cached == json.loads(json.dumps(plain))
+
+
+def test_what_is_cached_depends_on_content_options_and_place(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(MLP)
+    cache = Cache(str(tmp_path / "kept"))
+    key = cache.key(str(path), True, Options())
+    assert key == cache.key(str(path), True, Options(today=datetime.date(1999, 1, 1)))
+    (tmp_path / "b.pt").write_bytes(MLP)
+    others = [
+        cache.key(str(path), False, Options()),
+        cache.key(str(path), True, Options(values=False)),
+        cache.key(str(path), True, Options(Policy(ignore=("I",)))),
+        cache.key(str(path), True, Options(baseline=baseline.Baseline({}, {str(path): ("os.system",)}))),
+        cache.key(str(tmp_path / "b.pt"), True, Options()),
+    ]
+    path.write_bytes(MLP[:-1] + b"x")
+    others.append(cache.key(str(path), True, Options()))
+    assert len({key, *others}) == 7
+    assert None not in others
+    assert cache.key(str(tmp_path), True, Options()) is None
+
+
+def test_a_kept_result_is_used_and_a_damaged_one_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(MLP)
+    cache = Cache(str(tmp_path / "kept"))
+    options = Options(cache=cache.folder)
+    key = cache.key(str(path), True, options)
+    assert key is not None
+    cache.put(key, Audited(str(path), title="kept"))
+    assert [result.title for result in audit([str(path)], options)] == ["kept"]
+    (kept,) = (tmp_path / "kept").rglob("*.json")
+    kept.write_text('{"path": 3')
+    assert [result.title for result in audit([str(path)], options)] == ["PyTorch zip archive (torch.save)"]
+    assert json.loads(kept.read_text())["format"] == "torch_zip"
+
+
+def test_failures_are_not_kept(tmp_path: Path) -> None:
+    cache = Cache(str(tmp_path / "kept"))
+    cache.put("0" * 64, Audited("a.pt", failure="reading failed"))
+    assert cache.get("0" * 64, "a.pt") is None
+
+
+def test_sums(tree: Path) -> None:
+    sums = summed(list(audit([str(tree), "nowhere.pt"])))
+    assert sums == {
+        "files": 6, "skipped": 3, "failed": 1, "errors": 2, "warnings": 0, "notes": 0, "waived": 0, "known": 0,
+    }  # fmt: skip

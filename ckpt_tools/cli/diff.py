@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from ckpt_tools.atomic import replacing
+from ckpt_tools.checkpoint import Checkpoint
+from ckpt_tools.cli.git import is_external_diff, report_external_diff
 from ckpt_tools.cli.output import emit, output_options
 from ckpt_tools.cli.progress import progress
 from ckpt_tools.formats import open_checkpoint
+from ckpt_tools.report import Report
+
+if TYPE_CHECKING:
+    from ckpt_tools.analysis.diff import Diff
+    from ckpt_tools.analysis.transfer import Breach
 
 
 @click.command()
-@click.argument("a", metavar="A")
-@click.argument("b", metavar="B")
+@click.argument("paths", nargs=-1, required=True, metavar="A B")
 @click.option("--select", metavar="KEYS", help="The state_dict to compare, such as model_state_dict.")
 @click.option("--select-b", metavar="KEYS", help="The state_dict of B, where it stands under other keys than in A.")
 @click.option("--keys", multiple=True, metavar="GLOB", help="Only tensors whose name matches. [repeatable]")
@@ -45,8 +53,7 @@ from ckpt_tools.formats import open_checkpoint
 @click.option("--write-key-map", metavar="FILE", help="Write A's names and B's for them as JSON, for convert.")
 @output_options("text", "json", "markdown", "html")
 def diff(
-    a: str,
-    b: str,
+    paths: tuple[str, ...],
     select: str | None,
     select_b: str | None,
     keys: tuple[str, ...],
@@ -69,7 +76,12 @@ def diff(
 
     Exit code 0: no difference; 1: there are; 2: they, or some of their tensors, could not be compared. With
     --expect-frozen or --expect-changed it is 0 where these hold, whatever else differs, and 1 where they do not.
+
+    As git's external diff driver (docs/git.md) it takes the arguments that git gives, and exits with 0.
     """
+    for_git = is_external_diff(paths)
+    if not for_git and len(paths) != 2:
+        raise click.UsageError("two checkpoints are compared: ckpt diff A B")
     from ckpt_tools.analysis.comparison import Tolerance
     from ckpt_tools.analysis.diff import Options, bytes_to_compare
     from ckpt_tools.analysis.diff import diff as compare
@@ -81,23 +93,34 @@ def diff(
     if rtol or atol:
         tolerances.append(("*", Tolerance(rtol, atol)))
     options = Options(select, select_b, keys, exclude, frozenset(ignore), tolerances, values=not brief)
-    left, right = open_checkpoint(a), open_checkpoint(b)
-    with progress(bytes_to_compare(left, right), "comparing") as advance:
-        found = compare(left, right, options, advance)
-    broken = breaches(found, expect_frozen, expect_changed)
-    transferred = transfer(found) if as_transfer else None
     expectations = len(expect_frozen) + len(expect_changed)
-    made = report(
-        found,
-        depth=depth,
-        every=bool(keys),
-        brief=brief,
-        pictures=format == "html",
-        ranks=ranks_of(found) if rank else None,
-        transferred=transferred,
-        expectations=expectations,
-        broken=broken,
-    )
+
+    def compared(left: Checkpoint, right: Checkpoint) -> tuple[Diff, Sequence[Breach], Report]:
+        if for_git:  # whose pager has the terminal
+            found = compare(left, right, options)
+        else:
+            with progress(bytes_to_compare(left, right), "comparing") as advance:
+                found = compare(left, right, options, advance)
+        broken = breaches(found, expect_frozen, expect_changed)
+        made = report(
+            found,
+            depth=depth,
+            every=bool(keys),
+            brief=brief,
+            pictures=format == "html",
+            ranks=ranks_of(found) if rank else None,
+            transferred=transfer(found) if as_transfer else None,
+            expectations=expectations,
+            broken=broken,
+        )
+        return found, broken, made
+
+    if for_git:
+        made = report_external_diff(paths, lambda left, right: compared(left, right)[2])
+        emit([made], command="diff", format=format, output=output)
+        return
+    a, b = paths
+    found, broken, made = compared(open_checkpoint(a), open_checkpoint(b))
     if write_key_map is not None:
         with replacing(write_key_map) as file:
             file.write((json.dumps(dict(found.key_map), indent=2) + "\n").encode())

@@ -263,7 +263,7 @@ def _by_order(
     An optimizer numbers its parameters in the order it was given them: those of ``model.parameters()``, or of
     a filtered part. Returns the sure pairs, the names about which order and shapes leave doubt, and remarks.
     """
-    shapes = [_state_shape(optimizer.state.get(index, {})) for index in indexes]  # type: ignore[call-overload]
+    shapes = [state_shape(optimizer.state.get(index, {})) for index in indexes]  # type: ignore[call-overload]
     wanted = [tensor.shape for tensor in parameters]
     sure: dict[str, int | str] = {}
     doubtful: set[str] = set()
@@ -320,7 +320,7 @@ def _embed(shapes: Sequence[tuple[int, ...] | None], wanted: Sequence[tuple[int,
     return positions
 
 
-def _state_shape(state: Mapping[str, object]) -> tuple[int, ...] | None:
+def state_shape(state: Mapping[str, object]) -> tuple[int, ...] | None:
     """The shape of the parameter that a state is for: that of its largest tensor, None where there is none."""
     tensors = [value for value in state.values() if isinstance(value, TensorInfo) and value.shape]
     return max(tensors, key=lambda t: t.numel).shape if tensors else None

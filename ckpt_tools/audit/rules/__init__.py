@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from ckpt_tools.audit.rule import Rule, registry
-from ckpt_tools.audit.rules import integrity, numbers, policy, portability, security
+from ckpt_tools.audit.rules import integrity, numbers, policy, portability, security, training
 
-RULES: tuple[Rule, ...] = registry(security.RULES, integrity.RULES, numbers.RULES, portability.RULES, policy.RULES)
+RULES: tuple[Rule, ...] = registry(
+    security.RULES, integrity.RULES, numbers.RULES, portability.RULES, training.RULES, policy.RULES
+)
 """Every rule, in the order of the documentation."""
 
 BY_CODE = {rule.code: rule for rule in RULES}

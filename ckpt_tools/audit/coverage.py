@@ -275,9 +275,17 @@ class _Survey:
         try:
             content = archive.open(member)
             if not self._look(content, name):
-                self.regions.append(Region(name, 0, size, "unread", "no format that is known"))
+                orphan = self._is_storage(archive, member)
+                what = "a storage that no tensor refers to" if orphan else "no format that is known"
+                self.regions.append(Region(name, 0, size, "inert" if orphan else "unread", what))
         except CkptError as error:
             self.regions.append(Region(name, 0, size, "unread", error.problem))
+
+    def _is_storage(self, archive: Archive, member: Member) -> bool:
+        """Whether the member is named as torch names storages; it reads those that a pickle refers to."""
+        folder = f"{archive.root}data/"
+        torch = self.checkpoint is not None and self.checkpoint.format in ("torch_zip", "torchscript")
+        return torch and member.name.startswith(folder) and member.name.removeprefix(folder).isdecimal()
 
     def _look(self, source: Source, name: str) -> bool:
         """Look into what no format led to; False where it is none that is known."""

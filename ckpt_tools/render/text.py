@@ -31,7 +31,7 @@ def render(reports: Sequence[Report], command: str, width: int, color: bool) -> 
 
 
 def _report(report: Report, width: int, color: bool) -> str:
-    parts = [_bold(report.title, color) + (f": {report.verdict}" if report.verdict else "")]
+    parts = [_bold(printable(report.title), color) + (f": {printable(report.verdict)}" if report.verdict else "")]
     parts += [text for block in report.blocks if (text := _block(block, width, color))]
     return "\n\n".join(parts) + "\n"
 

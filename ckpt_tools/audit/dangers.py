@@ -123,6 +123,13 @@ def _judge(pickle: Pickle, depth: int) -> PickleVerdict:
     stream = _Stream(evaluation)
     names = tuple(_judge_name(use, stream) for use in pickle.globals)
     dangers = [Danger(name.category, name.name, name.danger, name.offset) for name in names if name.category]
+    # only modules, classes and functions go by name, so no object of its own is restored like this
+    changed = (name for name, use in zip(names, pickle.globals, strict=True) if use.uses & _CHANGES)
+    dangers += [
+        Danger("injection", name.name, f"is changed itself: {SAYS['injection']}", name.offset)
+        for name in changed
+        if name.category != "injection"
+    ]
     nested: list[PickleVerdict] = []
     if not complete or refused or evaluation.opcodes & _BYTES:
         dangers += _deeds(evaluation)
@@ -219,8 +226,9 @@ def _judge_name(use: GlobalUse, stream: _Stream) -> NameVerdict:
     if kind == "unknown class" and path in stream.wrapped and _LOWER.match(name):
         kind = "unknown function"
     if category is None and use.uses & _CHANGES:
-        # only modules, classes and functions go by name, so no object of its own is restored like this
-        kind, category, danger = "dangerous", "injection", SAYS["injection"]
+        kind, category, danger = "dangerous", "injection", f"is changed itself: {SAYS['injection']}"
+    elif category is None and path in stream.wrapped and _LOWER.match(name) and _is_impure(module):
+        kind, category, danger = "dangerous", "library", SAYS["library"]
     elif category is not None and (fits := _HARMLESS_CALLS.get(path)) and stream.only_calls(path, fits):
         kind, category, danger = "inert", None, ""
     allowed = path in ALLOWED_GLOBALS
@@ -230,6 +238,17 @@ def _judge_name(use: GlobalUse, stream: _Stream) -> NameVerdict:
     )
 
 
+def _is_impure(module: str) -> bool:
+    """Whether functions of *module* may do more than compute, though they are no danger as long as they are kept."""
+    return module.partition(".")[0] in _OWN and module not in ("torch", "numpy") and not entry(module, _PURE)
+
+
+_PURE = frozenset(
+    {
+        *("torch.nn.functional", "torch.nn.init", "torch._C._nn", "torch.utils.checkpoint"),
+        *("torchvision.ops", "torchvision.transforms", "torchvision.models"),
+    }
+)
 _CHANGES = frozenset({"build", "append", "add", "set item"})
 _OWN = frozenset({"torch", "numpy", "torchvision", "functorch", "torchgen", "caffe2"})
 _LOWER = re.compile(r"_*[a-z]")
@@ -311,6 +330,8 @@ def _purpose(path: str, kind: Kind, stream: _Stream) -> str:
         return "a tensor"
     if path.startswith("numpy.") and path.endswith(".scalar"):
         return "a numpy scalar"
+    if path == "builtins.getattr":
+        return "a member of an enumeration, or a method"
     if path == "torch.storage._load_from_bytes":
         return "a tensor's storage, kept as bytes"
     if kind == "inert":
@@ -336,6 +357,8 @@ _SINGLETONS = frozenset({"logging.getLogger"})
 _PARTIALS = frozenset({"functools.partial", "_functools.partial"})
 _TENSORS = frozenset(name for name in ALLOWED_GLOBALS if "._rebuild_" in name or name.startswith("torch.nn."))
 _MEMBER = re.compile(r"[A-Z][A-Z0-9_]*")
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.A)
+_FUNCTIONS_OF_TORCH = frozenset({"torch._C._VariableFunctions", "torch._C._VariableFunctionsClass"})
 
 
 def _deeds(evaluation: Evaluation) -> Iterator[Danger]:
@@ -360,6 +383,12 @@ def _deeds(evaluation: Evaluation) -> Iterator[Danger]:
                 if type(given) is Call and not given.target.startswith(("builtins.", "collections.", "_codecs.")):
                     # dict(x) calls x.keys(), and what that is may stand among the attributes of x
                     what = f"is made from {_subject(given)}, whose methods it calls: {SAYS['computed']}"
+                    yield Danger("computed", target, what, call.offset)
+        elif not call.new and target.partition(".")[0] in _OWN and target not in INERT_LIBRARY:
+            # constructors of layers call the blocks and the norms that they are given
+            for given in _given(call):
+                if _is_function(given):
+                    what = f"is given {_subject(given)}, and may call it: {SAYS['computed']}"
                     yield Danger("computed", target, what, call.offset)
         elif target in _METACLASSES and len(arguments) != 1:
             yield Danger("reflection", target, "makes a class of what the stream gives", call.offset)
@@ -420,6 +449,31 @@ def _holds_code(value: object) -> bool:
     return False
 
 
+def _given(call: Call) -> Iterator[object]:
+    """What is handed to a call: its arguments, and what lies in their containers."""
+    seen: set[int] = set()
+    pending: list[object] = [call.args, call.kwargs]
+    while pending:
+        value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict | list | tuple | set | frozenset):
+            pending += _inside(value)
+        else:
+            yield value
+
+
+def _is_function(value: object) -> bool:
+    if type(value) is Call:
+        return value.target in _PARTIALS or value.target == "builtins.getattr"
+    return (
+        type(value) is Global
+        and bool(_LOWER.match(value.name))
+        and not (value.path in INERT or value.path in INERT_LIBRARY)
+    )
+
+
 def _subject(value: object) -> str:
     if type(value) is Call:
         return f"the result of {value.target or 'a call'}"
@@ -431,16 +485,28 @@ def _is_code_type(value: object) -> bool:
     return type(value) is Call and value.target.endswith("._builtin_type") and value.arguments == ("CodeType",)
 
 
-def _is_member(call: Call) -> bool:
-    """Whether it is ``getattr(Class, "NAME")``, as members of enumerations are pickled."""
+def _is_plain_getattr(call: Call) -> bool:
+    """Whether it fetches what real objects have fetched: what is fetched is kept, or else called in plain sight.
+
+    ``getattr(Class, "NAME")`` is a member of an enumeration, ``getattr(torch._C._VariableFunctions, "relu")`` a
+    function of torch, ``getattr(object, "method")`` a method of an object in the stream or of a class of torch.
+    """
     arguments = call.arguments
-    owner = as_global(arguments[0]) if len(arguments) == 2 else None
-    return (
-        owner is not None
-        and type(arguments[1]) is str
-        and _MEMBER.fullmatch(arguments[1]) is not None
-        and not _LOWER.match(owner.name)
-    )
+    if len(arguments) != 2 or type(arguments[1]) is not str:
+        return False
+    owner, name = arguments[0], arguments[1]
+    if not _IDENTIFIER.fullmatch(name) or name.startswith("__") or name in SUSPECT_WORDS:
+        return False
+    known = as_global(owner)
+    if known is not None and known.path in _FUNCTIONS_OF_TORCH:
+        return classify("torch", name, True)[1] in (None, "library")
+    if known is not None:
+        is_class = bool(entry(known.module, CLASS_MODULES)) and classify(known.module, known.name, False)[0] == "class"
+        return not _LOWER.match(known.name) and (is_class or _MEMBER.fullmatch(name) is not None)
+    if type(owner) is not Call or not owner.class_name:
+        return False
+    module, _, cls = owner.class_name.rpartition(".")
+    return classify(module, cls, False)[0] in ("class", "unknown class") and not _LOWER.match(cls)
 
 
 def _is_typing(call: Call) -> bool:
@@ -451,7 +517,7 @@ def _is_typing(call: Call) -> bool:
 
 _HARMLESS_CALLS: dict[str, Callable[[Call], bool]] = {
     "torch.storage._load_from_bytes": lambda call: True,  # the bytes are judged, see `_nested`
-    "builtins.getattr": _is_member,
+    "builtins.getattr": _is_plain_getattr,
     "operator.getitem": _is_typing,
     "_operator.getitem": _is_typing,
 }
@@ -497,7 +563,7 @@ def _nested(pickle: Pickle, evaluation: Evaluation, depth: int, dangers: list[Da
         source = _source(value, pickle)
         if source is not None and source.peek(0, 4).startswith(_MARKS):
             verdict = _kept(source, f"{pickle.member}: a byte string{place}", depth)
-            if verdict is not None and verdict.names:
+            if verdict is not None and (verdict.names or verdict.nested):
                 yield verdict
 
 

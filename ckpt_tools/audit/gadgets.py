@@ -103,6 +103,9 @@ KNOWN_DANGERS: dict[str, Category] = _table(
     annotationlib dataclasses enum reprlib pprint heapq bisect _bisect _heapq graphlib
     numpy.core._ufunc_reconstruct numpy._core._ufunc_reconstruct numpy.core._DType_reconstruct
     numpy._core._DType_reconstruct
+    cloudpickle.cloudpickle.subimport cloudpickle.cloudpickle.dynamic_subimport
+    cloudpickle.cloudpickle._make_skeleton_class cloudpickle.cloudpickle._make_skeleton_enum
+    cloudpickle.cloudpickle._class_setstate
     zope six wrapt decorator werkzeug.utils django.utils pydoc_data hydra omegaconf.OmegaConf
     """,
     loader="""

@@ -550,7 +550,7 @@ def _is_bad_target(target: str) -> bool:
 
 
 _SPLIT = re.compile(r"[/\\]")
-_CENTRAL = Struct("<4s24x3H6xL")  # signature, the lengths of name, extra field and comment, the external attributes
+_CENTRAL = Struct("<4s24x3H4xL")  # signature, the lengths of name, extra field and comment, the external attributes
 
 
 @rule("S123", "climbing-path", "error")

@@ -16,7 +16,7 @@ from ckpt_tools.formats import open_checkpoint
 from ckpt_tools.sources import Folder, Source, is_url, open_source
 
 if TYPE_CHECKING:
-    from ckpt_tools.analysis.statistics import NoStatistics, Statistics
+    from ckpt_tools.analysis.statistics import Statistics
 
 
 class Subject:
@@ -125,14 +125,23 @@ class Subject:
         return tuple(tensor for found in self.state_dicts for tensor in found.tensors)
 
     @cached_property
-    def statistics(self) -> tuple[tuple[TensorInfo, Statistics | NoStatistics], ...]:
-        """Each of `tensors` with its numbers, from one pass over the bytes."""
-        from ckpt_tools.analysis.statistics import statistics_of
+    def statistics(self) -> tuple[tuple[TensorInfo, Statistics | None], ...]:
+        """Each of `tensors` with its numbers, from one pass over the bytes; None where it has no numbers."""
+        from ckpt_tools.analysis.statistics import Statistics, statistics_of
 
-        return tuple(zip(self.tensors, statistics_of(self.tensors), strict=True))
+        found = (numbers if isinstance(numbers, Statistics) else None for numbers in statistics_of(self.tensors))
+        return tuple(zip(self.tensors, found, strict=True))
 
     @cached_property
     def base(self) -> Checkpoint | None:
         """The checkpoint to compare with, where the user names one."""
         base = self.options.policy.base
         return open_checkpoint(base) if base else None
+
+
+def numbers_of(tensor: TensorInfo) -> Statistics | None:
+    """The numbers of one tensor, which need not be the file's; None where it has none. Imports numpy."""
+    from ckpt_tools.analysis.statistics import Statistics, statistics
+
+    found = statistics(tensor)
+    return found if isinstance(found, Statistics) else None

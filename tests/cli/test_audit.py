@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +176,17 @@ def test_a_rule_that_there_is_not(run: Any) -> None:
     outcome = run("explain", "crc-missmatch")
     assert (outcome.exit_code, outcome.stdout) == (2, "")
     assert "did you mean crc-mismatch?" in outcome.stderr
+
+
+def test_headers_alone_need_neither_numpy_nor_torch() -> None:
+    """And so a hook on a commit of small files is quick."""
+    files = [FIXTURES / "zip/mlp.pt", FIXTURES / "safetensors/library.safetensors", DANGEROUS]
+    process = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "ckpt_tools", "audit", "--no-values", *files],
+        capture_output=True,
+        text=True,
+    )
+    loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in process.stderr.splitlines()}
+    assert process.returncode == 1
+    assert "ckpt_tools" in loaded
+    assert loaded & {"numpy", "ml_dtypes", "torch", "dask"} == set()

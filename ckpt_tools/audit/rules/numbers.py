@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from statistics import median
+from typing import TYPE_CHECKING
 
 from ckpt_tools.analysis.counting import looks_like_buffer
-from ckpt_tools.analysis.statistics import Statistics
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.checkpoint import StateDict, TensorInfo
 from ckpt_tools.report import count, number
+
+if TYPE_CHECKING:
+    from ckpt_tools.analysis.statistics import Statistics
 
 FLOOD = 0.1
 """The share of subnormal values above which they are no accident of single small weights."""
@@ -36,7 +38,7 @@ def _measured(subject: Subject, *, optimizer: bool = False) -> Iterator[tuple[St
     for state_dict in subject.state_dicts:
         for _ in state_dict.tensors:
             tensor, numbers = next(found)
-            if isinstance(numbers, Statistics) and (optimizer or state_dict.role != "optimizer"):
+            if numbers is not None and (optimizer or state_dict.role != "optimizer"):
                 yield state_dict, tensor, numbers
 
 
@@ -225,7 +227,8 @@ def out_of_keeping(subject: Subject) -> Iterator[Finding]:
     for alike in peers.values():
         if len(alike) < 8:
             continue
-        typical = median(std for _, std in alike)
+        deviations = sorted(std for _, std in alike)
+        typical = (deviations[len(alike) // 2] + deviations[~(len(alike) // 2)]) / 2
         for tensor, std in alike:
             if std > FAR * typical:
                 yield subject.finding(

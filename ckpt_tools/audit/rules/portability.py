@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 from ckpt_tools.analysis.counting import distinct, looks_like_buffer, tally
 from ckpt_tools.analysis.overview import wrapper_prefix
-from ckpt_tools.analysis.statistics import Statistics
 from ckpt_tools.analysis.trainability import same_bytes
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.rule import Rule, rule
@@ -334,7 +333,7 @@ def broken_tie(subject: Subject) -> Iterator[Finding]:
             numbers = measured.get(id(tensor))
             if id(tensor) not in mine or len(tensor.shape) < 2 or tensor.numel < TABLE:
                 continue
-            if isinstance(numbers, Statistics) and not numbers.constant:
+            if numbers is not None and not numbers.constant:
                 key = (tensor.dtype.name, tensor.shape, numbers.minimum, numbers.maximum, numbers.l2)
                 groups.setdefault(key, []).append(tensor)
         for first, *others in groups.values():

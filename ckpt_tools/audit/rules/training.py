@@ -8,13 +8,12 @@ from collections.abc import Iterator, Sequence
 
 from ckpt_tools.analysis.leaves import leaves
 from ckpt_tools.analysis.name_hints import name_hints
-from ckpt_tools.analysis.statistics import Statistics, statistics
 from ckpt_tools.analysis.summary import Subject as Model
 from ckpt_tools.analysis.summary import subject_of
 from ckpt_tools.analysis.trainability import Mistake, state_shape
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.rule import Rule, rule
-from ckpt_tools.audit.subject import Subject
+from ckpt_tools.audit.subject import Subject, numbers_of
 from ckpt_tools.checkpoint import Optimizer, TensorInfo, format_path
 from ckpt_tools.errors import Ambiguous, CkptError
 from ckpt_tools.report import count, listed, number
@@ -233,9 +232,9 @@ def head_as_initialised(subject: Subject) -> Iterator[Finding]:
     weight = next((t for t in head if len(t.shape) == 2 and t.numel >= ENOUGH and t.dtype.kind == "float"), None)
     if weight is None:
         return
-    found = statistics(weight)
+    found = numbers_of(weight)
     bound = 1 / math.sqrt(weight.shape[1])
-    if isinstance(found, Statistics) and found.minimum is not None and found.maximum is not None and found.std:
+    if found is not None and found.minimum is not None and found.maximum is not None and found.std:
         peak = max(-found.minimum, found.maximum)
         if 0.9 * bound < peak <= bound * (1 + 1e-3) and abs(found.std * math.sqrt(3) / bound - 1) < 0.1:
             yield subject.finding(

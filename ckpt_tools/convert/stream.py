@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import BinaryIO
 
 from ckpt_tools.checkpoint import TensorInfo
@@ -18,8 +20,13 @@ from ckpt_tools.sources import CHUNK
 COPY_STEP = 1 << 26
 """Bytes the kernel is asked to copy at a time, so that progress shows."""
 
+WRITE_BACK = 1 << 25
+"""Bytes after which the disk is told to begin writing them."""
+
 # what the system says where it cannot copy between these two files, whatever their contents
 _CANNOT = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.ETXTBSY}
+
+_NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 Advance = Callable[[int], None]
 
@@ -82,6 +89,7 @@ class Sink:
     def __init__(self, file: BinaryIO, advance: Advance | None = None) -> None:
         self.file = file
         self.position = file.tell()
+        self._begun = self.position
         self._advance = advance or (lambda count: None)
         self._path = ""
         self._source = -1
@@ -90,6 +98,21 @@ class Sink:
         """Append *data*."""
         self.file.write(data)
         self.position += len(data)
+        if self.position - self._begun >= WRITE_BACK:
+            self.file.flush()
+            self._write_back()
+
+    def reserve(self, count: int) -> None:
+        """Take room for *count* more bytes, so that a disk without it says so before they are copied."""
+        call = _system("fallocate")
+        if count < WRITE_BACK or call is None:
+            return
+        import ctypes
+
+        if call(self.file.fileno(), 1, self.position, count):  # FALLOC_FL_KEEP_SIZE
+            error = ctypes.get_errno()
+            if error in _NO_ROOM:
+                raise OSError(error, os.strerror(error))
 
     def zeros(self, count: int) -> None:
         """Append *count* zero bytes."""
@@ -151,7 +174,14 @@ class Sink:
             offset += done
             self.position += done
             self._advance(done)
+            if self.position - self._begun >= WRITE_BACK:
+                self._write_back()
         self.file.seek(self.position)
+
+    def _write_back(self) -> None:
+        """Have the disk begin with what is written, so that little is left when it has to be there."""
+        _begin_write_back(self.file.fileno(), self._begun, self.position - self._begun)
+        self._begun = self.position
 
 
 def as_stored(tensor: TensorInfo) -> bool:
@@ -183,6 +213,33 @@ def contents(entry: Entry, written: Written) -> Iterator[bytes]:
     written.sha256[entry.name] = hasher.hexdigest()
     if losses.overflow or losses.underflow:
         written.losses[entry.name] = losses
+
+
+def _begin_write_back(descriptor: int, offset: int, count: int) -> None:
+    """Start writing a part of a file to the disk and do not wait for it; nothing where the system has no such call."""
+    call = _system("sync_file_range")
+    if call is not None:
+        call(descriptor, offset, count, 2)  # SYNC_FILE_RANGE_WRITE; a failure shows at fsync
+
+
+@cache
+def _system(name: str) -> Callable[[int, int, int, int], int] | None:
+    """A call of Linux that Python lacks, or has with a slow stand-in for file systems that cannot do it."""
+    if sys.platform != "linux":
+        return None
+    try:
+        import ctypes
+
+        call = getattr(ctypes.CDLL(None, use_errno=True), name)
+    except (ImportError, OSError, AttributeError):
+        return None
+    wide = ctypes.c_int64
+    call.argtypes = [
+        ctypes.c_int,
+        *((ctypes.c_int, wide, wide) if name == "fallocate" else (wide, wide, ctypes.c_uint)),
+    ]
+    found: Callable[[int, int, int, int], int] = call
+    return found
 
 
 def _opened(path: str) -> int:

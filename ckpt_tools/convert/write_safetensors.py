@@ -87,6 +87,7 @@ def write(sink: Sink, entries: Iterable[Entry], metadata: Mapping[str, str]) -> 
     listed = list(entries)
     written = Written()
     sink.write(header(listed, metadata))
+    sink.reserve(sum(entry.tensor.numel * entry.dtype.itemsize for entry in listed))
     for entry in listed:
         sink.tensor(entry, written)
     return written

@@ -106,7 +106,7 @@ class _Content:
             settings = [f"{key}={_compact(value)}" for key, value in part.hyperparameters.items()]
             if part.training is not None:
                 settings.insert(0, f"training={part.training}")
-            yield _line(f"{format_path(here) or '(model)'}: {' '.join([part.class_name, *settings])}")
+            yield _line(f"{format_path(here) or '(root)'}: {' '.join([part.class_name, *settings])}")
             own = {**part.parameters, **part.buffers}
             yield from self.of_tensors(((*here, key), tensor) for key, tensor in own.items() if tensor is not None)
             if part.extra_state is not None:
@@ -120,7 +120,8 @@ class _Content:
                 continue
             self._listed.add(name)
             self._seen.add(id(tensor))
-            key = (id(tensor.storage), tensor.storage_offset, tensor.shape, tensor.stride)
+            bits = tuple(map(str, tensor.details.items()))  # a conjugate shares memory and is not the same
+            key = (id(tensor.storage), tensor.dtype.name, tensor.storage_offset, tensor.shape, tensor.stride, bits)
             first = self._first.setdefault(key, name) if tensor.storage is not None and tensor.numel else name
             shown = [tensor.dtype.name, f"[{','.join(map(str, tensor.shape))}]"]
             if first != name:

@@ -213,6 +213,21 @@ def change_histogram(a: TensorInfo, b: TensorInfo) -> ChangeHistogram | None:
     )
 
 
+def side_by_side(a: TensorInfo, b: TensorInfo) -> Iterator[tuple[Array, Array]]:
+    """The real numbers of both in row-major order as float64, piece by piece; a piece is good until the next.
+
+    Raises ValueError for two shapes, and where their elements are not two series of as many real numbers;
+    `CkptError` where bytes are missing.
+    """
+    pair = _Pair(a, b, None, True, as_stored=False)
+    if not pair.real or pair.reals > 1:
+        raise ValueError(f"{a.dtype} and {b.dtype} have no real numbers")
+    scratch, sums = _Scratch(), _Sums()
+    for left, right in pair.spans():
+        for at, x, y in pair.blocks(left, right, scratch):
+            yield _Block(pair, at, x, y, scratch, sums).sides("<f8", same=False)
+
+
 # --- how elements are read
 
 
@@ -365,11 +380,13 @@ class _Pair:
     more of it need be read.
     """
 
-    def __init__(self, a: TensorInfo, b: TensorInfo, tolerance: Tolerance | None, values: bool) -> None:
+    def __init__(
+        self, a: TensorInfo, b: TensorInfo, tolerance: Tolerance | None, values: bool, as_stored: bool = True
+    ) -> None:
         if a.shape != b.shape:
             raise ValueError(f"{a.shape} is not {b.shape}")
         self.given, self.tolerance, self.values = (a, b), tolerance, values
-        self.a, self.b, self.repeats = _in_one_order(a, b)
+        self.a, self.b, self.repeats = _in_one_order(a, b) if as_stored else (a, b, 1)
         self.kinds = _kind(a.dtype), _kind(b.dtype)
         self.same_type = a.dtype == b.dtype
         names = {a.dtype.name, b.dtype.name}

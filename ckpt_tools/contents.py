@@ -9,10 +9,10 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ckpt_tools.checkpoint import TensorInfo
-from ckpt_tools.dtypes import DType
-from ckpt_tools.errors import LimitExceeded, UnsupportedFeature
-from ckpt_tools.sources import CHUNK
+from ckpt_tools.checkpoint import Storage, TensorInfo
+from ckpt_tools.dtypes import BY_NAME, DType
+from ckpt_tools.errors import CorruptFile, LimitExceeded, UnsupportedFeature
+from ckpt_tools.sources import CHUNK, MemorySource
 
 if TYPE_CHECKING:
     import numpy
@@ -54,6 +54,42 @@ def scalar(tensor: TensorInfo) -> bool | int | float | None:
         return None
     value: bool | int | float = struct.unpack(order + code, raw)[0]
     return value
+
+
+NUMBERS = ("scale", "zero_point", "axis", "size")
+"""The labels of parts that files keep as numbers."""
+
+
+def parts_of(tensor: TensorInfo) -> list[tuple[str, TensorInfo]]:
+    """What *tensor* is made of beside its own elements: its parts, and as tensors the numbers that belong to it.
+
+    These are the scale (float64) and zero point (int64) of one quantized as a whole, the axis (int64) of one quantized
+    per channel, and the size (int64) of a sparse one. Raises `CorruptFile` where they are no numbers.
+    """
+    found = dict(tensor.parts)
+    if tensor.dtype.kind == "quantized":
+        for label, code in (("scale", "d"), ("zero_point", "q"), ("axis", "q")):
+            if label in tensor.details and label not in found:
+                found[label] = _number(tensor, label, BY_NAME["float64" if code == "d" else "int64"], code)
+    if tensor.layout.startswith("sparse") and "size" not in found:
+        data = struct.pack(f"<{len(tensor.shape)}q", *tensor.shape)
+        found["size"] = _constant("size", BY_NAME["int64"], (len(tensor.shape),), data)
+    return list(found.items())
+
+
+def _number(tensor: TensorInfo, label: str, dtype: DType, code: str) -> TensorInfo:
+    value = tensor.details[label]
+    try:
+        if isinstance(value, int | float):
+            return _constant(label, dtype, (), struct.pack(f"<{code}", value))
+    except (struct.error, OverflowError):
+        pass
+    raise CorruptFile(f"{tensor.name or 'a tensor'} has a {label} that is no such number")
+
+
+def _constant(name: str, dtype: DType, shape: tuple[int, ...], data: bytes) -> TensorInfo:
+    storage = Storage(MemorySource(data, name), 0, len(data), dtype, "cpu", name)
+    return TensorInfo(name, dtype, shape, (1,) * len(shape), 0, storage)
 
 
 def chunks(tensor: TensorInfo, size: int = CHUNK) -> Iterator[bytes]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from ckpt_tools.checkpoint import TensorInfo
-from ckpt_tools.contents import chunks
+from ckpt_tools.contents import chunks, parts_of
 
 ALGORITHM = "ckpt-digest-1"
 """The name of the rule above; another rule gets another name."""
@@ -55,7 +55,8 @@ def digest(tensors: Iterable[TensorInfo], progress: Callable[[int], None] | None
     known: dict[object, str] = {}
     lines: list[TensorDigest] = []
     for name, tensor in _dense(tensors):
-        key = (id(tensor.storage), tensor.storage_offset, tensor.shape, tensor.stride, tuple(tensor.details.items()))
+        # the storage itself, so that it lives as long as its digest
+        key = (tensor.storage, tensor.storage_offset, tensor.shape, tensor.stride, tuple(tensor.details.items()))
         if key not in known or tensor.storage is None:
             hasher = hashlib.sha256()
             for chunk in chunks(tensor):
@@ -76,4 +77,4 @@ def _dense(tensors: Iterable[TensorInfo]) -> Iterator[tuple[str, TensorInfo]]:
         name, tensor = pending.pop()
         if tensor.storage is not None or not tensor.parts:
             yield name, tensor
-        pending += [(f"{name}#{label}", part) for label, part in reversed(tensor.parts)]
+        pending += [(f"{name}#{label}", part) for label, part in reversed(parts_of(tensor))]

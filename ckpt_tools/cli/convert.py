@@ -57,6 +57,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 )
 @click.option("--allow-lossy", is_flag=True, help="Cast even where values become infinite or zero.")
 @click.option("--bake", is_flag=True, help="Compute pruned, weight_norm and spectral_norm weights from their parts.")
+@click.option("--decompose", is_flag=True, help="Write quantized, sparse and other such tensors as their parts.")
 @click.option(
     "--shard-size",
     metavar="SIZE",
@@ -84,6 +85,7 @@ def convert(
     dtype: str | None,
     allow_lossy: bool,
     bake: bool,
+    decompose: bool,
     shard_size: int | None,
     metadata: tuple[str, ...],
     force: bool,
@@ -107,6 +109,7 @@ def convert(
         "metadata": dict(_pair(text, "--metadata") for text in metadata),
         "shard_size": shard_size,
         "baking": bake,
+        "decomposing": decompose,
     }
     if out_dir is not None:
         from ckpt_tools.cli.convert_many import convert_many  # which one file does not need

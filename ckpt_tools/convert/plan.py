@@ -14,6 +14,8 @@ from ckpt_tools.analysis.summary import pick
 from ckpt_tools.checkpoint import Checkpoint, Module, StateDict, TensorInfo, format_path
 from ckpt_tools.contents import EXPANDED_BYTES
 from ckpt_tools.convert.bake import Baked, bake, bare_versions
+from ckpt_tools.convert.decompose import Composite, can_be_taken_apart, decompose
+from ckpt_tools.convert.decompose import Entry as Entry
 from ckpt_tools.convert.sharing import aliases, same_views, shared_again
 from ckpt_tools.dtypes import DType
 from ckpt_tools.errors import CkptError, LimitExceeded, UnsupportedFeature
@@ -45,21 +47,13 @@ class Names:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A tensor on its way: *tensor* is the source's, under the source's name; *name* and *dtype* the output's."""
-
-    name: str
-    tensor: TensorInfo
-    dtype: DType
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything a writer needs.
 
     *aliases* are those of *entries*, by output name; *values* the plain data that goes along, by key path;
-    *left* what does not, with the reason; *versions* torch's ``_metadata``; *metadata* text for the output;
-    *baked* the weights that are computed.
+    *left* what does not, with the reason; *versions* torch's ``_metadata``; *metadata* text for the output.
+    *names* has each of *tensors*, which are what is taken of the source and *baked* weights, and its output name;
+    *composites* are those of them that go out as several of *entries*, by output name.
     """
 
     checkpoint: Checkpoint
@@ -70,7 +64,15 @@ class Plan:
     left: tuple[tuple[str, str], ...]
     versions: Mapping[str, object] | None
     metadata: Mapping[str, str]
+    tensors: tuple[TensorInfo, ...]
+    names: Mapping[str, str]
+    composites: Mapping[str, Composite]
     baked: tuple[Baked, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether *tensors* are those of the state_dict, all of them and as they are there."""
+        return not self.baked and len(self.tensors) == len(self.state_dict.tensors)
 
 
 def source_of(checkpoint: Checkpoint, select: str | None) -> StateDict:
@@ -95,16 +97,19 @@ def make_plan(
     dtype: DType | None = None,
     metadata: Mapping[str, str] | None = None,
     baking: bool = False,
+    apart: Callable[[Entry], bool] = lambda entry: False,
+    numbers: bool = True,
 ) -> Plan:
     """The plan for one file.
 
     *objection* says why the output's format cannot hold a tensor, "" where it can; *dtype* is what floating
-    tensors of 16 bits or more are cast to; *baking* puts weights in the place of what they are computed from.
+    tensors of 16 bits or more are cast to; *baking* puts weights in the place of what they are computed from;
+    *apart* says which tensors go out as their parts, and *numbers* whether their scales and sizes are parts too.
     Raises a `CkptError` where a name would be lost or written twice, or tensors cannot be held.
     """
     state_dict = source_of(checkpoint, select)
     try:
-        return _plan(checkpoint, state_dict, objection, names or Names(), dtype, metadata or {}, baking)
+        return _plan(checkpoint, state_dict, objection, names or Names(), dtype, metadata or {}, baking, apart, numbers)
     except CkptError as error:
         raise error.at(path=checkpoint.path) from None
 
@@ -117,6 +122,8 @@ def _plan(
     dtype: DType | None,
     metadata: Mapping[str, str],
     baking: bool,
+    apart: Callable[[Entry], bool],
+    numbers: bool,
 ) -> Plan:
     left: list[tuple[str, str]] = []
     chosen: list[TensorInfo] = []
@@ -134,9 +141,24 @@ def _plan(
         chosen, baked = bake(chosen, own)
     renamed = rename([tensor.name for tensor in chosen], names)
     entries = [Entry(renamed[tensor.name], tensor, _cast(tensor.dtype, dtype)) for tensor in chosen]
+    entries, composites = decompose(entries, apart, numbers=numbers)
     _check(entries, objection)
     root = format_path(state_dict.path)
     values: dict[str, object] = {}
+    for tensor in chosen:
+        for key, value in tensor.attributes.items():
+            if not isinstance(plain(value), TensorInfo):
+                _sort_out(f"{tensor.name}.{key}", value, values, left)
+        if tensor.subclass is not None and tensor.storage is not None:
+            left.append((tensor.name, f"its class {tensor.subclass}: the output holds plain tensors"))
+    frozen = [tensor.name for tensor in chosen if tensor.is_parameter and tensor.requires_grad is False]
+    if frozen:
+        left.append(
+            (
+                "requires_grad",
+                f"False for {count(len(frozen), 'parameter')}, which no state_dict records: {_some(frozen)}",
+            )
+        )
     for name, value in state_dict.entries.items():
         if not isinstance(value, TensorInfo):
             _sort_out(f"{root}: {name}" if root else name, value, values, left)
@@ -161,7 +183,20 @@ def _plan(
         recorded = bare_versions(recorded, baked)
     versions = _versions(recorded, renamed)
     output = {**kept, **metadata}
-    return Plan(checkpoint, state_dict, tuple(entries), found, values, tuple(left), versions, output, tuple(baked))
+    return Plan(
+        checkpoint,
+        state_dict,
+        tuple(entries),
+        found,
+        values,
+        tuple(left),
+        versions,
+        output,
+        tuple(chosen),
+        renamed,
+        composites,
+        tuple(baked),
+    )
 
 
 # --- names
@@ -254,10 +289,13 @@ def common_objection(tensor: TensorInfo) -> str:
 
 def _check(entries: Sequence[Entry], objection: Callable[[TensorInfo, DType], str]) -> None:
     refused: list[str] = []
+    remedy = "Leave them out with --drop GLOB, or turn them into plain tensors where the checkpoint is made"
     for entry in entries:
         why = common_objection(entry.tensor) or objection(entry.tensor, entry.dtype)
         if why:
             refused.append(f"{entry.tensor.name} ({why})")
+            if can_be_taken_apart(entry.tensor):
+                remedy = "--decompose writes tensors as their parts, into .safetensors; --drop GLOB leaves them out"
         try:
             entry.name.encode("utf-8")
         except UnicodeEncodeError:
@@ -265,7 +303,7 @@ def _check(entries: Sequence[Entry], objection: Callable[[TensorInfo, DType], st
     if refused:
         raise UnsupportedFeature(
             f"{count(len(refused), 'tensor')} cannot be written: {_some(refused)}",
-            remedy="Leave them out with --drop GLOB, or turn them into plain tensors where the checkpoint is made",
+            remedy=remedy,
         )
 
 
@@ -400,6 +438,7 @@ def note_text(plan: Plan, digest: str | None, version: str) -> str:
     source: dict[str, object] = {"name": os.path.basename(os.path.abspath(plan.checkpoint.path))}
     if digest is not None:
         source["digest"] = digest
+        source["complete"] = plan.complete
     note: dict[str, object] = {"source": source, "version": version}
     if plan.aliases:
         note["aliases"] = {name: alias.as_json() for name, alias in plan.aliases.items()}
@@ -407,6 +446,8 @@ def note_text(plan: Plan, digest: str | None, version: str) -> str:
         note["values"] = plan.values
     if plan.versions is not None:
         note["versions"] = plan.versions
+    if plan.composites:
+        note["decomposed"] = {name: composite.as_json() for name, composite in plan.composites.items()}
     if plan.baked:
         note["baked"] = {made.name: {"method": made.method, "parts": list(made.parts)} for made in plan.baked}
     return json.dumps(note, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

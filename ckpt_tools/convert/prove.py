@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from ckpt_tools.analysis.digest import Digest, digest
 from ckpt_tools.convert.plan import Entry, Plan, source_of
 from ckpt_tools.convert.write_safetensors import shape
 from ckpt_tools.errors import CkptError
 from ckpt_tools.formats import open_checkpoint
+from ckpt_tools.report import listed
 
 Advance = Callable[[int], None]
 
@@ -19,19 +21,18 @@ SMALL = 4 << 20
 def prove(path: str, plan: Plan, cast: Mapping[str, str], advance: Advance | None = None) -> tuple[Digest, Digest]:
     """Read the source and the file *path* side by side and compare them, tensor by tensor.
 
-    *cast* has the digests that cast tensors should have. Returns the digest of the source's tensors, under the
-    source's names (what ``ckpt digest`` prints), and the output's. Raises `CkptError` where anything is not as
-    *plan* has it.
+    *cast* has the digests that cast tensors should have. Returns the digest of the tensors taken from the source,
+    under the source's names (what ``ckpt digest`` prints where that is all of them), and the output's. Raises
+    `CkptError` where anything is not as *plan* has it.
     """
     written = source_of(open_checkpoint(path), None).tensors if plan.entries else ()
-    tensors = [entry.tensor for entry in plan.entries]
-    if sum(tensor.nbytes for tensor in tensors) < SMALL:
-        source, found = digest(tensors, advance), digest(written, advance)
+    if sum(tensor.nbytes for tensor in plan.tensors) < SMALL:
+        source, found = digest(plan.tensors, advance), digest(written, advance)
     else:
         from concurrent.futures import ThreadPoolExecutor  # which imports logging
 
         with ThreadPoolExecutor(1) as other:  # hashing leaves the interpreter to others
-            reading = other.submit(digest, tensors, advance)
+            reading = other.submit(digest, plan.tensors, advance)
             found = digest(written, advance)
             source = reading.result()
     compare(found, plan, source, cast)
@@ -40,19 +41,27 @@ def prove(path: str, plan: Plan, cast: Mapping[str, str], advance: Advance | Non
 
 def compare(found: Digest, plan: Plan, source: Digest, cast: Mapping[str, str]) -> None:
     """Raise `CkptError` where *found*, the digest of the output, is not what *plan* makes of *source*."""
-    known = {line.name: line.sha256 for line in source.tensors}
-    expected = {
-        entry.name: (entry.dtype.name, entry.tensor.shape, cast.get(entry.name, known[entry.tensor.name]))
-        for entry in plan.entries
-    }
-    actual = {line.name: (line.dtype, line.shape, line.sha256) for line in found.tensors}
+    expected = {line.name: line for line in (replace(line, name=_renamed(line.name, plan)) for line in source.tensors)}
+    for entry in plan.entries:
+        if entry.dtype != entry.tensor.dtype and entry.name in expected:
+            line = expected[entry.name]
+            expected[entry.name] = replace(line, dtype=entry.dtype.name, sha256=cast.get(entry.name, line.sha256))
+    actual = {line.name: line for line in found.tensors}
     wrong = sorted(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name))
     if wrong:
         raise CkptError(
-            f"the output would not hold what the source does: {', '.join(wrong[:8])}, so it was not kept",
+            f"the output would not hold what the source does: {listed(wrong, 8)}, so it was not kept",
             path=plan.checkpoint.path,
             remedy="The source or the disk may have changed meanwhile; try again",
         )
+
+
+def _renamed(name: str, plan: Plan) -> str:
+    """The output's name for a line of the source's digest: a tensor's own, or ``name#part``."""
+    end = len(name)
+    while name[:end] not in plan.names:
+        end = name.rindex("#", 0, end)
+    return plan.names[name[:end]] + name[end:]
 
 
 def prove_with_library(path: str, stored: Sequence[Entry]) -> None:

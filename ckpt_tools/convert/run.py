@@ -13,7 +13,7 @@ from ckpt_tools.analysis.digest import ALGORITHM, Digest
 from ckpt_tools.atomic import Batch, replacing
 from ckpt_tools.checkpoint import TensorInfo, format_path
 from ckpt_tools.convert import prove, write_npz, write_safetensors, write_shards, write_torch
-from ckpt_tools.convert.plan import NOTE, Names, Plan, make_plan, note_text
+from ckpt_tools.convert.plan import NOTE, Entry, Names, Plan, common_objection, make_plan, note_text
 from ckpt_tools.convert.stream import Advance, Losses, Sink, Watch, Written, contents
 from ckpt_tools.convert.write_shards import Place
 from ckpt_tools.dtypes import DType
@@ -83,6 +83,7 @@ def prepare(
     force: bool = False,
     shard_size: int | None = None,
     baking: bool = False,
+    decomposing: bool = False,
 ) -> tuple[Conversion, Watch]:
     """The plan for converting *source* to *target*, and a watch on the files it will read; nothing is written.
 
@@ -101,6 +102,8 @@ def prepare(
         dtype=dtype,
         metadata=metadata,
         baking=baking,
+        apart=_apart(format, decomposing),
+        numbers=format != "torch",  # which has scales and sizes in its pickle
     )
     for storage in (storage for tensor in plan.state_dict.tensors for storage in tensor.storages()):
         located = storage.source.locate(storage.offset)
@@ -116,6 +119,17 @@ def prepare(
     if taken and not force:
         raise CkptError("exists already", path=taken[0], remedy="--force replaces it")
     return conversion, watch
+
+
+def _apart(format: str, decomposing: bool) -> Callable[[Entry], bool]:
+    """Which tensors go out as their parts: those that torch rebuilds from them, and all that need it if so wanted."""
+    if format == "torch":
+        return write_torch.is_rebuilt
+    if not decomposing:
+        return lambda entry: False
+    if format != "safetensors":
+        raise CkptError(f"--decompose writes .safetensors: .{format} has no place for what the parts were parts of")
+    return lambda entry: bool(common_objection(entry.tensor) or write_safetensors.objection(entry.tensor, entry.dtype))
 
 
 def carry_out(
@@ -313,7 +327,7 @@ def _version() -> str:
 def report(conversion: Conversion, done: bool) -> Report:
     """The story of *conversion*, which is *done* or only planned."""
     plan = conversion.plan
-    renamed = [(e.tensor.name, e.name) for e in plan.entries if e.tensor.name != e.name]
+    renamed = [(old, new) for old, new in plan.names.items() if old != new]
     cast = [(e.name, e.tensor.dtype.name, e.dtype.name) for e in plan.entries if e.tensor.dtype != e.dtype]
     left = [*plan.left]
     if conversion.format != "safetensors":
@@ -322,12 +336,13 @@ def report(conversion: Conversion, done: bool) -> Report:
     facts = [
         ("state_dict", format_path(plan.state_dict.path) or "the root"),
         ("to", f"{conversion.target} ({conversion.format})"),
-        ("tensors", f"{len(plan.entries):,}, {size(nbytes)}"),
+        ("tensors", f"{len(plan.tensors):,}, {size(nbytes)}"),
     ]
     if plan.values and conversion.format == "safetensors":
         facts.append(("plain data", ", ".join(plan.values)))
     if conversion.source is not None:
-        facts.append(("source's digest", conversion.source.sha256))
+        of = "source's digest" if plan.complete else "digest of what is taken"
+        facts.append((of, conversion.source.sha256))
     blocks: list[Block] = [Facts("", facts)]
     rows: list[tuple[str, ...]]
     if renamed:
@@ -335,6 +350,9 @@ def report(conversion: Conversion, done: bool) -> Report:
     if plan.baked:
         rows = [(made.name, made.method, ", ".join(made.parts), made.basis) for made in plan.baked]
         blocks.append(Table("Baked", ("weight", "method", "made of", "known"), rows))
+    if plan.composites and conversion.format == "safetensors":
+        rows = [(name, made.kind, ", ".join(made.parts.values())) for name, made in plan.composites.items()]
+        blocks.append(Table("Taken apart", ("tensor", "kind", "into"), rows))
     if cast:
         blocks.append(Table("Cast", ("tensor", "from", "to"), cast))
     if conversion.losses:
@@ -356,9 +374,12 @@ def report(conversion: Conversion, done: bool) -> Report:
 
 
 def _verdict(conversion: Conversion, done: bool) -> str:
-    tensors = count(len(conversion.plan.entries), "tensor")
-    if conversion.plan.baked:
-        tensors += f", {len(conversion.plan.baked):,} of them baked"
+    plan = conversion.plan
+    tensors = count(len(plan.tensors), "tensor")
+    if plan.composites and conversion.format == "safetensors":
+        tensors += f", {len(plan.composites):,} of them as their parts"
+    if plan.baked:
+        tensors += f", {len(plan.baked):,} of them baked"
     if not done:
         return f"{tensors} would go to {conversion.target}; nothing was written"
     how = "verified bit for bit" if conversion.output is not None else "not verified"
@@ -382,6 +403,7 @@ def _data(conversion: Conversion, done: bool, left: list[tuple[str, str]]) -> di
         "bytes": conversion.nbytes if done else None,
         "algorithm": ALGORITHM,
         "source_digest": conversion.source.sha256 if conversion.source else None,
+        "source_complete": plan.complete,
         "output_digest": conversion.output.sha256 if conversion.output else None,
         "select": list(plan.state_dict.path),
         "tensors": [
@@ -398,6 +420,7 @@ def _data(conversion: Conversion, done: bool, left: list[tuple[str, str]]) -> di
             {"name": made.name, "method": made.method, "parts": list(made.parts), "basis": made.basis}
             for made in plan.baked
         ],
+        "decomposed": {name: composite.as_json() for name, composite in plan.composites.items()},
         "aliases": {name: alias.as_json() for name, alias in plan.aliases.items()},
         "lost_values": {
             name: {"overflow": loss.overflow, "underflow": loss.underflow}

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ckpt_tools.checkpoint import TensorInfo
+from ckpt_tools.contents import NUMBERS, parts_of, scalar
 from ckpt_tools.convert.archive import ALIGNMENT, Archive
+from ckpt_tools.convert.decompose import ELEMENTS, Composite
 from ckpt_tools.convert.plan import Entry, Plan
 from ckpt_tools.convert.sharing import dense_stride, overlapping, same_views
 from ckpt_tools.convert.stream import Sink, Written
@@ -23,6 +25,27 @@ ROOT = "archive"
 """The folder in the archive, as torch names it where it saves to no file; so the bytes do not depend on the name."""
 
 _MAX_TEXT = 0xFFFFFFFF
+
+_ROWS, _COLUMNS = ("crow_indices", "col_indices", "values"), ("ccol_indices", "row_indices", "values")
+_PARTS = {
+    "sparse_coo": ("indices", "values"),
+    "sparse_csr": _ROWS,
+    "sparse_bsr": _ROWS,
+    "sparse_csc": _COLUMNS,
+    "sparse_bsc": _COLUMNS,
+    "nested": ("buffer", "sizes", "strides", "offsets"),
+}
+"""The labels of what the rebuild functions are given, in their order."""
+
+
+def is_rebuilt(entry: Entry) -> bool:
+    """Whether ``weights_only`` rebuilds the entry's tensor, of a kind of its own, from plain ones."""
+    tensor = entry.tensor
+    if tensor.subclass is not None or any(part.layout != "strided" or part.parts for _, part in tensor.parts):
+        return False
+    if tensor.dtype.kind == "quantized":
+        return tensor.storage is not None and tensor.dtype.storage is not None and "qscheme" in tensor.details
+    return tensor.layout != "strided" and {label for label, _ in tensor.parts} >= set(_PARTS[tensor.layout])
 
 
 def objection(tensor: TensorInfo, dtype: DType) -> str:
@@ -96,9 +119,20 @@ def _pickle(plan: Plan, placed: Mapping[str, _Placed]) -> bytes:
     out = _Pickler()
     out.ordered_dict()
     out.raw(b"(")
+    entries = {entry.name: entry for entry in plan.entries}
+    owners = {part: name for name, composite in plan.composites.items() for part in composite.parts.values()}
+    written = set()
     for entry in plan.entries:
-        out.text(entry.name)
-        out.tensor(entry, placed[entry.name])
+        owner = owners.get(entry.name)
+        if owner is None:
+            out.text(entry.name)
+            out.tensor(entry, placed[entry.name])
+        elif owner not in written:
+            written.add(owner)
+            composite = plan.composites[owner]
+            parts = {label: (entries[part], placed[part]) for label, part in composite.parts.items()}
+            out.text(owner)
+            out.composite(composite, parts)
     out.raw(b"u")
     if plan.versions is not None:
         # as pickle writes an OrderedDict with attributes: BUILD with its __dict__
@@ -173,20 +207,76 @@ class _Pickler:
         """REDUCE of a rebuild call; v3, over bytes, where torch has no storage class for the type."""
         typed = entry.dtype.storage
         self.global_("torch._utils", "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3")
-        self.raw(b"((")
-        self.text("storage")
-        self.global_(*(("torch", typed) if typed else ("torch.storage", "UntypedStorage")))
-        self.text(str(place.key))
-        self.text("cpu")
-        self.integer(place.numel * (1 if typed else entry.dtype.itemsize))
-        self.raw(b"tQ")
-        self.integer(place.offset)
+        self.raw(b"(")
+        self.storage(typed, place, entry.dtype.itemsize)
         self.sizes(entry.tensor.shape)
         self.sizes(place.stride)
         self.raw(b"\x89")
         self.ordered_dict()
         if not typed:
             self.global_("torch", entry.dtype.name)
+        self.raw(b"tR")
+
+    def storage(self, typed: str | None, place: _Placed, itemsize: int) -> None:
+        """The persistent id of a storage, and the offset in it."""
+        self.raw(b"(")
+        self.text("storage")
+        self.global_(*(("torch", typed) if typed else ("torch.storage", "UntypedStorage")))
+        self.text(str(place.key))
+        self.text("cpu")
+        self.integer(place.numel * (1 if typed else itemsize))
+        self.raw(b"tQ")
+        self.integer(place.offset)
+
+    def composite(self, composite: Composite, parts: Mapping[str, tuple[Entry, _Placed]]) -> None:
+        """REDUCE of the call that makes a tensor of *parts*: quantized, sparse or nested."""
+        tensor = composite.tensor
+        if composite.elements is not None:
+            self._quantized(composite, parts)
+        elif tensor.layout == "nested":
+            self.global_("torch._utils", "_rebuild_nested_tensor")
+            self.raw(b"(")
+            for label in _PARTS["nested"]:
+                self.tensor(*parts[label])
+            self.raw(b"tR")
+        else:
+            self.global_("torch._utils", "_rebuild_sparse_tensor")
+            self.global_("torch.serialization", "_get_layout")
+            self.text(f"torch.{tensor.layout}")
+            self.raw(b"\x85R(")
+            for label in _PARTS[tensor.layout]:
+                self.tensor(*parts[label])
+            self.global_("torch", "Size")
+            self.sizes(tensor.shape)
+            self.raw(b"\x85R")
+            if tensor.layout == "sparse_coo":
+                self.value(tensor.details.get("coalesced") is True)
+            self.raw(b"t\x86R")
+
+    def _quantized(self, composite: Composite, parts: Mapping[str, tuple[Entry, _Placed]]) -> None:
+        tensor = composite.tensor
+        elements, place = parts[ELEMENTS]
+        self.global_("torch._utils", "_rebuild_qtensor")
+        self.raw(b"(")
+        self.storage(tensor.dtype.storage, place, elements.dtype.itemsize)
+        self.sizes(tensor.shape)
+        # several values in a byte lie densely, and their stride counts values
+        self.sizes(place.stride if elements.tensor.shape == tensor.shape else dense_stride(tensor.shape))
+        numbers = {label: scalar(part) for label, part in parts_of(tensor) if label in NUMBERS}
+        if "scales" in parts:
+            self.raw(b"(")
+            self.global_("torch", "per_channel_affine")
+            self.tensor(*parts["scales"])
+            self.tensor(*parts["zero_points"])
+            self.value(numbers["axis"])
+            self.raw(b"t")
+        else:
+            self.global_("torch", "per_tensor_affine")
+            self.value(numbers["scale"])
+            self.value(numbers["zero_point"])
+            self.raw(b"\x87")
+        self.raw(b"\x89")
+        self.ordered_dict()
         self.raw(b"tR")
 
     def value(self, root: object) -> None:

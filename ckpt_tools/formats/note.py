@@ -166,6 +166,7 @@ def _compose(name: str, described: object, parts: dict[str, object]) -> TensorIn
         return None
     if not (isinstance(details, dict) and isinstance(subclass, str | None) and isinstance(elements, str | None)):
         return None
+    details = {key: value for key, value in details.items() if key not in ("conj", "neg")}
     tensors = {label: part for label, part in parts.items() if isinstance(part, TensorInfo)}
     if len(tensors) != len(parts) or (elements is not None and elements not in tensors):
         return None

@@ -73,6 +73,32 @@ def test_what_counts(tmp_path, weights, change):
     assert of(tmp_path / "a.pt") != of(tmp_path / "b.pt")
 
 
+def test_tensors_of_other_kinds_count_as_their_parts(tmp_path):
+    dense = torch.tensor([[0.0, 1.0, 0.0], [2.0, 0.0, 3.0]])
+    quantized = torch.quantize_per_tensor(dense, 0.5, 1, torch.qint8)
+    csr = dense.to_sparse_csr()
+    torch.save({"q": quantized, "s": csr}, tmp_path / "m.pt")
+    lines = {}
+    parts = {
+        "q": quantized.int_repr(),
+        "q#scale": torch.tensor(0.5, dtype=torch.float64),
+        "q#zero_point": torch.tensor(1),
+        "s#crow_indices": csr.crow_indices(),
+        "s#col_indices": csr.col_indices(),
+        "s#values": csr.values(),
+        "s#size": torch.tensor([2, 3]),
+    }
+    for name, tensor in parts.items():
+        dtype = "qint8" if name == "q" else str(tensor.dtype).removeprefix("torch.")
+        sizes = ",".join(map(str, tensor.shape))
+        lines[name] = f"{json.dumps(name)} {dtype} [{sizes}] {hashlib.sha256(tensor.numpy().tobytes()).hexdigest()}\n"
+    found = digest(open_checkpoint(tmp_path / "m.pt").model_state_dict().tensors)
+    assert {line.name: line.line for line in found.tensors} == lines
+    torch.save({"q": torch.quantize_per_tensor(2 * dense, 1.0, 1, torch.qint8), "s": csr}, tmp_path / "other.pt")
+    other = digest(open_checkpoint(tmp_path / "other.pt").model_state_dict().tensors)
+    assert [a.name for a, b in zip(found.tensors, other.tensors, strict=True) if a != b] == ["q#scale"]
+
+
 def test_write_and_check(run, tmp_path, weights):
     torch.save(weights, tmp_path / "a.pt")
     torch.save({**weights, "count": torch.tensor(8)}, tmp_path / "b.pt")

@@ -352,9 +352,22 @@ def test_plain_data_goes_along_and_the_rest_is_listed(tmp_path: Path) -> None:
         "raw": "bytes",
         "text": "text of 200.0 kB",
     }
-    assert found["source"] == {"name": "source.pt", "digest": done.source.sha256}
+    assert found["source"] == {"name": "source.pt", "digest": done.source.sha256, "complete": True}
     metadata = open_checkpoint(tmp_path / "out.safetensors").metadata
     assert {k: v for k, v in metadata.items() if k != NOTE} == {"format": "pt", "licence": "MIT"}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_frozen_parameters_are_told(tmp_path: Path, whole: bool) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    model[0].weight.requires_grad_(False)
+    value = model if whole else dict(model.named_parameters())
+    done = convert(saved(tmp_path, value), tmp_path / "out.pt")
+    why = "False for 1 parameter, which no state_dict records: 0.weight"
+    assert [item for item in done.plan.left if item[0] == "requires_grad"] == [("requires_grad", why)]
+    loaded = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert not any(tensor.requires_grad for tensor in loaded.values())
+    assert all(type(tensor) is torch.Tensor for tensor in loaded.values())
 
 
 def test_metadata_of_safetensors_goes_on(tmp_path: Path) -> None:

@@ -34,9 +34,9 @@ REFUSED: dict[tuple[str, str], tuple[type[CkptError], str]] = {
     ("zip/nested_dicts.pt", "both"): SEVERAL,
     ("model/in_dict.pt", "both"): SEVERAL,
     ("sb3/policy.zip", "both"): SEVERAL,
-    ("zip/quantized.pt", "both"): (UnsupportedFeature, r"quint8 \(quantized\)"),
-    ("zip/sparse.pt", "both"): (UnsupportedFeature, r"coo \(sparse_coo\)"),
-    ("zip/nested_tensor.pt", "both"): (UnsupportedFeature, r"nested \(nested\)"),
+    ("zip/quantized.pt", ".safetensors"): (UnsupportedFeature, r"quint8 \(quantized\).*--decompose writes"),
+    ("zip/sparse.pt", ".safetensors"): (UnsupportedFeature, r"coo \(sparse_coo\).*--decompose writes"),
+    ("zip/nested_tensor.pt", ".safetensors"): (UnsupportedFeature, r"nested \(nested\).*--decompose writes"),
     ("zip/meta.pt", "both"): (UnsupportedFeature, r"weight \(on the meta device"),
     ("zip/subclasses.pt", "both"): (UnsupportedFeature, r"pair \(gone.models.PairTensor\)"),
     ("zip/dtypes.pt", ".safetensors"): (UnsupportedFeature, r"complex128 \(complex128, for which safetensors has no"),
@@ -85,6 +85,10 @@ def test_outputs_hold_what_the_manifest_says(entry: dict[str, Any], suffix: str,
         assert list(loaded) == [tensor.name for tensor in done.plan.state_dict.tensors]
     expected = described(entry, list(done.plan.state_dict.path))
     if expected is not None:
+        # test_decompose.py has the others
+        loaded = {k: t for k, t in loaded.items() if t.layout is torch.strided and not (t.is_quantized or t.is_nested)}
+        kinds = {name for name, t in expected.items() if "quantizer" in t or "components" in t}
+        expected = {name: t for name, t in expected.items() if name not in kinds}
         assert {
             name: (str(t.dtype).removeprefix("torch."), list(t.shape), hashlib.sha256(dense_bytes(t)).hexdigest())
             for name, t in loaded.items()

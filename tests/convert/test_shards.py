@@ -105,7 +105,7 @@ def test_our_reader_finds_the_aliases_again(tmp_path: Path) -> None:
     assert found.metadata["out.weight"] == "embed.weight"
     assert found.metadata["licence"] == "MIT"
     note = json.loads(str(found.metadata[NOTE]))
-    assert note["source"] == {"name": "source.pt", "digest": done.source.sha256}
+    assert note["source"] == {"name": "source.pt", "digest": done.source.sha256, "complete": True}
     assert note["values"] == {"epoch": 7}
     assert digest(source_of(found, None).tensors).sha256 == done.source.sha256 == done.output.sha256
     carry_out(*prepare(str(tmp_path / "out"), str(tmp_path / "back.pt")))

@@ -404,9 +404,9 @@ def byte_numbers(dtype: DType) -> tuple[Array, float]:
 class _Reading(NamedTuple):
     """How elements become numbers, from an array of *words*.
 
-    *numbers* gives float32, float64 or integers, for which there is memory. *exponent* masks the bits of a float
-    that are all zero in zeros and subnormals, all one in NaN and infinities. Where it is 0, numbers below
-    *smallest* are subnormal.
+    *numbers* gives float32, float64 or integers; it may use memory for as many float32. *exponent* masks the bits
+    of a float that are all zero in zeros and subnormals, all one in NaN and infinities. Where it is 0, numbers
+    below *smallest* are subnormal.
     """
 
     words: str

@@ -9,7 +9,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from struct import error as struct_error
 from typing import Any, Literal
 
 from ckpt_tools.checkpoint import Checkpoint, Pickle, Storage, TensorInfo
@@ -95,20 +94,29 @@ def cover(
     return Coverage(tuple(survey.regions), tuple(survey.pickles), tuple(survey.checkpoints))
 
 
-def members(archive: Archive) -> Iterator[MemberState]:
+class _States(tuple[MemberState, ...]):
+    """What `members` tells; kept in the source's memo."""
+
+
+def members(archive: Archive) -> tuple[MemberState, ...]:
     """Every member of *archive* by its central and its local header, in the order of the directory."""
-    for member in archive.members:
-        raw = archive.source.peek(member.header_offset, LOCAL.size)
-        try:
-            fields = LOCAL.unpack(raw)
-        except struct_error:
-            fields = (b"",)
-        if fields[0] != b"PK\x03\x04":
-            yield MemberState(member, None, "", member.header_offset)
-            continue
-        name = archive.source.peek(member.header_offset + LOCAL.size, fields[9])
-        start = member.header_offset + LOCAL.size + fields[9] + fields[10]
-        yield MemberState(member, fields, name.decode("utf-8", "surrogateescape"), start)
+    known = archive.source.memo.get(_States)
+    if not isinstance(known, _States):
+        known = archive.source.memo[_States] = _States(_state(archive.source, member) for member in archive.members)
+    return known
+
+
+def _state(source: Source, member: Member) -> MemberState:
+    # one read where the name here is as long as in the directory
+    raw = source.peek(member.header_offset, LOCAL.size + len(member.name))
+    if len(raw) < LOCAL.size or not raw.startswith(b"PK\x03\x04"):
+        return MemberState(member, None, "", member.header_offset)
+    fields = LOCAL.unpack_from(raw)
+    name = raw[LOCAL.size : LOCAL.size + fields[9]]
+    if len(name) < fields[9]:
+        name = source.peek(member.header_offset + LOCAL.size, fields[9])
+    start = member.header_offset + LOCAL.size + fields[9] + fields[10]
+    return MemberState(member, fields, name.decode("utf-8", "surrogateescape"), start)
 
 
 def all_tensors(checkpoint: Checkpoint) -> Iterator[TensorInfo]:
@@ -297,6 +305,9 @@ class _Survey:
             if end < source.size:
                 self.regions.append(Region(name, end, source.size - end, "unread", "bytes after a pickle"))
             return True
+        if _is_text(source):
+            self.regions.append(Region(name, 0, source.size, "inert", "text"))
+            return True
         if is_header(source.peek(0, BLOCK)):
             return self._tar(source, name)
         if name and self.depth + 1 < MAX_DEPTH:  # without a name it is the file that no format could read
@@ -304,9 +315,6 @@ class _Survey:
             for format in FORMATS:
                 if format.detect is not None and format.detect(source, head):
                     return self._nested(source, name, format.read)
-        if _is_text(source):
-            self.regions.append(Region(name, 0, source.size, "inert", "text"))
-            return True
         return False
 
     def _tar(self, source: Source, name: str) -> bool:

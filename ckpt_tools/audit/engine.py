@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 
 from ckpt_tools.audit.cache import Cache
 from ckpt_tools.audit.coverage import Opening
-from ckpt_tools.audit.findings import Finding, Location
+from ckpt_tools.audit.findings import Finding, Location, Severity
 from ckpt_tools.audit.inputs import MODEL_SUFFIXES, Target, below, targets
 from ckpt_tools.audit.policy import Options, Policy, matches, suggestion
 from ckpt_tools.audit.results import UNREAD, Audited, Bytes
@@ -104,8 +104,8 @@ def judged(subject: Subject, target: Target | None = None) -> Audited:
         return Audited(subject.path, size=subject.size, skipped=error.problem)
     findings: list[Finding] = []
     waived: list[tuple[Finding, str]] = []
-    for rule in RULES:
-        for finding in _asked(rule, subject):
+    for rule, severity in _asked(subject.options):
+        for finding in _found(rule, severity, subject):
             reason = _waiver(finding, subject.options)
             if reason:
                 waived.append((finding, reason))
@@ -129,12 +129,22 @@ def _is_no_model(subject: Subject) -> bool:
     return not subject.path.lower().endswith(MODEL_SUFFIXES) and not subject.pickles
 
 
-def _asked(rule: Rule, subject: Subject) -> Iterator[Finding]:
-    """What *rule* finds, as far as the options ask for it."""
+@lru_cache(maxsize=4)
+def _asked(options: Options) -> tuple[tuple[Rule, Severity], ...]:
+    """The rules that *options* ask for, each with its severity; which do not count for a file, its path tells."""
+    policy = options.policy
+    return tuple(
+        (rule, policy.severity_of(rule.code, rule.severity))
+        for rule in RULES
+        if policy.counts(rule.code) and (rule.needs == "header" or options.values)
+    )
+
+
+def _found(rule: Rule, severity: Severity, subject: Subject) -> Iterator[Finding]:
+    """What *rule* finds in *subject*."""
     policy = subject.options.policy
-    if not policy.counts(rule.code, subject.path) or (rule.needs != "header" and not subject.options.values):
+    if policy.per_path_ignores and not policy.counts(rule.code, subject.path):
         return
-    severity = policy.severity_of(rule.code, rule.severity)
     try:
         for finding in rule.findings(subject):
             yield finding if finding.severity == severity else replace(finding, severity=severity)

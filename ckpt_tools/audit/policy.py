@@ -90,13 +90,13 @@ class Policy:
     base: str | None = None
     torch: str | None = None
 
-    def counts(self, code: str, path: str = "") -> bool:
-        """Whether rule *code* is asked for, in the file at *path*."""
+    def counts(self, code: str, path: str | None = None) -> bool:
+        """Whether rule *code* is asked for at all, or in the file at *path*."""
         wanted = max((len(prefix) for prefix in self.select if code.startswith(prefix)), default=-1)
         unwanted = max((len(prefix) for prefix in self.ignore if code.startswith(prefix)), default=-1)
         if (wanted < 0 and self.select) or unwanted >= max(wanted, 0):
             return False
-        return not any(
+        return path is None or not any(
             matches(path, glob) and code.startswith(codes) for glob, codes in self.per_path_ignores.items() if codes
         )
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from ckpt_tools.analysis.summary import Subject as Model
+from ckpt_tools.analysis.summary import subject_of
 from ckpt_tools.audit.coverage import Coverage, Opening, cover
 from ckpt_tools.audit.dangers import PickleVerdict, judge
 from ckpt_tools.audit.findings import Finding, Location
@@ -17,6 +19,9 @@ from ckpt_tools.sources import Folder, Source, is_url, open_source
 
 if TYPE_CHECKING:
     from ckpt_tools.analysis.statistics import Statistics
+
+SMALL = 4 << 20
+"""Bytes of a file up to which a thread of its own costs more than it saves."""
 
 
 class Subject:
@@ -129,8 +134,20 @@ class Subject:
         """Each of `tensors` with its numbers, from one pass over the bytes; None where it has no numbers."""
         from ckpt_tools.analysis.statistics import Statistics, statistics_of
 
-        found = (numbers if isinstance(numbers, Statistics) else None for numbers in statistics_of(self.tensors))
+        threads = 2 if self.size > SMALL else 1
+        numbers = statistics_of(self.tensors, threads=threads)
+        found = (one if isinstance(one, Statistics) else None for one in numbers)
         return tuple(zip(self.tensors, found, strict=True))
+
+    @cached_property
+    def model(self) -> Model | None:
+        """The model in the file with the verdicts on its parameters; None where there is none, or more than one."""
+        if self.checkpoint is None:
+            return None
+        try:
+            return subject_of(self.checkpoint)
+        except CkptError:
+            return None
 
     @cached_property
     def base(self) -> Checkpoint | None:

@@ -15,23 +15,10 @@ from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import Subject, numbers_of
 from ckpt_tools.checkpoint import Optimizer, TensorInfo, format_path
-from ckpt_tools.errors import Ambiguous, CkptError
 from ckpt_tools.report import count, listed, number
 
 ENOUGH = 64
 """Elements of a head from which on its distribution says something."""
-
-
-def _model(subject: Subject) -> Model | None:
-    """The model in the file with the verdicts on its parameters; None where there is none, or more than one."""
-    if subject.checkpoint is None:
-        return None
-    try:
-        return subject_of(subject.checkpoint)
-    except Ambiguous:
-        return None
-    except CkptError:  # no model in it
-        return None
 
 
 def _recorded(model: Model) -> dict[str, bool]:
@@ -49,7 +36,7 @@ def _head(parameters: Sequence[TensorInfo]) -> list[TensorInfo]:
 
 
 def _mistakes(subject: Subject, *, on_modules: bool) -> Iterator[Finding]:
-    model = _model(subject)
+    model = subject.model
     for mistake in model.trainability.mistakes if model is not None else ():
         if (mistake.attribute == "requires_grad") is on_modules:
             yield subject.finding(
@@ -105,7 +92,7 @@ def everything_frozen(subject: Subject) -> Iterator[Finding]:
 
     Remedy: unfreeze what is meant to be trained, and look whether it ever was.
     """
-    model = _model(subject)
+    model = subject.model
     flags = _recorded(model) if model is not None else {}
     if flags and not any(flags.values()):
         yield subject.finding(f"all {count(len(flags), 'parameter')} are frozen", evidence={"parameters": len(flags)})
@@ -121,7 +108,7 @@ def frozen_head(subject: Subject) -> Iterator[Finding]:
 
     Remedy: unfreeze the head, freeze what was meant.
     """
-    model = _model(subject)
+    model = subject.model
     flags = _recorded(model) if model is not None else {}
     head = [tensor.name for tensor in _head(model.parameters)] if model is not None else []
     if flags and any(flags.values()) and head and not any(flags.get(name, True) for name in head):
@@ -171,7 +158,7 @@ def drifted_buffers(subject: Subject) -> Iterator[Finding]:
 
     Remedy: restore the base's buffers (they are in the base), and train the head again in ``eval()`` mode.
     """
-    if subject.base is None or subject.checkpoint is None or _model(subject) is None:
+    if subject.base is None or subject.checkpoint is None or subject.model is None:
         return
     drifted = subject_of(subject.checkpoint, base=subject.base).trainability.drifted_buffers
     if drifted:
@@ -197,7 +184,7 @@ def head_not_stepped(subject: Subject) -> Iterator[Finding]:
 
     Remedy: make the optimizer after the model is complete, and train again.
     """
-    model = _model(subject)
+    model = subject.model
     if model is None:
         return
     words = {
@@ -227,7 +214,7 @@ def head_as_initialised(subject: Subject) -> Iterator[Finding]:
 
     Remedy: check that the head was in the optimizer and that the loss went down.
     """
-    model = _model(subject)
+    model = subject.model
     head = _head(model.parameters) if model is not None else []
     weight = next((t for t in head if len(t.shape) == 2 and t.numel >= ENOUGH and t.dtype.kind == "float"), None)
     if weight is None:
@@ -256,7 +243,7 @@ def foreign_optimizer(subject: Subject) -> Iterator[Finding]:
 
     Remedy: make a new optimizer over the model's parameters; its state for the old ones is worth nothing.
     """
-    model = _model(subject)
+    model = subject.model
     run = subject.checkpoint.training if subject.checkpoint is not None else None
     if model is None or run is None or len(run.optimizers) != 1:
         return

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def git(tmp_path):
         assert (done.returncode, done.stderr.decode()) == (code, ""), done.stderr.decode()
         return done.stdout.decode("utf-8")
 
-    git.folder = folder
+    git.folder, git.env = folder, env
     git("init", "-q")
     (folder / ".gitattributes").write_text("*.pt diff=ckpt\n")
     return git
@@ -212,3 +213,42 @@ def test_a_lone_path_is_git_s_only_where_git_calls(run, fixtures_dir):
     assert run("diff", path).exit_code == 2
     done = run("diff", path, env={"GIT_DIFF_PATH_TOTAL": "1"})
     assert (done.exit_code, done.stdout) == (0, f"{path}: unmerged\n")
+
+
+# --- the page
+
+
+def test_the_recipes_of_the_page(git, fixtures_dir, tmp_path):
+    page = (ROOT / "docs" / "git.md").read_text("utf-8")
+    recipes = [line.removeprefix("git ") for line in page.splitlines() if line.startswith("git config --global ")]
+    attributes = re.findall(r"```gitattributes\n(.*?)```", page, re.S)
+    assert (len(recipes), len(attributes)) == (3, 2)
+    program = tmp_path / "bin" / "ckpt"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {CKPT} "$@"\n')
+    program.chmod(0o755)
+    git.env.update(GIT_CONFIG_GLOBAL=str(tmp_path / "config"), PATH=f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    for recipe in recipes:
+        git(*shlex.split(recipe))
+    (git.folder / ".gitattributes").write_text(attributes[0])
+    for suffix in ("pt", "pth", "ckpt", "safetensors"):
+        assert git("check-attr", "diff", f"a.{suffix}") == f"a.{suffix}: diff: ckpt\n"
+    for name in ("base", "tuned"):
+        shutil.copy(fixtures_dir / "transfer" / f"{name}.pt", git.folder / "net.pt")
+        git("add", ".")
+        git("commit", "-q", "-m", name)
+    assert git("diff", "HEAD~1").startswith("a/net.pt → b/net.pt: ")
+    for command in (("diff", "--no-ext-diff", "HEAD~1"), ("log", "-p", "-1"), ("show",)):
+        assert len(changes(git(*command))) == 2 * len(CHANGED)
+    assert git("show", "--ext-diff", "--format=").startswith("a/net.pt → b/net.pt: ")
+    assert git("log", "--format=%s", r"-Ghead\.weight", "-1") == "tuned\n"
+    assert git("log", "--format=%s", r"-Gfeatures\.0\.weight", "-1") == "base\n"
+    lines = git("blame", "-s", "net.pt").splitlines()
+    first = git("rev-list", "--max-parents=0", "--abbrev-commit", "HEAD").strip()
+    assert {line.split(") ")[1].split()[0] for line in lines if not line.startswith(f"^{first}")} == CHANGED
+    once = next(line for line in page.splitlines() if line.startswith("git -c "))
+    git(*shlex.split(once)[1:])
+    assert (git.folder / "diff.html").read_text("utf-8").startswith("<!doctype html>")
+    (git.folder / ".gitattributes").write_text(attributes[1])
+    assert "diff: ckpt" in git("check-attr", "-a", "net.pt")
+    assert "filter: lfs" in git("check-attr", "-a", "net.pt")

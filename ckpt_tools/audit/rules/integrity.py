@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator
+from functools import partial
 
+from ckpt_tools.analysis.streaming import in_order
 from ckpt_tools.audit.coverage import MemberState, all_storages, members
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.rule import Rule, rule
-from ckpt_tools.audit.subject import Subject
+from ckpt_tools.audit.subject import SMALL, Subject
 from ckpt_tools.checkpoint import Anomaly
 from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded, NotACheckpoint, UnsupportedFeature
-from ckpt_tools.formats.archive import Archive
+from ckpt_tools.formats.archive import Archive, Member
 from ckpt_tools.report import count, shortened
 
 MAX_INFLATED = 1 << 32
@@ -144,25 +146,34 @@ def crc_mismatch(subject: Subject) -> Iterator[Finding]:
         return  # torch.serialization.set_crc32_options(False) leaves them all at 0; that is a rule of its own
     left = MAX_INFLATED
     for member in archive.members:
-        if member.size > member.compressed_size:
-            left -= member.size
-            if left < 0:
-                raise LimitExceeded(f"more than {MAX_INFLATED:,} bytes would be inflated", member=member.name)
-        found = 0
-        try:
-            for chunk in archive.open(member).chunks():
-                found = zlib.crc32(chunk, found)
-        except UnsupportedFeature:  # the coverage says so
-            continue
-        except CorruptFile as error:
-            yield subject.finding(error.problem, member=member.name, evidence={"declared": f"{member.crc:08x}"})
-            continue
-        if found != member.crc:
+        left -= member.size if member.size > member.compressed_size else 0
+        if left < 0:
+            raise LimitExceeded(f"more than {MAX_INFLATED:,} bytes would be inflated", member=member.name)
+    threads = 2 if subject.size > SMALL else 1
+    checksums = in_order([partial(_checksum, archive, member) for member in archive.members], threads)
+    for member, found in zip(archive.members, checksums, strict=True):
+        declared = f"{member.crc:08x}"
+        if isinstance(found, CorruptFile):
+            yield subject.finding(found.problem, member=member.name, evidence={"declared": declared})
+        elif found is not None and found != member.crc:
             yield subject.finding(
-                f"its checksum is {found:08x}, where the archive has {member.crc:08x}",
+                f"its checksum is {found:08x}, where the archive has {declared}",
                 member=member.name,
-                evidence={"declared": f"{member.crc:08x}", "found": f"{found:08x}"},
+                evidence={"declared": declared, "found": f"{found:08x}"},
             )
+
+
+def _checksum(archive: Archive, member: Member) -> int | CorruptFile | None:
+    """The CRC-32 of a member's bytes; None where they cannot be had, which the coverage tells."""
+    found = 0
+    try:
+        for chunk in archive.open(member).chunks():
+            found = zlib.crc32(chunk, found)
+    except UnsupportedFeature:
+        return None
+    except CorruptFile as error:
+        return error
+    return found
 
 
 @rule("I202", "no-checksums", "note")

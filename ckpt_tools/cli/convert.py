@@ -13,6 +13,7 @@ from ckpt_tools.cli.output import emit
 from ckpt_tools.cli.progress import progress
 from ckpt_tools.convert.plan import Names
 from ckpt_tools.convert.run import FORMATS, carry_out, prepare, report, work
+from ckpt_tools.convert.source_text import ClassSource, check_sources, sources_in, write_sources
 from ckpt_tools.dtypes import BY_NAME
 from ckpt_tools.errors import CkptError
 
@@ -57,6 +58,11 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 )
 @click.option("--allow-lossy", is_flag=True, help="Cast even where values become infinite or zero.")
 @click.option("--bake", is_flag=True, help="Compute pruned, weight_norm and spectral_norm weights from their parts.")
+@click.option(
+    "--extract-source",
+    metavar="DIR",
+    help="Write the source of the model's classes, where a legacy file has it, into this folder as text.",
+)
 @click.option("--decompose", is_flag=True, help="Write quantized, sparse and other such tensors as their parts.")
 @click.option(
     "--shard-size",
@@ -86,6 +92,7 @@ def convert(
     allow_lossy: bool,
     bake: bool,
     decompose: bool,
+    extract_source: str | None,
     shard_size: int | None,
     metadata: tuple[str, ...],
     force: bool,
@@ -112,6 +119,8 @@ def convert(
         "decomposing": decompose,
     }
     if out_dir is not None:
+        if extract_source is not None:
+            raise click.UsageError("--extract-source is for one SRC")
         from ckpt_tools.cli.convert_many import convert_many  # which one file does not need
         from ckpt_tools.convert.many import Options
 
@@ -124,10 +133,18 @@ def convert(
     conversion, watch = prepare(*paths, **options, force=force)
     if bake and not conversion.plan.baked:
         click.echo("ckpt: nothing to bake: no pruning, weight_norm, spectral_norm or parametrization", err=True)
+    sources: list[ClassSource] = []
+    if extract_source is not None:
+        sources = sources_in(conversion.plan.checkpoint, extract_source)
+        check_sources(sources, force)
+        if not sources:
+            click.echo("ckpt: no source to extract: only full models in torch's legacy format contain any", err=True)
     if not dry_run:
         with progress(work(conversion, not no_verify), "converting") as advance:
             conversion = carry_out(conversion, watch, verify=not no_verify, allow_lossy=allow_lossy, advance=advance)
-    story = report(conversion, not dry_run)
+        if sources:
+            write_sources(sources)
+    story = report(conversion, not dry_run, sources)
     if report_file is not None:
         emit([story], command="convert", format="json", output=report_file)
     if dry_run:
@@ -135,6 +152,8 @@ def convert(
         return
     for item in story.data["left_behind"]:  # type: ignore[attr-defined]
         click.echo(f"ckpt: left behind: {item['what']}: {item['why']}", err=True)
+    for source in sources:
+        click.echo(f"ckpt: source of {source.class_name}: {source.path}", err=True)
     click.echo(story.verdict)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +14,7 @@ from ckpt_tools.atomic import Batch, replacing
 from ckpt_tools.checkpoint import TensorInfo, format_path
 from ckpt_tools.convert import prove, write_npz, write_safetensors, write_shards, write_torch
 from ckpt_tools.convert.plan import NOTE, Entry, Names, Plan, common_objection, make_plan, note_text
+from ckpt_tools.convert.source_text import ClassSource
 from ckpt_tools.convert.stream import Advance, Losses, Sink, Watch, Written, contents
 from ckpt_tools.convert.write_shards import Place
 from ckpt_tools.dtypes import DType
@@ -324,8 +325,8 @@ def _version() -> str:
 # --- the report
 
 
-def report(conversion: Conversion, done: bool) -> Report:
-    """The story of *conversion*, which is *done* or only planned."""
+def report(conversion: Conversion, done: bool, sources: Sequence[ClassSource] = ()) -> Report:
+    """The story of *conversion*, which is *done* or only planned; *sources* are those that are written beside it."""
     plan = conversion.plan
     renamed = [(old, new) for old, new in plan.names.items() if old != new]
     cast = [(e.name, e.tensor.dtype.name, e.dtype.name) for e in plan.entries if e.tensor.dtype != e.dtype]
@@ -366,10 +367,16 @@ def report(conversion: Conversion, done: bool) -> Report:
         if conversion.format == "torch":
             rows = [(name, alias.of, "keeps sharing memory") for name, alias in plan.aliases.items()]
         blocks.append(Table("Aliases", ("name", "of", "how"), rows))
+    if sources:
+        rows = [(source.class_name, source.file, source.path) for source in sources]
+        blocks.append(Table("Source of classes", ("class", "was in", "goes to"), rows))
     if left:
         blocks.append(Table("Left behind", ("what", "why"), left))
     return Report(
-        plan.checkpoint.path, lambda: _data(conversion, done, left), tuple(blocks), _verdict(conversion, done)
+        plan.checkpoint.path,
+        lambda: _data(conversion, done, left, sources),
+        tuple(blocks),
+        _verdict(conversion, done),
     )
 
 
@@ -391,7 +398,9 @@ def _is_tied(plan: Plan, name: str) -> bool:
     return name in plan.aliases and not plan.aliases[name].stored
 
 
-def _data(conversion: Conversion, done: bool, left: list[tuple[str, str]]) -> dict[str, object]:
+def _data(
+    conversion: Conversion, done: bool, left: list[tuple[str, str]], sources: Sequence[ClassSource]
+) -> dict[str, object]:
     plan = conversion.plan
     data: dict[str, object] = {
         "path": plan.checkpoint.path,
@@ -427,6 +436,7 @@ def _data(conversion: Conversion, done: bool, left: list[tuple[str, str]]) -> di
             for name, loss in (conversion.losses or {}).items()
         },
         "values": dict(plan.values) if conversion.format == "safetensors" else {},
+        "class_sources": [{"class": s.class_name, "file": s.file, "written_to": s.path} for s in sources],
         "left_behind": [{"what": what, "why": why} for what, why in left],
     }
     cleaned = plain_json(data)

@@ -100,10 +100,13 @@ def measure(
     runs: int = 7,
     env: Mapping[str, str] | None = None,
     codes: Collection[int] = (0,),
+    *,
+    settle: bool = False,
 ) -> dict[str, Cost]:
     """Run each command *runs* times, taking turns, after one unmeasured round that warms the page cache.
 
-    Raises RuntimeError where one ends with an exit code that is not among *codes*.
+    With *settle* the disk has what one command wrote before the next begins, so that none pays for another. Raises
+    RuntimeError where one ends with an exit code that is not among *codes*.
     """
     costs = {name: Cost() for name in commands}
     # Python's own switches are left out, so that every program runs as installed: PYTHONDONTWRITEBYTECODE would
@@ -112,6 +115,8 @@ def measure(
     variables |= {"NO_COLOR": "1", **(env or {})}
     for turn in range(runs + 1):
         for name, command in commands.items():
+            if settle:
+                os.sync()
             seconds, rss, code = _run(command, variables)
             if code not in codes:
                 raise RuntimeError(f"{name}: exit code {code} of {' '.join(command)[:300]}")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ckpt_tools.contents import chunks, read_bytes, to_numpy
     from ckpt_tools.errors import CkptError
     from ckpt_tools.formats import open_checkpoint
+    from ckpt_tools.verification.run import verify
 
 _WHERE = {
     "analysis.diff": ("diff",),
@@ -24,6 +25,7 @@ _WHERE = {
     "contents": ("chunks", "read_bytes", "to_numpy"),
     "errors": ("CkptError",),
     "formats": ("open_checkpoint",),
+    "verification.run": ("verify",),
 }
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "read_bytes",
     "summarize",
     "to_numpy",
+    "verify",
 ]
 
 

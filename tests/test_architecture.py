@@ -26,6 +26,7 @@ LAYERS = (
     {"pickles"},
     {"formats"},
     {"audit", "convert", "analysis"},
+    {"verification"},
     {"runtime"},
     {"render"},
     {"cli"},

@@ -11,7 +11,7 @@ import click
 
 from ckpt_tools.errors import CkptError
 
-COMMANDS = ("inspect", "summary", "diff", "digest", "convert", "audit", "rules", "explain")
+COMMANDS = ("inspect", "summary", "diff", "digest", "convert", "audit", "verify", "rules", "explain")
 """The commands in the order of the help; each is a module here with a click command of its name."""
 
 

@@ -1,4 +1,7 @@
-"""JUnit XML: a suite a file, a test case a finding; a file without findings passes one case."""
+"""JUnit XML: a suite a file; a test case a finding, or where there are checks (``ckpt verify``) a case a check.
+
+A file without findings passes one case.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,18 @@ def _suite(data: Any) -> tuple[ElementTree.Element, dict[str, int]]:
         counts["tests"] += 1
         return ElementTree.SubElement(suite, "testcase", classname=path, name=_text(name))
 
+    for check in data.get("checks", ()):
+        one = case(check["name"])
+        one.attrib["time"] = f"{check['seconds']:.3f}"
+        text = _text("\n".join(_said(problem) for problem in check["problems"]) or check["message"])
+        if check["verdict"] == "failed":
+            counts["failures"] += 1
+            ElementTree.SubElement(one, "failure", type="error", message=_text(check["message"])).text = text
+        elif check["verdict"] == "skipped":
+            counts["skipped"] += 1
+            ElementTree.SubElement(one, "skipped", message=_text(check["message"]))
+        else:
+            ElementTree.SubElement(one, "system-out").text = text
     for finding in data["findings"]:
         place = ", ".join(
             str(part) for part in (finding["member"], finding["tensor"]) if part
@@ -51,10 +66,15 @@ def _suite(data: Any) -> tuple[ElementTree.Element, dict[str, int]]:
     elif data["skipped"]:
         counts["skipped"] += 1
         ElementTree.SubElement(case("audit"), "skipped", message=_text(data["skipped"]))
-    elif not data["findings"]:
+    elif not data["findings"] and "checks" not in data:
         case("audit")
     suite.attrib |= {key: str(number) for key, number in counts.items()}
     return suite, counts
+
+
+def _said(problem: Any) -> str:
+    text = f"{problem['severity']} {problem['code']}: {problem['message']}"
+    return f"{text}\n{problem['remedy']}" if problem["remedy"] else text
 
 
 def _text(text: str) -> str:

@@ -189,7 +189,7 @@ class _Recorder:
         while self.stack and self.stack[-1].module is not module:
             self.stack.pop()
         line = self.stack.pop()
-        found = list(_tensors(output))
+        found = list(tensors_in(output))
         line.outputs = tuple(_described(path, tensor) for path, tensor in found)
         line.activation_bytes = sum(
             tensor.numel() * tensor.element_size() for _, tensor in found if self._first_seen(tensor)
@@ -308,7 +308,7 @@ def _described(path: str, tensor: Tensor) -> Output:
     return Output(path, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
-def _tensors(value: object) -> Iterator[tuple[str, Tensor]]:
+def tensors_in(value: object) -> Iterator[tuple[str, Tensor]]:
     """The tensors in nested mappings, sequences, named tuples and dataclasses, with the path to each."""
     pending: list[tuple[str, object]] = [("", value)]
     met: set[int] = set()

@@ -8,13 +8,12 @@ import importlib
 import importlib.util
 import inspect
 import io
-import json
 import os
 import socket
 import sys
 import traceback
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -26,11 +25,24 @@ from ckpt_tools.checkpoint import Checkpoint
 from ckpt_tools.errors import CkptError, MissingDependency
 from ckpt_tools.runtime.replica import empty_like
 from ckpt_tools.sources import Source
+from ckpt_tools.verification.arguments import parse_arguments as parse_arguments
 
 PICKLE = "pickle"
 
 FORMS = "package.module:Class, path/to/file.py:Class, torchvision:NAME, timm:NAME or pickle"
 """What a specification of a model may look like; the class may be a function that returns a model."""
+
+
+class MissingArguments(CkptError):
+    """The class needs arguments that were not given: their *names*."""
+
+    def __init__(self, problem: str, names: Sequence[str], *, remedy: str) -> None:
+        super().__init__(problem, remedy=remedy)
+        self.names = tuple(names)
+
+
+class WantsDownload(CkptError):
+    """The class tried to reach the network while it was being built."""
 
 
 def locate(
@@ -64,30 +76,6 @@ def locate(
             raise CkptError(f"{spec} is of type {type(make).__name__}, neither a class nor a function")
         _check_arguments(spec, make, args, kwargs)
         return _build(spec, lambda: make(*args, **kwargs), network, empty)
-
-
-def parse_arguments(args: str | None, kwargs: Iterable[str]) -> tuple[list[object], dict[str, object]]:
-    """What to call a class with: *args* a JSON list, each of *kwargs* ``key=value`` with a JSON value or a string."""
-    positional: object = []
-    if args is not None:
-        try:
-            positional = json.loads(args)
-        except ValueError as error:
-            raise CkptError(
-                f"the arguments are no JSON: {error}", remedy='A list is wanted, such as [2, "relu"]'
-            ) from None
-    if not isinstance(positional, list):
-        raise CkptError(f"the arguments are no JSON list: {args}", remedy='A list is wanted, such as [2, "relu"]')
-    named: dict[str, object] = {}
-    for item in kwargs:
-        key, equals, text = item.partition("=")
-        if not equals or not key.isidentifier():
-            raise CkptError(f"{item!r} is not key=value")
-        try:
-            named[key] = json.loads(text)
-        except ValueError:
-            named[key] = {"True": True, "False": False, "None": None}.get(text, text)
-    return positional, named
 
 
 # --- what a specification names
@@ -236,7 +224,9 @@ def _check_arguments(
             and parameter.name not in taken
         ]
         options = " ".join(f"--kwargs {name}=VALUE" for name in missing)
-        raise CkptError(f"{spec} needs arguments: {', '.join(missing)}", remedy=f"Give them with {options}") from None
+        raise MissingArguments(
+            f"{spec} needs arguments: {', '.join(missing)}", missing, remedy=f"Give them with {options}"
+        ) from None
 
 
 def _build(spec: str, call: Callable[[], object], network: _Network, empty: bool) -> nn.Module:
@@ -244,7 +234,7 @@ def _build(spec: str, call: Callable[[], object], network: _Network, empty: bool
         model = _built(call, network, empty)
     except (Exception, SystemExit, _Refused) as error:
         if network.asked:
-            raise CkptError(
+            raise WantsDownload(
                 f"{spec} wants to download something from {network.asked}, such as pretrained weights",
                 remedy="Have it built without, by an argument of its own such as --kwargs pretrained=false",
             ) from error

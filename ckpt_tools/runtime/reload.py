@@ -55,20 +55,26 @@ class LoadReport:
         return not (self.missing or self.unexpected or self.mismatched)
 
 
-def load_into(model: nn.Module, state_dict: StateDict) -> LoadReport:
+def load_into(
+    model: nn.Module, state_dict: StateDict, tensors: Tensors | None = None, *, exchange: bool = True
+) -> LoadReport:
     """Fill *model* with the tensors of *state_dict*, by assignment, and say what fitted.
 
     The model may be on the meta device or real; what is replaced in it is freed. Parameters keep the class's
     type and ``requires_grad``, tied ones stay tied. The class's own rules of loading apply (renamed keys of
     old versions, extra state). Files are mapped, so that memory stays near the size of the model. Raises
-    `CkptError` where the class refuses a tensor, `UnsupportedFeature` for tensors without bytes.
+    `CkptError` where the class refuses a tensor, `UnsupportedFeature` for tensors without bytes. *tensors* are what
+    the file's are made with, *exchange* is as for `rehearse`.
     """
-    return _load(model, state_dict, Tensors().make)
+    return _load(model, state_dict, (tensors or Tensors()).make, exchange)
 
 
-def rehearse(model: nn.Module, state_dict: StateDict) -> LoadReport:
-    """What `load_into` would report; no tensor bytes are read, and *model* stays as it is."""
-    return _load(replica(model, empty_parameters=True, empty_buffers=True), state_dict, _blank)
+def rehearse(model: nn.Module, state_dict: StateDict, *, exchange: bool = True) -> LoadReport:
+    """What `load_into` would report; no tensor bytes are read, and *model* stays as it is.
+
+    Without *exchange* of wrappers' prefixes names must fit as they are, as they must for ``load_state_dict``.
+    """
+    return _load(replica(model, empty_parameters=True, empty_buffers=True), state_dict, _blank, exchange)
 
 
 def without_data(model: nn.Module) -> list[str]:
@@ -88,9 +94,11 @@ def requires_grad_of(model: nn.Module, state_dict: StateDict | None = None) -> d
     return {theirs + name.removeprefix(ours): flag for name, flag in flags.items()}
 
 
-def _load(model: nn.Module, state_dict: StateDict, make: Callable[[TensorInfo], Tensor]) -> LoadReport:
+def _load(
+    model: nn.Module, state_dict: StateDict, make: Callable[[TensorInfo], Tensor], exchange: bool = True
+) -> LoadReport:
     own = model.state_dict(keep_vars=True)
-    theirs, ours = _prefixes(state_dict.entries, own)
+    theirs, ours = _prefixes(state_dict.entries, own) if exchange else ("", "")
     given: OrderedDict[str, object] = OrderedDict()
     file_names: dict[str, str] = {}
     unexpected: list[str] = []

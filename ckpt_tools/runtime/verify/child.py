@@ -1,0 +1,76 @@
+"""The process that ``ckpt verify`` starts: it may crash, hang, print and exit as the user's class has it.
+
+Jobs come on standard input, answers go to what standard output was when it started, a JSON object a line; see
+`ckpt_tools.verification.process`.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import sys
+import urllib.request
+from typing import Any, TextIO
+
+
+def main() -> None:
+    """Answer jobs until there are no more."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    jobs = os.fdopen(os.dup(0), encoding="utf-8")
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)  # a class that asks for input gets none, and no job
+    os.dup2(2, 1)
+    faulthandler.enable()
+    _close_network()
+    _serve(jobs, channel)
+
+
+def _serve(jobs: TextIO, channel: TextIO) -> None:
+    def tell(event: str, **data: object) -> None:
+        channel.write(json.dumps({"event": event, **data}) + "\n")
+        channel.flush()
+
+    from ckpt_tools.errors import CkptError
+    from ckpt_tools.report import plain_json
+    from ckpt_tools.verification.job import Job
+
+    answered = False
+    for line in jobs:
+        try:
+            # torch comes with the first job, when it is known that there is one
+            from ckpt_tools.runtime.verify import checks
+
+            if not answered:
+                tell("ready")
+                answered = True
+            job = Job(**json.loads(line))
+            faulthandler.dump_traceback_later(job.seconds, exit=True)
+            for check in checks(job, lambda name: tell("check", name=name)):
+                sys.stdout.flush()
+                sys.stderr.flush()
+                found: Any = plain_json(check.as_json())
+                tell("result", check=found)
+            tell("done")
+        except CkptError as error:
+            tell("error", kind=type(error).__name__, problem=error.problem, place=error.place, remedy=error.remedy)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _close_network() -> None:
+    """Refuse every connection to another machine, from whatever part of Python it is asked for."""
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        host: object = None
+        if event == "socket.getaddrinfo" or event in ("socket.gethostbyname", "socket.gethostbyaddr"):
+            host = arguments[0]
+        elif event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+            address = arguments[1]
+            host = address[0] if isinstance(address, tuple) else None
+        if host is not None:
+            raise ConnectionRefusedError(f"ckpt-tools lets nothing be downloaded (from {host})")
+
+    sys.addaudithook(watch)
+    # the dead proxy in the environment is for programs; Python would name it in place of who was asked
+    urllib.request.getproxies = lambda: {}

@@ -1,0 +1,398 @@
+"""Names, shapes and types: what ``load_state_dict`` would say, what ``strict=False`` would not, and what would help."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ckpt_tools.atomic import replacing
+from ckpt_tools.convert.plan import Names
+from ckpt_tools.convert.run import carry_out, prepare
+from ckpt_tools.errors import CkptError
+from ckpt_tools.report import count, listed
+from ckpt_tools.runtime.reload import LoadReport, Mismatch, rehearse
+from ckpt_tools.runtime.verify.names import Renaming, renamed, renaming
+from ckpt_tools.runtime.verify.subject import AUXILIARY, Subject, head_of, matches, percent, shape
+from ckpt_tools.verification.results import Check, Problem, worst_first
+
+MOSTLY = 0.05
+"""Below this share of parameter elements a class is another one, not one that has changed."""
+
+
+def keys(subject: Subject) -> Check:
+    """Whether every tensor of the class has one of its name and shape in the file, and the other way round."""
+    _, state_dict = subject.file()
+    model = subject.built()
+    job = subject.job
+    try:
+        as_it_is = rehearse(model, state_dict, exchange=False)
+    except CkptError as error:
+        return Check("keys", "the class cannot be compared with the file", [_refused(error)])
+    problems: list[Problem] = []
+    way: Renaming | None = None
+    report = as_it_is
+    subject.renamed = state_dict
+    if as_it_is.missing or as_it_is.unexpected:
+        own = model.state_dict(keep_vars=True)
+        shapes = {n: tuple(t.shape) for n, t in own.items() if isinstance(t, torch.Tensor) and not _lazy(t)}
+        way = renaming(state_dict.tensors, shapes)
+    if way is not None:
+        subject.renamed = renamed(state_dict, way.names)
+        try:
+            report = rehearse(model, subject.renamed, exchange=False)
+        except CkptError as error:
+            return Check("keys", "the class cannot be compared with the file", [_refused(error)])
+        problems += _of_names(way, as_it_is, report, model)
+    subject.names = {new: old for old, new in way.names.items()} if way is not None else {}
+    subject.fits = report
+    problems += _of_tensors(report, subject, model)
+    share = loaded_share(report, model)
+    tolerated = share >= job.min_loaded - 1e-12 and not report.mismatched
+    if tolerated and job.min_loaded < 1:
+        problems = [_milder(p) if p.code in _INCOMPLETE else p for p in problems]
+    missing = [name for name in report.missing if not matches(name, job.allow_missing)]
+    subject.usable = (not missing or tolerated) and not report.mismatched and share > MOSTLY
+    if job.write_fixed is not None or job.write_key_map is not None:
+        problems += _write(subject, way, report)
+    facts = {
+        "loaded": len(report.loaded),
+        "of": _total(model),
+        "share": share,
+        "missing": list(report.missing),
+        "unexpected": list(report.unexpected),
+        "mismatched": [_mismatch(m) for m in report.mismatched],
+        "converted": [_mismatch(m) for m in report.converted],
+        "supplied": list(report.supplied),
+        "renaming": dict(way.names) if way is not None else {},
+        "as_it_is": {"loaded": len(as_it_is.loaded), "share": loaded_share(as_it_is, model)},
+    }
+    return Check("keys", _headline(as_it_is, report, way, model), worst_first(problems), facts)
+
+
+# --- numbers
+
+
+def _lazy(tensor: object) -> bool:
+    return bool(nn.parameter.is_lazy(tensor))
+
+
+def _total(model: nn.Module) -> int:
+    return len(model.state_dict(keep_vars=True))
+
+
+def loaded_share(report: LoadReport, model: nn.Module) -> float:
+    """The share of the elements of the class's parameters that the file has, shared ones once."""
+    loaded = set(report.loaded)
+    have = total = 0
+    counted: dict[int, bool] = {}
+    sizes: dict[int, int] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if not _lazy(parameter):
+            counted[id(parameter)] = counted.get(id(parameter), False) or name in loaded
+            sizes[id(parameter)] = parameter.numel()
+    for key, is_loaded in counted.items():
+        total += sizes[key]
+        have += sizes[key] if is_loaded else 0
+    return have / total if total else float(not report.missing)
+
+
+def _headline(as_it_is: LoadReport, report: LoadReport, way: Renaming | None, model: nn.Module) -> str:
+    total = _total(model)
+
+    def told(found: LoadReport) -> str:
+        share = percent(round(loaded_share(found, model) * 10**9), 10**9)
+        return f"{len(found.loaded):,} of {count(total, 'tensor')}, {share} of parameter elements"
+
+    text = f"loaded {told(report)}"
+    if way is not None:
+        text = f"loaded {told(as_it_is)}; with {'its' if not way.guess else 'guessed'} names mended {told(report)}"
+    if report.supplied:
+        text += f"; {count(len(report.supplied), 'counter')} of BatchNorm set to 0 by torch"
+    return text
+
+
+def _mismatch(mismatch: Mismatch) -> dict[str, object]:
+    return {
+        "name": mismatch.name,
+        "file": {"shape": list(mismatch.file_shape), "dtype": mismatch.file_dtype},
+        "class": {"shape": list(mismatch.class_shape), "dtype": mismatch.class_dtype},
+    }
+
+
+# --- problems
+
+_INCOMPLETE = {"missing-tensors", "auxiliary-heads", "batchnorm-counters-missing"}
+
+
+def _milder(problem: Problem) -> Problem:
+    return Problem(problem.code, "warning", problem.message, problem.remedy)
+
+
+def _refused(error: CkptError) -> Problem:
+    return Problem("class-refuses", "error", error.problem, error.remedy or "")
+
+
+def _of_names(way: Renaming, before: LoadReport, after: LoadReport, model: nn.Module) -> list[Problem]:
+    prefixes = [
+        s for s in way.steps if s.code in ("wrapped-names", "stacked-wrappers", "lightning-names", "prefixed-names")
+    ]
+    steps = [(step.code, step.what) for step in way.steps if step not in prefixes]
+    if len(prefixes) == 1:
+        steps.insert(0, (prefixes[0].code, prefixes[0].what))
+    elif prefixes:
+        old, new = next((o, n) for o, n in way.names.items() if o.endswith(n) or "." in o)
+        stack = old.removesuffix(new) if old.endswith(new) else old
+        words = "; ".join(step.what.partition(" (")[2].partition(")")[0] or step.what for step in prefixes)
+        steps.insert(0, ("stacked-wrappers", f"names begin with {stack}, stacked: {words}; in the class they do not"))
+    reached = f"{len(after.loaded):,} of {count(_total(model), 'tensor')}"
+    example = next(iter(way.names.items()))
+    remedies = [
+        f"rename {example[0]} to {example[1]}{' and so on' if len(way.names) > 1 else ''}: then {reached} load",
+        "--write-fixed FILE writes the file so, --write-key-map FILE the names",
+    ]
+    pattern = _one_liner(way)
+    if pattern:
+        remedies.insert(1, pattern)
+    if way.guess:
+        remedies.insert(0, "a guess by order and shapes: see that it is right")
+    message = f"{_silent(before, model)}" if not before.exact else ""
+    return [
+        Problem(code, "error", f"{what}{'. ' + message if message and at == 0 else ''}", "; ".join(remedies))
+        for at, (code, what) in enumerate(steps)
+    ]
+
+
+def _one_liner(way: Renaming) -> str:
+    """What does it in Python, where that is one line."""
+    if all(old.endswith(new) for old, new in way.names.items()):
+        prefixes = {old.removesuffix(new) for old, new in way.names.items()}
+        if len(prefixes) == 1:
+            return f"in Python: {{k.removeprefix({prefixes.pop()!r}): v for k, v in state_dict.items()}}"
+    if all(new.endswith(old) for old, new in way.names.items()):
+        prefixes = {new.removesuffix(old) for old, new in way.names.items()}
+        if len(prefixes) == 1:
+            return f"in Python: {{{prefixes.pop()!r} + k: v for k, v in state_dict.items()}}"
+    return ""
+
+
+def _silent(report: LoadReport, model: nn.Module) -> str:
+    """What ``load_state_dict(strict=False)`` does with the file as it is, and does not tell."""
+    if report.mismatched:
+        return "load_state_dict refuses the file, with strict=False too, for its shapes"
+    kept = len(report.missing)
+    parts = (
+        [f"leave {count(kept, 'tensor')} of the class as {'it was' if kept == 1 else 'they were'} made"] if kept else []
+    )
+    if report.unexpected:
+        parts.append(f"drop {count(len(report.unexpected), 'tensor')} of the file")
+    share = percent(round(loaded_share(report, model) * 10**9), 10**9)
+    return (
+        f"load_state_dict refuses the file; with strict=False it would load {len(report.loaded):,} of "
+        f"{count(_total(model), 'tensor')} ({share} of parameter elements), {' and '.join(parts)}, without a word"
+    )
+
+
+def _of_tensors(report: LoadReport, subject: Subject, model: nn.Module) -> list[Problem]:
+    job = subject.job
+    problems: list[Problem] = []
+    missing = [name for name in report.missing if not matches(name, job.allow_missing)]
+    unexpected = [name for name in report.unexpected if not matches(name, job.allow_unexpected)]
+    excused = len(report.missing) + len(report.unexpected) - len(missing) - len(unexpected)
+    if excused:
+        problems.append(
+            Problem("allowed", "note", f"{count(excused, 'name')} that the file and the class do not share: allowed")
+        )
+    if loaded_share(report, model) <= MOSTLY and report.missing and (report.unexpected or report.mismatched):
+        return [*problems, _another_class(report, subject, model)]
+    if report.mismatched:
+        problems += _of_shapes(report.mismatched, subject, model)
+    auxiliary = [name for name in missing if name.startswith(AUXILIARY)]
+    if auxiliary:
+        options = _switch(model, False)
+        problems.append(
+            Problem(
+                "auxiliary-heads",
+                "error",
+                f"the class has an auxiliary head that the file lacks ({count(len(auxiliary), 'tensor')}: "
+                f"{listed(auxiliary, 3)}); only training uses it. {_silent(report, model)}",
+                f"Build the class without: {options}",
+            )
+        )
+        missing = [name for name in missing if name not in auxiliary]
+    extra = [name for name in unexpected if name.startswith(AUXILIARY)]
+    if extra and not auxiliary:
+        problems.append(
+            Problem(
+                "auxiliary-heads",
+                "error",
+                f"the file has an auxiliary head that the class lacks ({count(len(extra), 'tensor')}: "
+                f"{listed(extra, 3)})",
+                f"Build the class with it: {_switch(model, True)}; or --allow-unexpected "
+                f"'{extra[0].partition('.')[0]}.*'",
+            )
+        )
+        unexpected = [name for name in unexpected if name not in extra]
+    counters = [name for name in missing if name.endswith("num_batches_tracked")]
+    if counters:
+        problems.append(
+            Problem(
+                "batchnorm-counters-missing",
+                "error",
+                f"the file lacks {count(len(counters), 'counter')} of BatchNorm ({listed(counters, 2)}), although its "
+                "metadata says that it is of a torch that saves them, so that load_state_dict does not supply them",
+                "They count batches and are used only where momentum is None: add zeros, or --allow-missing "
+                "'*num_batches_tracked'",
+            )
+        )
+        missing = [name for name in missing if name not in counters]
+    if report.supplied:
+        problems.append(
+            Problem(
+                "batchnorm-counters-supplied",
+                "note",
+                f"the file is from before BatchNorm counted batches, or has no metadata: torch sets "
+                f"{count(len(report.supplied), 'counter')} to 0",
+            )
+        )
+    averaged = [name for name in unexpected if name.rpartition(".")[2] == "n_averaged"]
+    if averaged:
+        problems.append(
+            Problem(
+                "averaged-model",
+                "error",
+                f"{averaged[0]} is the counter of an AveragedModel, which the class is not",
+                "Load without it; --write-fixed FILE leaves it out",
+            )
+        )
+        unexpected = [name for name in unexpected if name not in averaged]
+    if missing:
+        problems.append(
+            Problem(
+                "missing-tensors",
+                "error",
+                f"{count(len(missing), 'tensor')} of the class {'is' if len(missing) == 1 else 'are'} not in the file: "
+                f"{listed(missing)}. {_silent(report, model)}",
+                "--allow-missing GLOB lets names be missing",
+            )
+        )
+    if unexpected:
+        problems.append(
+            Problem(
+                "unexpected-tensors",
+                "error",
+                f"{count(len(unexpected), 'tensor')} of the file {'has' if len(unexpected) == 1 else 'have'} no place "
+                f"in the class: {listed(unexpected)}" + ("" if missing else f". {_silent(report, model)}"),
+                "--allow-unexpected GLOB lets names be there",
+            )
+        )
+    if report.converted:
+        problems.append(_of_types(report.converted))
+    return problems
+
+
+def _of_types(converted: Sequence[Mismatch]) -> Problem:
+    pairs = sorted({(m.file_dtype, m.class_dtype) for m in converted})
+    told = ", ".join(f"{a} in the file, {b} in the class" for a, b in pairs)
+    return Problem(
+        "dtype-converted",
+        "warning",
+        f"{count(len(converted), 'tensor')} {'is' if len(converted) == 1 else 'are'} {told}: load_state_dict converts "
+        "them without a word, and the model computes in the class's type",
+        f"For the file's type, model.to(torch.{pairs[0][0]}) after loading, or load_state_dict(…, assign=True)",
+    )
+
+
+def _of_shapes(mismatched: Sequence[Mismatch], subject: Subject, model: nn.Module) -> list[Problem]:
+    assert subject.renamed is not None
+    head = head_of(subject.renamed.tensors)
+    layer = head.name if head is not None else ""
+    of_head = [m for m in mismatched if m.name.rpartition(".")[0] == layer and m.file_shape[1:] == m.class_shape[1:]]
+    rest = [m for m in mismatched if m not in of_head]
+    problems = []
+    if of_head:
+        theirs, ours = of_head[0].file_shape[0], of_head[0].class_shape[0]
+        option = _parameter_for(subject, ours, theirs)
+        problems.append(
+            Problem(
+                "head-classes",
+                "error",
+                f"the head {layer or 'of the model'} has {theirs:,} outputs in the file and {ours:,} in the class: "
+                "load_state_dict refuses it, with strict=False too",
+                f"Build the class with {theirs:,} outputs{option}; or, to train a new head, load all but the head: "
+                f"leave {layer}.* out of the state_dict",
+            )
+        )
+    if rest:
+        shown = "; ".join(
+            f"{m.name} {shape(m.file_shape)} in the file, {shape(m.class_shape)} in the class" for m in rest[:4]
+        )
+        more = f"; and {len(rest) - 4:,} more" if len(rest) > 4 else ""
+        problems.append(
+            Problem(
+                "shape-mismatch",
+                "error",
+                f"{count(len(rest), 'tensor')} {'has' if len(rest) == 1 else 'have'} another shape: {shown}{more}",
+                "Build the class with the arguments that it had when the file was saved",
+            )
+        )
+    return problems
+
+
+def _parameter_for(subject: Subject, ours: int, theirs: int) -> str:
+    """The option that sets the number of classes, where one can be told."""
+    for name, value in subject.arguments.items():
+        if value == ours:
+            return f": --kwargs {name}={theirs}"
+    if subject.job.model.startswith(("torchvision:", "timm:")):
+        return f": --kwargs num_classes={theirs}"
+    return ""
+
+
+def _switch(model: nn.Module, on: bool) -> str:
+    name = "aux_loss" if hasattr(model, "aux_classifier") else "aux_logits"
+    return f"--kwargs {name}={str(on).lower()}"
+
+
+def _another_class(report: LoadReport, subject: Subject, model: nn.Module) -> Problem:
+    _, state_dict = subject.file()
+    share = percent(round(loaded_share(report, model) * 10**9), 10**9)
+    said = f"; the file itself says {subject.module.class_name}" if subject.module is not None else ""
+    theirs = list(state_dict.entries)[:3]
+    ours = list(model.state_dict(keep_vars=True))[:3]
+    return Problem(
+        "wrong-class",
+        "error",
+        f"this is no file of {type(model).__name__}: {share} of parameter elements find a tensor of their name and "
+        f"shape{said}. The file begins with {', '.join(theirs)}; the class with {', '.join(ours)}",
+        "Name the class that the file was saved from; ckpt inspect shows its layers",
+    )
+
+
+# --- writing what helps
+
+
+def _write(subject: Subject, way: Renaming | None, report: LoadReport) -> list[Problem]:
+    job = subject.job
+    dropped = [name for name in report.unexpected if name.rpartition(".")[2] == "n_averaged"]
+    if way is None and not dropped:
+        return [Problem("nothing-to-mend", "note", "no renaming makes more tensors fit, so nothing was written")]
+    names = dict(way.names) if way is not None else {}
+    old = {new: name for name, new in names.items()}
+    written = []
+    if job.write_key_map is not None:
+        with replacing(job.write_key_map) as file:
+            file.write((json.dumps(names, indent=1, ensure_ascii=False) + "\n").encode())
+        written.append(job.write_key_map)
+    if job.write_fixed is not None:
+        drop = tuple(glob.escape(old.get(name, name)) for name in dropped)
+        select = job.select
+        conversion, watch = prepare(
+            job.path, job.write_fixed, select=select, names=Names(drop=drop, mapping=names), force=job.force
+        )
+        carry_out(conversion, watch)
+        written.append(job.write_fixed)
+    return [Problem("mended", "note", f"written: {', '.join(written)}")]

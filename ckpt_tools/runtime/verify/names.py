@@ -1,0 +1,239 @@
+"""When a file has the right tensors under other names: how to rename them, found by trying.
+
+Each way to rename is tried on the names alone and kept if more elements then find a tensor of their name and shape
+in the class; then again, until nothing makes it better. So stacked wrappers come off one by one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from ckpt_tools.analysis.pairing import pair
+from ckpt_tools.checkpoint import StateDict, TensorInfo
+from ckpt_tools.dtypes import BY_NAME
+from ckpt_tools.records import record
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+MAX_STEPS = 8
+"""How many renamings may follow one another."""
+
+_WRAPPERS = {
+    "module": "DataParallel, DistributedDataParallel or AveragedModel",
+    "_orig_mod": "torch.compile",
+    "_fsdp_wrapped_module": "FSDP",
+    "model": "a Lightning module or another class that holds the model as .model",
+}
+
+_LIBRARIES: tuple[tuple[str, str, str, str], ...] = (
+    # torchvision/models/densenet.py, _load_state_dict: names with a dot are no longer allowed for modules
+    (
+        "densenet-names",
+        r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.)",
+        r"\1\2",
+        "DenseNet layers are named as torchvision before 0.3 did (norm.1 for norm1)",
+    ),
+    (
+        "weight-norm-names",
+        r"(^|\.)parametrizations\.(\w+)\.original0$",
+        r"\1\2_g",
+        "weight_norm is the one of torch.nn.utils.parametrizations, in the class that of torch.nn.utils",
+    ),
+    (
+        "weight-norm-names",
+        r"(^|\.)parametrizations\.(\w+)\.original1$",
+        r"\1\2_v",
+        "",
+    ),
+    (
+        "weight-norm-names",
+        r"(^|\.)(weight)_g$",
+        r"\1parametrizations.\2.original0",
+        "weight_norm is the one of torch.nn.utils, in the class that of torch.nn.utils.parametrizations",
+    ),
+    (
+        "weight-norm-names",
+        r"(^|\.)(weight)_v$",
+        r"\1parametrizations.\2.original1",
+        "",
+    ),
+    ("gamma-names", r"(^|\.)gamma$", r"\1weight", "normalization weights are named gamma and beta, as TensorFlow does"),
+    ("gamma-names", r"(^|\.)beta$", r"\1bias", ""),
+    # timm moved the last layer of several models into a module with pooling
+    ("timm-head-names", r"^head\.(weight|bias)$", r"head.fc.\1", "the head is named as older timm did"),
+    ("timm-head-names", r"^head\.fc\.(weight|bias)$", r"head.\1", "the head is named as newer timm does"),
+    ("timm-head-names", r"^norm\.(weight|bias)$", r"head.norm.\1", "the last norm is named as older timm did"),
+    ("timm-head-names", r"^head\.norm\.(weight|bias)$", r"norm.\1", "the last norm is named as newer timm does"),
+)  # fmt: skip
+
+
+@record
+class Step:
+    """One renaming: its *code*, *what* it mends in words, and the new name of every name it changes."""
+
+    code: str
+    what: str
+    names: Mapping[str, str]
+
+
+@record
+class Renaming:
+    """Steps that follow one another, and what they come to: the new *names* by the file's, changed ones only."""
+
+    steps: Sequence[Step]
+    names: Mapping[str, str]
+    guess: bool = False
+
+
+def renaming(tensors: Sequence[TensorInfo], shapes: Shapes) -> Renaming | None:
+    """How to rename *tensors* so that more fit a class, whose tensors have *shapes*; None where nothing helps."""
+    sizes = {tensor.name: tensor for tensor in tensors}
+    current = {name: name for name in sizes}
+    steps: list[Step] = []
+    score = _score(current, sizes, shapes)
+    while len(steps) < MAX_STEPS:
+        best: tuple[int, Step] | None = None
+        for step in _candidates(current, sizes, shapes):
+            tried = {old: step.names.get(new, new) for old, new in current.items()}
+            if len(set(tried.values())) < len(tried):
+                continue
+            reached = _score(tried, sizes, shapes)
+            if reached > (best[0] if best else score):
+                best = reached, step
+        if best is None:
+            break
+        score, step = best
+        steps.append(step)
+        current = {old: step.names.get(new, new) for old, new in current.items()}
+    guessed = _by_order(current, sizes, shapes)
+    if guessed is not None:
+        steps.append(guessed)
+        current = {old: guessed.names.get(new, new) for old, new in current.items()}
+    changed = {old: new for old, new in current.items() if old != new}
+    return Renaming(steps, changed, guessed is not None) if steps else None
+
+
+def renamed(state_dict: StateDict, names: Mapping[str, str]) -> StateDict:
+    """*state_dict* under new names; the versions of modules go along with their tensors."""
+    entries: dict[str, object] = {}
+    moved: dict[str, str] = {}
+    for old, value in state_dict.entries.items():
+        new = names.get(old, old)
+        entries[new] = value
+        moved.setdefault(old.rpartition(".")[0], new.rpartition(".")[0])
+    versions = state_dict.metadata
+    if versions is not None and names:
+        versions = {moved.get(path, path): version for path, version in versions.items()}
+    return StateDict(state_dict.path, state_dict.role, entries, versions)
+
+
+def _score(current: Mapping[str, str], sizes: Mapping[str, TensorInfo], shapes: Shapes) -> int:
+    """Elements that find a tensor of their name and shape; of the name alone, they count for a little."""
+    return sum(
+        max(1, sizes[old].numel) * 2 + 1 if shapes[new] == sizes[old].shape else 1
+        for old, new in current.items()
+        if new in shapes
+    )
+
+
+def _candidates(current: Mapping[str, str], sizes: Mapping[str, TensorInfo], shapes: Shapes) -> Iterator[Step]:
+    names = list(current.values())
+    yield from _prefixes(current, sizes, shapes)
+    for code in dict.fromkeys(code for code, *_ in _LIBRARIES):
+        rules = [rule for rule in _LIBRARIES if rule[0] == code]
+        # rules without words belong to the one before them
+        groups: list[list[tuple[str, str, str, str]]] = []
+        for rule in rules:
+            if rule[3]:
+                groups.append([rule])
+            else:
+                groups[-1].append(rule)
+        for group in groups:
+            changed = {}
+            for name in names:
+                for _, pattern, replacement, _ in group:
+                    new = re.sub(pattern, replacement, name)
+                    if new != name:
+                        changed[name] = new
+                        break
+            if changed:
+                yield Step(code, group[0][3], changed)
+    flat = {name.replace(".", ""): name for name in shapes}
+    if len(flat) == len(shapes):
+        for prefix in ("", "model", "ema_model", "module"):
+            changed = {
+                n: flat[n.removeprefix(prefix)] for n in names if n.removeprefix(prefix) in flat and n not in shapes
+            }
+            if changed:
+                what = "names are without their dots, as an exponential moving average keeps them in buffers"
+                yield Step("flattened-names", what, changed)
+
+
+def _prefixes(current: Mapping[str, str], sizes: Mapping[str, TensorInfo], shapes: Shapes) -> Iterator[Step]:
+    """What to take off or put before names, by the votes of those that then end alike."""
+    ends: dict[str, list[str]] = {}
+    for name in shapes:
+        parts = name.split(".")
+        for at in range(len(parts)):
+            ends.setdefault(".".join(parts[at:]), []).append(".".join([*parts[:at], ""]) if at else "")
+    votes: Counter[tuple[str, str]] = Counter()
+    for old, name in current.items():
+        parts = name.split(".")
+        for at in range(len(parts)):
+            end = ".".join(parts[at:])
+            for ours in ends.get(end, ())[:4]:
+                theirs = ".".join([*parts[:at], ""]) if at else ""
+                if shapes[ours + end] == sizes[old].shape and (theirs or ours):
+                    votes[theirs, ours] += max(1, sizes[old].numel)
+    # one component at a time first, so that each wrapper is named; what is left then comes off as a whole
+    for theirs, ours in dict.fromkeys(
+        [*((f"{t.partition('.')[0]}.", "") for (t, _) in votes if t), *(v for v, _ in votes.most_common(16))]
+    ):
+        changed = {}
+        for name in current.values():
+            if name.startswith(theirs) and not (ours and name.startswith(ours)):
+                changed[name] = ours + name[len(theirs) :]
+        if not changed:
+            continue
+        yield Step(_prefix_code(theirs, ours), _prefix_words(theirs, ours), changed)
+
+
+def _prefix_code(theirs: str, ours: str) -> str:
+    parts = theirs.split(".")[:-1]
+    if theirs and ours:
+        return "other-prefix"
+    if ours:
+        return "bare-names"
+    if set(parts) & {"module", "_orig_mod", "_fsdp_wrapped_module"}:
+        return "stacked-wrappers" if len(parts) > 1 else "wrapped-names"
+    return "lightning-names" if parts == ["model"] else "prefixed-names"
+
+
+def _prefix_words(theirs: str, ours: str) -> str:
+    def known(prefix: str) -> str:
+        words = [_WRAPPERS[part] for part in prefix.split(".")[:-1] if part in _WRAPPERS]
+        return f" ({' in '.join(words)})" if words else ""
+
+    if theirs and ours:
+        return f"names begin with {theirs}{known(theirs)}, in the class with {ours}{known(ours)}"
+    if ours:
+        return f"names are bare, in the class they begin with {ours}{known(ours)}"
+    return f"names begin with {theirs}{known(theirs)}, in the class they do not"
+
+
+def _by_order(current: Mapping[str, str], sizes: Mapping[str, TensorInfo], shapes: Shapes) -> Step | None:
+    """Layers of another name with the same shapes in the same order: a guess, taken where it leaves almost nothing."""
+    float32 = BY_NAME["float32"]
+    left = [sizes[old].renamed(new) for old, new in current.items() if new not in shapes]
+    taken = set(current.values())
+    open_ = [TensorInfo(name, float32, size) for name, size in shapes.items() if name not in taken]
+    if not left or not open_:
+        return None
+    # without storage, so that no bytes are compared
+    bare = [TensorInfo(tensor.name, float32, tensor.shape) for tensor in left]
+    found = {p.a.name: p.b.name for p in pair(bare, open_).pairs}
+    if len(found) < 0.9 * max(len(left), len(open_)):
+        return None
+    return Step("renamed-layers", "layers have other names, with the same shapes in the same order", found)

@@ -1,0 +1,303 @@
+"""Whether training can go on: the optimizer's state against the class's parameters, the scheduler against the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ckpt_tools.checkpoint import Checkpoint, KeyPath, Optimizer, TensorInfo, format_path
+from ckpt_tools.pickles.values import plain
+from ckpt_tools.records import record
+from ckpt_tools.report import count, listed
+from ckpt_tools.runtime.replica import empty_like
+from ckpt_tools.runtime.verify.subject import Head, Subject, head_of, shape
+from ckpt_tools.verification.results import Check, Problem, worst_first
+
+Shape = tuple[int, ...]
+
+
+@record
+class Over:
+    """Parameters that an optimizer may have been made over: *what* in words, the *code* that makes it, the *names*."""
+
+    what: str
+    code: str
+    names: Sequence[str]
+
+
+def resume(subject: Subject) -> Check:
+    """Whether each optimizer of the file fits the class's parameters, and scheduler and epoch agree."""
+    checkpoint, _ = subject.file()
+    run = checkpoint.training
+    if run is None or not (run.optimizers or run.schedulers):
+        return Check("resume", "the file holds no optimizer", skipped=True)
+    model = subject.built()
+    problems: list[Problem] = []
+    told: list[str] = []
+    facts: list[dict[str, object]] = []
+    alone = len(run.optimizers) == 1
+    for optimizer in run.optimizers:
+        where = format_path(optimizer.path)
+        over, found = _fit(optimizer, model, subject, alone)
+        problems += found
+        held = sum(len(group.params) for group in optimizer.groups)
+        words = f"{where or 'the optimizer'}: {optimizer.algorithm or 'an optimizer'} over {count(held, 'parameter')}"
+        told.append(f"{words}, {over.what}" if over is not None else words)
+        facts.append({"path": where, "parameters": held, "over": list(over.names) if over is not None else None})
+    problems += _schedulers(checkpoint)
+    if run.epoch is not None:
+        told.append(f"epoch {run.epoch.value}")
+    return Check("resume", "; ".join(told) or "no optimizer", worst_first(problems), {"optimizers": facts})
+
+
+# --- which parameters
+
+
+def _fit(optimizer: Optimizer, model: nn.Module, subject: Subject, alone: bool) -> tuple[Over | None, list[Problem]]:
+    parameters = dict(model.named_parameters())
+    named = [name for group in optimizer.groups for name in group.names or ()]
+    held = [index for group in optimizer.groups for index in group.params]
+    wanted = [_shape(optimizer.state.get(index, {})) for index in held]
+    candidates = _candidates(parameters, named, subject)
+    fitting = [over for over in candidates if len(over.names) == len(held) and _same(over.names, wanted, parameters)]
+    if fitting:
+        problems = [*_accepted(optimizer, fitting[0], parameters)]
+        others = [over for over in fitting[1:] if list(over.names) != list(fitting[0].names)]
+        if others:
+            problems.append(_either(fitting[0], others[0]))
+        if fitting[0].what == "all of the model's" or named:
+            return fitting[0], problems
+        problems.append(
+            Problem(
+                "optimizer-filtered",
+                "note" if fitting[0].code in ("flags", "names") else "warning",
+                f"the optimizer holds {len(held):,} of {count(len(parameters), 'parameter')}: {fitting[0].what} "
+                f"({listed(fitting[0].names, 3)}); one over all of model.parameters() would refuse its state",
+                f"Make it over the same again: {_code(fitting[0])}",
+            )
+        )
+        return fitting[0], problems
+    if not alone and len(held) < len(parameters):
+        window = _window(wanted, parameters)
+        if window is not None:
+            return window, [*_accepted(optimizer, window, parameters)]
+    return None, [_misfit(optimizer, held, wanted, parameters, subject)]
+
+
+def _candidates(parameters: Mapping[str, nn.Parameter], named: Sequence[str], subject: Subject) -> list[Over]:
+    """What people make optimizers over, the most usual first."""
+    found = [Over("all of the model's", "all", list(parameters))]
+    if named:
+        prefix = _prefix(named, parameters)
+        names = [name.removeprefix(prefix) for name in named]
+        if all(name in parameters for name in names):
+            found.insert(0, Over("by the names that it records", "names", names))
+    flagged = [name for name, parameter in parameters.items() if parameter.requires_grad]
+    if len(flagged) < len(parameters):
+        found.append(Over("those with requires_grad", "flags", flagged))
+    _, state_dict = subject.file()
+    head = head_of((subject.renamed or state_dict).tensors)
+    if head is not None:
+        of_head = [name for name in parameters if name.startswith(f"{head.name}.")]
+        if of_head and of_head != flagged:
+            found.append(Over("the head alone", "head", of_head))
+        outer = head.name.partition(".")[0]
+        of_outer = [name for name in parameters if name.startswith(f"{outer}.")]
+        if outer != head.name and of_outer not in (flagged, of_head):
+            found.append(Over(f"those of {outer}", "outer", of_outer))
+    decayed = [name for name, parameter in parameters.items() if parameter.dim() > 1]
+    rest = [name for name in parameters if name not in decayed]
+    if decayed and rest:
+        found.append(Over("matrices, then vectors (as weight decay is split)", "split", [*decayed, *rest]))
+        found.append(Over("vectors, then matrices (as weight decay is split)", "split", [*rest, *decayed]))
+    found.append(Over("all of the model's, last first", "reversed", list(parameters)[::-1]))
+    return found
+
+
+def _prefix(names: Sequence[str], parameters: Mapping[str, object]) -> str:
+    """What wrappers put before the names."""
+    for name in parameters:
+        if names[0].endswith(f".{name}"):
+            return names[0].removesuffix(name)
+    return ""
+
+
+def _code(over: Over) -> str:
+    if over.code == "flags":
+        return "[p for p in model.parameters() if p.requires_grad]"
+    layer = over.names[0].rpartition(".")[0]
+    if over.code in ("head", "outer") and all(name.startswith(layer.partition(".")[0]) for name in over.names):
+        return f"model.{layer if over.code == 'head' else layer.partition('.')[0]}.parameters()"
+    return f"{over.what}: {listed(over.names, 4)}"
+
+
+def _shape(state: Mapping[str, object]) -> Shape | None:
+    """The shape of the parameter that a state is for, None where it does not tell."""
+    tensors = [value for value in state.values() if isinstance(value, TensorInfo) and value.shape]
+    return max(tensors, key=lambda tensor: tensor.numel).shape if tensors else None
+
+
+def _same(names: Sequence[str], wanted: Sequence[Shape | None], parameters: Mapping[str, nn.Parameter]) -> bool:
+    return all(size is None or tuple(parameters[name].shape) == size for name, size in zip(names, wanted, strict=True))
+
+
+def _window(wanted: Sequence[Shape | None], parameters: Mapping[str, nn.Parameter]) -> Over | None:
+    """Neighbouring parameters of these shapes, as several optimizers of one model have."""
+    names = list(parameters)
+    if None in wanted:
+        return None
+    for start in range(len(names) - len(wanted) + 1):
+        if _same(names[start : start + len(wanted)], wanted, parameters):
+            return Over(f"from {names[start]}", "window", names[start : start + len(wanted)])
+    return None
+
+
+def _either(first: Over, other: Over) -> Problem:
+    return Problem(
+        "optimizer-ambiguous",
+        "warning",
+        f"numbers and shapes fit {first.what} ({listed(first.names, 2)}) as well as {other.what} "
+        f"({listed(other.names, 2)}): load_state_dict would accept either, and give state to the wrong parameters",
+        "Make the optimizer over named_parameters(), so that its state records names",
+    )
+
+
+# --- what torch says
+
+
+def _accepted(optimizer: Optimizer, over: Over, parameters: Mapping[str, nn.Parameter]) -> Iterator[Problem]:
+    """Have an optimizer of torch load the state: on the meta device, so that nothing is read."""
+    made = {name: empty_like(parameters[name]) for name in over.names}
+    groups = []
+    at = 0
+    numbers: dict[int | str, int] = {}
+    saved = []
+    for group in optimizer.groups:
+        names = over.names[at : at + len(group.params)]
+        groups.append({"params": [made[name] for name in names]})
+        for offset, index in enumerate(group.params):
+            numbers[index] = at + offset
+        options = {str(key): _value(value) for key, value in group.options.items()}
+        saved.append({**options, "params": list(range(at, at + len(names)))})
+        at += len(names)
+    state = {
+        numbers[index]: {str(key): _value(value) for key, value in entries.items()}
+        for index, entries in optimizer.state.items()
+        if index in numbers
+    }
+    stray = [str(index) for index in optimizer.state if index not in numbers]
+    if stray:
+        yield Problem(
+            "optimizer-stray-state", "error", f"the optimizer has state for {listed(stray, 3)}, in no group of it"
+        )
+    kind = getattr(torch.optim, optimizer.algorithm or "", None)
+    kind = kind if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) else torch.optim.SGD
+    if not all(groups) or not groups:
+        return
+    try:
+        target = kind(groups, lr=0.1) if kind is not torch.optim.Adadelta else kind(groups)
+        target.load_state_dict({"state": state, "param_groups": saved})
+    except Exception as error:
+        message = " ".join(str(error).split())
+        yield Problem("optimizer-refused", "error", f"torch.optim.{kind.__name__} refuses the state: {message}")
+
+
+def _value(value: object) -> object:
+    value = plain(value)
+    if isinstance(value, TensorInfo):
+        dtype = getattr(torch, value.dtype.name, torch.float32)
+        return torch.empty(value.shape, dtype=dtype, device="meta")
+    return value
+
+
+def _misfit(
+    optimizer: Optimizer,
+    held: Sequence[object],
+    wanted: Sequence[Shape | None],
+    parameters: Mapping[str, nn.Parameter],
+    subject: Subject,
+) -> Problem:
+    """What stands against every way to make the optimizer over this class."""
+    _, state_dict = subject.file()
+    head = head_of((subject.renamed or state_dict).tensors)
+    if len(held) != len(parameters):
+        groups = " and ".join(str(len(group.params)) for group in optimizer.groups)
+        return Problem(
+            "optimizer-misfit",
+            "error",
+            f"the optimizer holds {groups} {'parameter' if held == [0] else 'parameters'}, the class has "
+            f"{len(parameters):,}, and no usual choice of them has these shapes: load_state_dict would refuse it, "
+            "for a parameter group of another size",
+            _hint(head, wanted, parameters),
+        )
+    names = list(parameters)
+    wrong = [
+        f"{name} is {shape(parameters[name].shape)}, its state {shape(size)}"
+        for name, size in zip(names, wanted, strict=True)
+        if size is not None and tuple(parameters[name].shape) != size
+    ]
+    return Problem(
+        "optimizer-misfit",
+        "error",
+        f"{count(len(wrong), 'parameter')} would get state of another shape: {listed(wrong, 3)}. load_state_dict "
+        "accepts that, and the first step fails or trains the wrong thing",
+        _hint(head, wanted, parameters),
+    )
+
+
+def _hint(head: Head | None, wanted: Sequence[Shape | None], parameters: Mapping[str, nn.Parameter]) -> str:
+    names = list(parameters)
+    agree = 0
+    while agree < min(len(names), len(wanted)) and wanted[agree] in (None, tuple(parameters[names[agree]].shape)):
+        agree += 1
+    if head is not None and agree < len(names) and names[agree].startswith(head.name.partition(".")[0]):
+        return f"All before {names[agree]} agree: the optimizer was probably made before the head was replaced"
+    return "Make the optimizer over the parameters, and in the order, that it had when the file was saved"
+
+
+# --- scheduler and epoch
+
+
+def _schedulers(checkpoint: Checkpoint) -> Iterator[Problem]:
+    run = checkpoint.training
+    if run is None:
+        return
+    groups = [group for optimizer in run.optimizers for group in optimizer.groups]
+    for path in run.schedulers:
+        state = _at(checkpoint.values, path)
+        if not isinstance(state, Mapping):
+            continue
+        where = format_path(path)
+        last = plain(state.get("last_epoch"))
+        counts = {"epoch": run.epoch, "step": run.step}
+        known = {name: found.value for name, found in counts.items() if found is not None and type(found.value) is int}
+        if type(last) is int and known and not any(last - 1 <= int(v) <= last + 1 for v in known.values()):
+            told = " and ".join(f"{name} {value}" for name, value in known.items())
+            yield Problem(
+                "scheduler-epoch",
+                "warning",
+                f"the scheduler {where} has made {count(last, 'step')}, the file says {told}: after resuming, the "
+                "learning rate would be that of another epoch",
+                "Save them in the same place of the loop",
+            )
+        rates = plain(state.get("base_lrs"))
+        if isinstance(rates, list) and groups and len(rates) != len(groups):
+            yield Problem(
+                "scheduler-groups",
+                "error",
+                f"the scheduler {where} is for {count(len(rates), 'parameter group')}, the optimizer has "
+                f"{len(groups):,}",
+            )
+
+
+def _at(root: object, path: KeyPath) -> object:
+    value: Any = plain(root)
+    for key in path:
+        try:
+            value = plain(value[key])
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value

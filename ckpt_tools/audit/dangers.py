@@ -271,10 +271,7 @@ def classify(module: str, name: str, called: bool) -> tuple[Kind, Category | Non
     if module == "copyreg" and name.startswith("extension "):
         return "dangerous", "extension", SAYS["extension"]
     parts = name.split(".")
-    for part in (*module.split("."), *parts):
-        if part.startswith("__") and part.endswith("__") and part not in _PLAIN_DUNDERS:
-            return "dangerous", "reflection", f"is a special attribute: {SAYS['reflection']}"
-    top = module.partition(".")[0]
+    top, *below = module.split(".")
     standard, own = top in STANDARD_LIBRARY, top in _OWN
     function = bool(_LOWER.match(name))
     known = entry(path, KNOWN_DANGERS)
@@ -283,6 +280,9 @@ def classify(module: str, name: str, called: bool) -> tuple[Kind, Category | Non
     if known and (standard or known == path or function or (called and len(home) < len(known))):
         category = KNOWN_DANGERS[known]
         return "dangerous", category, SAYS[category]
+    for part in (*(() if top in _PLAIN_DUNDERS else (top,)), *below, *parts):
+        if part.startswith("__") and part.endswith("__"):
+            return "dangerous", "reflection", f"is a special attribute: {SAYS['reflection']}"
     if len(parts) > 1:
         return _dotted(module, parts)
     bare = name.lstrip("_")
@@ -300,7 +300,7 @@ def classify(module: str, name: str, called: bool) -> tuple[Kind, Category | Non
     return ("class" if top != "__main__" and entry(module, LIBRARIES) else "unknown class"), None, ""
 
 
-_PLAIN_DUNDERS = frozenset({"__main__", "__torch__", "__builtin__", "__future__"})
+_PLAIN_DUNDERS = frozenset({"__main__", "__torch__", "__future__"})
 _MODULES = STANDARD_LIBRARY - frozenset(
     {
         *("array", "calendar", "chunk", "code", "cmd", "copy", "datetime", "decimal", "enum", "fractions", "glob"),
@@ -563,7 +563,7 @@ def _nested(pickle: Pickle, evaluation: Evaluation, depth: int, dangers: list[Da
         source = _source(value, pickle)
         if source is not None and source.peek(0, 4).startswith(_MARKS):
             verdict = _kept(source, f"{pickle.member}: a byte string{place}", depth)
-            if verdict is not None and (verdict.names or verdict.nested):
+            if verdict is not None and (verdict.names or verdict.nested or not verdict.complete):
                 yield verdict
 
 
@@ -604,7 +604,8 @@ def _loaded(source: Source | None, member: str, depth: int) -> Iterator[PickleVe
 def _kept(source: Source, member: str, depth: int) -> PickleVerdict | None:
     """The verdict for *source*, a byte string, if it is a pickle."""
     if source.size > MAX_NESTED_BYTES or depth >= MAX_NESTED:
-        return None
+        looks_so = source.peek(0, 1) == b"\x80"
+        return PickleVerdict(member, "unknown", complete=False) if looks_so else None
     try:
         evaluation = evaluate(source.read(0, source.size))
     except CkptError:

@@ -18,7 +18,7 @@ from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded, NotFound, U
 from ckpt_tools.formats.base import Format
 from ckpt_tools.formats.dense import dense, packed
 from ckpt_tools.pickles.torch_objects import MAX_RANK
-from ckpt_tools.sources import Source
+from ckpt_tools.sources import Folder, Source
 
 MAX_FIELDS = 1 << 22
 """The most fields that are gone through; a model of 100,000 nodes has a few hundred thousand."""
@@ -463,16 +463,18 @@ class _Model:
         return known
 
     def _open(self, location: str) -> Source | str:
+        try:
+            Folder("").inside(location)
+        except CorruptFile:
+            what = f"an initializer's file would lie outside the model's folder: {location!r:.80}"
+            self.anomalies.append(Anomaly(what, "external data"))
+            return f"its file {location!r:.80} would lie outside the model's folder"
         if self.folder is None:
             return f"its bytes are in {location!r:.80} beside the model, and the model is not read from a folder"
         try:
             return self.folder.open(location)
         except NotFound:
             return f"its file {location!r:.80} is not there"
-        except CkptError:
-            what = f"an initializer's file would lie outside the model's folder: {location!r:.80}"
-            self.anomalies.append(Anomaly(what, "external data"))
-            return f"its file {location!r:.80} would lie outside the model's folder"
 
     def _sparse(self, message: _Field) -> tuple[str, TensorInfo]:
         """A SparseTensorProto: the values that are not zero, and where in the tensor they stand."""

@@ -1,0 +1,168 @@
+"""The security rules: what each finds, and what it leaves alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ckpt_tools.audit.subject import Subject
+from tests.audit.cases import Case, Cases, fixture, made
+from tests.hostile.attacks import (
+    ZEROS,
+    Attack,
+    attacks,
+    checkpoint,
+    exported,
+    gguf,
+    onnx,
+    script,
+    stream,
+    tensors,
+    zipped,
+)
+
+ATTACKS = {attack.name: attack for attack in attacks()}
+GOOD = made(checkpoint(tensors(), ZEROS))
+OBJECT = made(stream({"epoch": 3}), "model.pkl")
+
+
+def attacked(name: str, says: str, member: str = "pickle", clean=OBJECT) -> Case:
+    """The attack *name* as a file."""
+    attack = ATTACKS[name]
+    return Case(made(attack.data, f"model{attack.suffix}"), clean, says, member)
+
+
+def _folder(attack: Attack) -> object:
+    def make(folder: Path) -> Subject:
+        for name, data in attack.files:
+            (folder / name).write_bytes(data)
+        return Subject.open(str(folder))
+
+    return make
+
+
+CASES: Cases = {
+    "S101": attacked("os.system by REDUCE", "os.system runs code or programs"),
+    "S102": attacked("builtins:getattr called", "builtins.getattr reaches any attribute or module by name"),
+    "S103": attacked("pickle:Unpickler called", "pickle.Unpickler loads a further pickle or program"),
+    "S104": attacked("builtins:open called", "builtins.open opens, writes or removes files"),
+    "S105": attacked("socket:create_connection called", "socket.create_connection opens network connections"),
+    "S106": attacked("sys:exit called", "sys.exit changes the running process"),
+    "S107": attacked("textwrap:dedent called", "textwrap.dedent is not among the functions known to do nothing"),
+    "S108": attacked("an extension code", "copyreg.extension 1 stands for whatever the loading process has registered"),
+    "S109": attacked("partial that is called", "the result of functools.partial is called"),
+    "S110": attacked("attributes of a class of torch", "torch.nn.modules.linear.Linear is changed itself"),
+    "S111": attacked("somewhere:run called", "somewhere.run is called, and nothing is known of it"),
+    "S112": Case(fixture("model/cnn.pt"), GOOD, "", "cnn/data.pkl"),
+    "S113": Case(fixture("model/cnn.pt"), GOOD, "torch.nn.modules.", "cnn/data.pkl"),
+    "S114": Case(
+        made(ATTACKS["bytecode given to a call"].data, "model.pkl"),
+        OBJECT,
+        "it holds a function as bytecode (cloudpickle.cloudpickle._make_function)",
+        "pickle",
+    ),
+    "S115": attacked(
+        "broken by no STOP",
+        "it cannot be evaluated to its end (the pickle breaks off); before that it refers to 1 name",
+    ),
+    "S116": attacked("os.system by a protocol that changes", "PROTO in the middle of the stream"),
+    "S117": attacked(
+        "a member that is not torch's",
+        "a pickle of 28 bytes that is not part of the checkpoint; it refers to os.system",
+        "archive/extra",
+        GOOD,
+    ),
+    "S118": attacked("a pickle in a byte string", "a pickle that refers to os.system", "pickle: a byte string"),
+    "S119": attacked("a program before the archive", "to others a zip archive with 'archive/data.pkl'", "", GOOD),
+    "S120": attacked(
+        "a script that writes a file",
+        "the code uses torch.save",
+        "m/code/__torch__.py",
+        made(script("y = torch.sub(x, x)")),
+    ),
+    "S121": Case(
+        made(script("y = ops.mylib.fused(x)")),
+        made(script("y = ops.aten.sub(x, x)")),
+        "the code uses operators of mylib",
+        "m/code/__torch__.py",
+    ),
+    "S122": attacked(
+        "an expression of an exported program",
+        "a size is the expression \"__import__('os').system('true')\"",
+        "p/models/model.json",
+        made(
+            exported(
+                {"sizes": [{"as_expr": {"expr_str": "Add(Symbol('s77', positive=True, integer=True), Integer(1))"}}]}
+            )
+        ),
+    ),
+    "S123": attacked("a member above the folder", "'archive/../../x'", "archive/../../x", GOOD),
+    "S124": attacked("a program among the storages", "a Linux program or library", "archive/data/9", GOOD),
+    "S125": Case(
+        made(checkpoint(tensors(), ZEROS, ("archive/code/net.py", b"import os\n"))),
+        made(script("y = torch.sub(x, x)")),
+        "Python source or bytecode",
+        "archive/code/net.py",
+    ),
+    "S126": attacked(
+        "a template that climbs",
+        "tokenizer.chat_template refers to '__class__'",
+        "",
+        made(gguf("{% for message in messages %}{{ message['content'] }}{% endfor %}"), "model.gguf"),
+    ),
+    "S127": attacked("a Lambda layer of Keras", "a layer of the class Lambda", "config.json", GOOD),
+}
+
+MORE: dict[str, tuple[Case, ...]] = {
+    "S119": (
+        attacked("an archive before the archive", "the archive begins at byte", "", GOOD),
+        attacked("a legacy file with an archive behind it", "to others a zip archive", "", GOOD),
+    ),
+    "S120": (
+        attacked("a script that reads a file", "the code uses torch.from_file", "m/code/__torch__.py", GOOD),
+        attacked("a script that writes an image", "ops.image.write_file", "m/code/__torch__.py", GOOD),
+        attacked("a script that calls another machine", "torch.rpc_sync", "m/code/__torch__.py", GOOD),
+        attacked("a script with a class of C++", "dist_c10d.TCPStore", "m/code/__torch__.py", GOOD),
+        attacked("a script for the mobile interpreter", "the code uses aten::save", "m/bytecode.pkl", GOOD),
+        Case(
+            made(zipped([("inner.pt", ATTACKS["a script that writes a file"].data)]), "model.zip"),
+            made(zipped([("inner.pt", script("pass"))]), "model.zip"),
+            "the code uses torch.save",
+            "m/code/__torch__.py",
+        ),
+    ),
+    "S122": (
+        attacked("a target of an exported program", "the graph calls torch.hub.load", "p/models/model.json", GOOD),
+        Case(
+            made(exported({"nodes": [{"target": "torch.ops.aten.from_file.default"}]})),
+            made(
+                exported(
+                    {
+                        "nodes": [
+                            {"target": "torch.ops.aten.sub.Tensor"},
+                            {"target": "torch.sym_int"},
+                            {"target": "_operator.add"},
+                        ]
+                    }
+                )
+            ),
+            "the graph calls torch.ops.aten.from_file.default",
+            "p/models/model.json",
+        ),
+    ),
+    "S123": (
+        attacked("a member at the root", "'/etc/cron.d/x'", "/etc/cron.d/x", GOOD),
+        attacked("a member with a drive", "'C:", "C:\\x", GOOD),
+        attacked("a link in a zip archive", "the archive has a symbolic link", "archive/link", GOOD),
+        attacked("a link in a tar archive", "the archive has a link to '/etc/passwd'", "storages2", GOOD),
+        attacked("a tar member above the folder", "'../../x'", "../../x", GOOD),
+        Case(made(onnx("../../../etc/passwd"), "model.onnx"), fixture("other/tiny.onnx"), "outside the model's folder"),
+        Case(_folder(ATTACKS["a shard above the folder"]), fixture("sharded/safetensors"), "outside its folder"),
+    ),
+    "S124": (attacked("a library in a package", "a Linux program or library", "p/data/aotinductor/model/x.so", GOOD),),
+    "S127": (attacked("a module named by Keras", "it refers to the module os", "config.json", GOOD),),
+    "S117": (
+        attacked("a second pickle", "a pickle of 28 bytes that is not part of the checkpoint", "pickle 2"),
+        attacked("a pickle after a legacy file", "it refers to os.system", "after the end", GOOD),
+    ),
+}
+"""Further cases of some rules; the first of each is above."""

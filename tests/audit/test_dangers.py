@@ -1,0 +1,220 @@
+"""The judgement of names, calls and whole pickles."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from ckpt_tools.audit.dangers import PickleVerdict, classify, judge
+from ckpt_tools.audit.gadgets import (
+    CLASS_MODULES,
+    CODE_CARRIERS,
+    HELD,
+    INERT,
+    INERT_LIBRARY,
+    KNOWN_DANGERS,
+    MAKERS,
+    SAYS,
+    STANDARD_LIBRARY,
+    entry,
+)
+from ckpt_tools.formats.unpickled import pickle_of
+from ckpt_tools.pickles.machine import evaluate
+from ckpt_tools.sources import MemorySource
+from tests.hostile.attacks import Raw, call, name, new, push, stacked, stream, tensors
+
+Judged = tuple[str, str | None]
+
+
+def verdict(data: bytes) -> PickleVerdict:
+    return judge(pickle_of(evaluate(data), "pickle", MemorySource(data, "model.pkl")))
+
+
+@pytest.mark.parametrize(
+    ("path", "called", "expected"),
+    [
+        ("torch._utils:_rebuild_tensor_v2", True, ("tensor", None)),
+        ("collections:OrderedDict", True, ("tensor", None)),
+        ("collections:deque", True, ("inert", None)),
+        ("numpy:float64", True, ("inert", None)),
+        ("numpy.core.multiarray:scalar", True, ("inert", None)),
+        ("numpy._core.multiarray:_reconstruct", True, ("inert", None)),
+        ("numpy.dtypes:Float32DType", True, ("inert", None)),
+        ("datetime:datetime", True, ("inert", None)),
+        ("zoneinfo:ZoneInfo._unpickle", True, ("inert", None)),
+        ("operator:add", False, ("inert", None)),
+        ("operator:add", True, ("dangerous", "reflection")),
+        ("cloudpickle.cloudpickle:_make_function", True, ("code", None)),
+        ("torch.nn.modules.linear:Linear", True, ("class", None)),
+        ("torch.nn.functional:relu", False, ("class", None)),
+        ("torch.nn.functional:relu", True, ("dangerous", "library")),
+        ("torch.distributed.checkpoint.metadata:_MEM_FORMAT_ENCODING", True, ("class", None)),
+        ("torch.distributed.checkpoint:Loader", True, ("dangerous", "loader")),
+        ("torch.distributed.checkpoint:Loader", False, ("class", None)),
+        ("torch.distributed.checkpoint:load", False, ("dangerous", "loader")),
+        ("torchvision.models.resnet:ResNet", False, ("class", None)),
+        ("torchvision.datasets.cifar:CIFAR10", False, ("class", None)),
+        ("torchvision.datasets.cifar:CIFAR10", True, ("dangerous", "files")),
+        ("sklearn.tree._tree:Tree", True, ("class", None)),
+        ("sklearn.x:__pyx_unpickle_Thing", True, ("class", None)),
+        ("__torch__.net:Net", True, ("class", None)),
+        ("__main__:Net", False, ("unknown class", None)),
+        ("mypackage:Net", True, ("unknown class", None)),
+        ("mypackage:Net.Block", False, ("unknown class", None)),
+        ("mypackage:helper", False, ("unknown class", None)),
+        ("mypackage:helper", True, ("unknown function", None)),
+        ("lightning.pytorch:helper", True, ("unknown function", None)),
+        ("mypackage:Net.build", False, ("dangerous", "reflection")),
+        ("mypackage:__dict__", False, ("dangerous", "reflection")),
+        ("mypackage.__main__:Net", False, ("dangerous", "reflection")),
+        ("mypackage:os", False, ("dangerous", "reflection")),
+        ("mypackage:_os", False, ("dangerous", "reflection")),
+        ("mypackage:check_output", False, ("dangerous", "reflection")),
+        ("dask.array:Array", False, ("unknown class", None)),
+        ("dask.array:Array", True, ("dangerous", "code")),
+        ("copyreg:extension 7", False, ("dangerous", "extension")),
+        ("os.path:join", False, ("dangerous", "code")),
+        ("struct:Struct", False, ("dangerous", "library")),
+        ("datetime:sys", False, ("dangerous", "reflection")),
+        ("fractions:operator", False, ("dangerous", "reflection")),
+    ],
+)
+def test_names(path: str, called: bool, expected: Judged) -> None:
+    module, _, attribute = path.partition(":")
+    assert classify(module, attribute, called)[:2] == expected
+
+
+def test_the_tables_do_not_contradict_each_other() -> None:
+    harmless = INERT | INERT_LIBRARY | CODE_CARRIERS | HELD | MAKERS
+    assert harmless & set(KNOWN_DANGERS) == set()
+    assert set(CLASS_MODULES) & set(KNOWN_DANGERS) == set()
+    assert set(KNOWN_DANGERS.values()) <= set(SAYS)
+    for path in INERT:
+        assert path.partition(".")[0] in STANDARD_LIBRARY
+
+
+def test_no_module_is_inert_as_a_whole() -> None:
+    """Else everything that the module imports would be: ``statistics.sys``."""
+    assert all("." in path for path in INERT | INERT_LIBRARY)
+    assert all(path.rpartition(".")[0] not in INERT for path in INERT if path != "zoneinfo.ZoneInfo._unpickle")
+
+
+def test_entries_hold_for_what_lies_below() -> None:
+    table = {"a": 1, "a.b": 2}
+    assert [entry(path, table) for path in ("a", "a.b", "a.b.c", "a.x.y", "ab", "b.a", "")] == [
+        *("a", "a.b", "a.b", "a", "", "", "")
+    ]
+
+
+def test_tensors_only() -> None:
+    found = verdict(tensors())
+    assert (found.answer, found.reasons, found.dangers, found.refusals, found.complete) == (
+        "tensors only", (), (), (), True,
+    )  # fmt: skip
+    assert {(n.allowed, n.kind, n.purpose) for n in found.names} == {(True, "tensor", "a tensor")}
+    assert [n.name for n in found.names] == [
+        "torch._utils._rebuild_tensor_v2", "torch.FloatStorage", "collections.OrderedDict",
+    ]  # fmt: skip
+
+
+def test_needs_classes() -> None:
+    found = verdict(pickle.dumps({"x": 1}, 4))
+    assert found.answer == "needs classes"
+    assert found.refusals == (
+        "SHORT_BINUNICODE: the weights_only unpickler does not know this opcode",
+        "MEMOIZE: the weights_only unpickler does not know this opcode",
+        "FRAME: the weights_only unpickler does not know this opcode",
+    )
+
+
+def test_unknown() -> None:
+    data = b"\x80\x02}(" + push("x") + b"K\x01"
+    try:
+        evaluate(data)
+    except Exception as error:
+        partial = error.partial  # type: ignore[attr-defined]
+    found = judge(pickle_of(partial, "pickle"))
+    assert (found.answer, found.complete) == ("unknown", False)
+    assert found.reasons == ("a pickle in it cannot be evaluated to its end",)
+
+
+def test_dangerous_wins_over_unknown() -> None:
+    data = b"\x80\x02" + name("os:system").code
+    try:
+        evaluate(data)
+    except Exception as error:
+        partial = error.partial  # type: ignore[attr-defined]
+    assert judge(pickle_of(partial, "pickle")).answer == "dangerous"
+
+
+@pytest.mark.parametrize(
+    ("value", "purpose"),
+    [
+        (new("mypackage:Net", state={"_modules": {}, "_parameters": {}}), "a nn.Module class"),
+        (new("mypackage:Opt", state={"param_groups": [], "defaults": {}}), "an optimizer"),
+        (call("numpy.core.multiarray:scalar", 1), "a numpy scalar"),
+        (call("logging:getLogger", "x"), "a logger"),
+        (stacked("torch.optim.sgd:SGD"), "an optimizer or a scheduler of torch"),
+        (stacked("omegaconf.dictconfig:DictConfig"), "a configuration"),
+        (stacked("nowhere:Thing"), ""),
+        (call("builtins:getattr", stacked("nowhere:Thing"), "RED"), "a member of an enumeration, or a method"),
+    ],
+)
+def test_purposes(value: Raw, purpose: str) -> None:
+    assert verdict(stream(value)).names[-1 if "getattr" not in str(value) else 0].purpose == purpose
+
+
+def test_a_class_wrapped_in_a_legacy_file_is_judged() -> None:
+    """``('module', class, file, source)`` stands for the class in the persistent id of old files."""
+    reference = Raw(push(("module", name("nowhere:Net"), "net.py", "class Net: pass")) + b"Q")
+    found = verdict(
+        stream(Raw(reference.code + b")\x81" + push({"_modules": {}, "_parameters": {}}) + b"b"), protocol=2)
+    )
+    assert [(n.name, n.kind, n.purpose) for n in found.names] == [("nowhere.Net", "unknown class", "a nn.Module class")]
+    assert found.answer == "needs classes"
+
+
+def test_pythons_2_names_are_translated() -> None:
+    found = verdict(
+        stream(call(name("copy_reg:_reconstructor"), name("nowhere:Net"), name("__builtin__:object"), None), protocol=2)
+    )
+    assert [(n.name, n.kind) for n in found.names] == [
+        ("copyreg._reconstructor", "inert"), ("nowhere.Net", "unknown class"), ("builtins.object", "inert"),
+    ]  # fmt: skip
+
+
+def test_a_tensor_pickled_as_bytes_is_judged_by_its_bytes() -> None:
+    torch = pytest.importorskip("torch")
+    from ckpt_tools.formats import open_checkpoint
+
+    for protocol in range(2, 6):
+        for size in (4, 10_000):
+            checkpoint = open_checkpoint(pickle.dumps({"x": torch.ones(size)}, protocol))
+            answers = {judge(found).answer for found in checkpoint.pickles}
+            assert answers <= {"needs classes", "tensors only"}
+
+
+def test_pickles_in_bytes_have_verdicts_of_their_own() -> None:
+    inner = stream(call("collections:deque", []))
+    found = verdict(stream({"x": inner}))
+    assert [(one.member, one.answer) for one in found.nested] == [("pickle: a byte string", "needs classes")]
+    assert found.answer == "needs classes"
+
+
+def test_bytes_that_are_no_pickle_are_left_alone() -> None:
+    for data in (b"\x80\x04rubbish", b"(((((((", b"abc", b"c", b"PK\x03\x04" + bytes(30), b"", b"]", b"\x80\x02N."):
+        assert verdict(stream({"x": data})).nested == ()
+
+
+def test_a_bomb_of_pickles_in_pickles_ends() -> None:
+    data = stream(call("os:system", "true"))
+    for _ in range(50):
+        data = stream({"x": data})
+    found = verdict(data)
+    answers = [found.answer]
+    while found.nested:
+        found = found.nested[0]
+        answers.append(found.answer)
+    # what lies deeper is not looked at, and so is not said to be harmless
+    assert answers == ["unknown"] * 5

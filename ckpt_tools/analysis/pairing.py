@@ -18,7 +18,7 @@ from ckpt_tools.contents import chunks
 from ckpt_tools.errors import CkptError
 
 MAX_ORDER_WORK = 25_000_000
-"""The most pairs that matching by order may have to look at: 5,000 unmatched layers on each side."""
+"""The most pairs of layers that matching by order looks at, between what fits from the front and from the back."""
 
 How = Literal["name", "prefix", "content", "order"]
 
@@ -111,16 +111,18 @@ def _hash(tensor: TensorInfo) -> bytes:
 def _by_order(a: Sequence[TensorInfo], b: Sequence[TensorInfo]) -> list[tuple[TensorInfo, TensorInfo]]:
     """Layers that hold tensors of the same last names and shapes, in the same order; a part of a layer is none."""
     layers_a, layers_b = _layers(a), _layers(b)
-    if len(layers_a) * len(layers_b) > MAX_ORDER_WORK:
-        return []
     forms_a, forms_b = ([tuple((_last(t), t.shape) for t in layer) for layer in side] for side in (layers_a, layers_b))
-    blocks = SequenceMatcher(None, forms_a, forms_b, autojunk=False).get_matching_blocks()
-    return [
-        both
-        for block in blocks
-        for i in range(block.size)
-        for both in zip(layers_a[block.a + i], layers_b[block.b + i], strict=True)
-    ]
+    shorter, front, back = min(len(forms_a), len(forms_b)), 0, 0
+    while front < shorter and forms_a[front] == forms_b[front]:
+        front += 1
+    while back < shorter - front and forms_a[-1 - back] == forms_b[-1 - back]:
+        back += 1
+    at = [(i, i) for i in range(front)] + [(len(forms_a) - i, len(forms_b) - i) for i in range(back, 0, -1)]
+    middle_a, middle_b = forms_a[front : len(forms_a) - back], forms_b[front : len(forms_b) - back]
+    if len(middle_a) * len(middle_b) <= MAX_ORDER_WORK:
+        for block in SequenceMatcher(None, middle_a, middle_b, autojunk=False).get_matching_blocks():
+            at += [(front + block.a + i, front + block.b + i) for i in range(block.size)]
+    return [both for i, j in at for both in zip(layers_a[i], layers_b[j], strict=True)]
 
 
 def _layers(tensors: Iterable[TensorInfo]) -> list[list[TensorInfo]]:

@@ -75,3 +75,15 @@ def test_densenet121s_old_names(paired):
     assert (len(new), len(renamed)) == (727, 696)
     found = paired(old, new)
     assert found.key_map == renamed
+
+
+def test_order_is_quick_where_the_ends_fit(paired):
+    # all pairs of these would be beyond the limit
+    def layers(name, last):
+        return {f"{name}.{i}.weight": torch.full((2,), float(i)) for i in range(5500)} | last
+
+    a = layers("layers", {"head.weight": torch.ones(4, 2)})
+    b = layers("blocks", {"dense.0.weight": torch.ones(3, 2), "dense.1.weight": torch.ones(5, 3)})
+    found = paired(a, {name: value + 0.5 for name, value in b.items()})
+    assert found.key_map == {f"layers.{i}.weight": f"blocks.{i}.weight" for i in range(5500)}
+    assert [t.name for t in found.only_a] == ["head.weight"]

@@ -281,9 +281,10 @@ def _names(diff: Diff) -> list[str]:
             if old
             else f"prefix `{new}` added"
         )
-    other = sum(entry.how in ("content", "order") for entry in diff.tensors)
-    if other:
-        parts.append(f"{count(other, 'tensor')} renamed")
+    for how, told in (("content", "renamed"), ("order", "renamed, by their order and shapes")):
+        found = sum(entry.how == how for entry in diff.tensors)
+        if found:
+            parts.append(f"{count(found, 'tensor')} {told}")
     return parts
 
 

@@ -5,13 +5,16 @@ A file is judged on its own, in this process or another; a bad one never stops t
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache, partial
 
 from ckpt_tools.audit.cache import Cache
-from ckpt_tools.audit.coverage import Opening
+from ckpt_tools.audit.containers import MAX_MEMBERS, Container, container
+from ckpt_tools.audit.coverage import Coverage, Opening
 from ckpt_tools.audit.findings import Finding, Location, Severity
 from ckpt_tools.audit.inputs import MODEL_SUFFIXES, Target, below, targets
 from ckpt_tools.audit.policy import Options, Policy, matches, suggestion
@@ -19,8 +22,12 @@ from ckpt_tools.audit.results import UNREAD, Audited, Bytes
 from ckpt_tools.audit.rule import Rule
 from ckpt_tools.audit.rules import BY_CODE, FAMILIES, RULES
 from ckpt_tools.audit.subject import Subject
-from ckpt_tools.errors import CkptError, NotACheckpoint, NotFound
+from ckpt_tools.errors import CkptError, NotACheckpoint
 from ckpt_tools.fleet import run_all
+from ckpt_tools.sources import Folder
+
+MAX_DEPTH = 3
+"""How deep containers may lie in containers."""
 
 
 def audit(
@@ -65,42 +72,89 @@ def _examine(target: Target, options: Options) -> list[Audited]:
     if target.error is not None:
         return [Audited(target.path, failure=str(target.error))]
     if options.cache is None:
-        return _look_at(target, options)
+        return list(_look_at(target, options))
     kept = Cache(options.cache)
     key = kept.key(target.path, target.named, options)
     known = kept.get(key, target.path) if key is not None else None
     if known is not None:
         return [known]
-    results = _look_at(target, options)
-    if key is not None:
+    results = list(_look_at(target, options))
+    if key is not None and len(results) == 1:
         kept.put(key, results[0])
     return results
 
 
-def _look_at(target: Target, options: Options) -> list[Audited]:
+def _look_at(target: Target, options: Options) -> Iterator[Audited]:
     try:
         subject = Subject.open(target.path, options)
-        return [judged(subject, target), *_beside(subject, options)]
-    except NotFound as error:
-        return [Audited(target.path, failure=str(error.at(path=target.path)))]
+    except Exception as error:
+        yield _failed(target.path, error)
+    else:
+        yield from _all_of(subject, target.named, 0)
+
+
+def _all_of(subject: Subject, named: bool, depth: int) -> Iterator[Audited]:
+    """The results for a file and what is in it, or for a folder and what lies beside the checkpoint that it is."""
+    held: Container | None = None
+    try:
+        held = container(subject.source, subject.error) if depth < MAX_DEPTH else None
+        if held is None:
+            yield judged(subject, named=named)
+        else:
+            yield from _held(subject, held, depth)
     except Exception as error:  # a fault of ours or of the machine must not keep the other files from being judged
-        if isinstance(error, CkptError):
-            return [Audited(target.path, failure=str(error.at(path=target.path)))]
-        return [Audited(target.path, failure=f"{target.path}: internal error: {type(error).__name__}: {error}")]
-
-
-def _beside(subject: Subject, options: Options) -> Iterator[Audited]:
-    """What lies in a folder beside the checkpoint that it is."""
-    if isinstance(subject.source, Opening) and not subject.is_remote:
+        yield _failed(subject.path, error)
+    if held is None and isinstance(subject.source, Opening) and not subject.is_remote:
         taken = frozenset(source.name for source in subject.source.opened.values())
         for target in below(subject.path, taken):
-            yield from _examine(target, options)
+            yield from _examine(target, subject.options)
 
 
-def judged(subject: Subject, target: Target | None = None) -> Audited:
-    """The result for one subject."""
+def _held(subject: Subject, held: Container, depth: int) -> Iterator[Audited]:
+    """The results for what a container holds, the container's own first, which tells whether all of it was seen."""
+    inside: list[Audited] = []
+    problem = ""
+    members = held.members()
+    try:
+        for number, (name, source) in enumerate(members):
+            if number == MAX_MEMBERS:
+                problem = f"only the first {MAX_MEMBERS:,} members were looked at"
+                break
+            join = "/" if isinstance(subject.source, Folder) else ": "
+            inside += _all_of(Subject.of(source, f"{subject.path}{join}{name}", subject.options), False, depth + 1)
+    except CkptError as error:
+        problem = str(error)
+    # the rules look at the archive itself: its headers, names and checksums
+    bare = Subject(subject.path, subject.source, None, None, subject.options)
+    bare.coverage = Coverage()
+    own = replace(judged(bare), format=held.format, title=held.title, kind="archive")
+    policy, unread = subject.options.policy, BY_CODE[UNREAD]
+    if problem and policy.counts(UNREAD, subject.path):
+        severity = policy.severity_of(UNREAD, unread.severity)
+        place = Location(subject.path)
+        finding = Finding(UNREAD, unread.name, severity, problem, place, {"rule": UNREAD}, unread.remedy)
+        reason = _waiver(finding, subject.options)
+        if reason:
+            own = replace(own, waived=(*own.waived, (finding, reason)))
+        else:
+            own = replace(own, findings=(*own.findings, finding))
+    yield own
+    for result in inside:
+        yield result if isinstance(subject.source, Folder) else replace(result, container=subject.path)
+
+
+def _failed(path: str, error: Exception) -> Audited:
+    if isinstance(error, CkptError):
+        return Audited(path, failure=str(error.at(path=path)))
+    if os.environ.get("CKPT_DEBUG"):
+        traceback.print_exc()
+    return Audited(path, failure=f"{path}: internal error: {type(error).__name__}: {error}")
+
+
+def judged(subject: Subject, *, named: bool = True) -> Audited:
+    """The result for one subject; *named* is false where it was only met in a folder, so that it may be skipped."""
     checkpoint, error = subject.checkpoint, subject.error
-    if target is not None and not target.named and isinstance(error, NotACheckpoint) and _is_no_model(subject):
+    if not named and isinstance(error, NotACheckpoint) and _is_no_model(subject):
         return Audited(subject.path, size=subject.size, skipped=error.problem)
     findings: list[Finding] = []
     waived: list[tuple[Finding, str]] = []

@@ -43,6 +43,7 @@ class Audited:
     *format* and *kind* are those of the checkpoint, "" where there is none. *waived* are findings that a waiver of
     the policy covers, each with its reason; *known* is how many more stand in the baseline. *skipped* says what the
     file is where it plainly is no model; *failure* what went wrong where it could not be examined at all.
+    *container* is the file that it lies in, for what was unpacked; its *path* then begins with that.
     """
 
     path: str
@@ -57,6 +58,7 @@ class Audited:
     bytes: Bytes = field(default_factory=Bytes)
     skipped: str = ""
     failure: str = ""
+    container: str = ""
 
     @property
     def answer(self) -> str:
@@ -84,6 +86,7 @@ class Audited:
             "known": self.known,
             "skipped": self.skipped,
             "failure": self.failure,
+            "container": self.container,
         }
 
     @classmethod
@@ -115,7 +118,20 @@ class Audited:
             Bytes(**data["bytes"]),
             data["skipped"],
             data["failure"],
+            data["container"],
         )
+
+
+def artifact(data: Mapping[str, Any]) -> tuple[str, str]:
+    """Of a result's data, the path of the file that there is, and what lies before its members' names for others."""
+    container, path = data["container"], data["path"]
+    return (container, path.removeprefix(f"{container}: ")) if container else (path, "")
+
+
+def place(finding: Mapping[str, Any], prefix: str) -> str:
+    """Where in its file a finding is, without the offset; *prefix* is that of `artifact`."""
+    member = ": ".join(part for part in (prefix, finding["member"]) if part)
+    return ", ".join(part for part in (member, finding["tensor"]) if part)
 
 
 def fingerprints(findings: Iterable[Finding]) -> Iterator[str]:

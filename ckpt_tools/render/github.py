@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ckpt_tools.audit.results import artifact, place
 from ckpt_tools.report import Report, printable
 
 _COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
@@ -15,15 +16,16 @@ def render(reports: Sequence[Report], command: str, width: int, color: bool) -> 
     lines: list[str] = []
     for report in reports:
         data: Any = report.data
+        path, prefix = artifact(data)
         if data["failure"]:
-            lines.append(_line("error", data["path"], "not examined", data["failure"]))
+            lines.append(_line("error", path, "not examined", data["failure"]))
         for finding in data["findings"]:
             title = f"{finding['code']} {finding['name']}"
-            place = ", ".join(part for part in (finding["member"], finding["tensor"]) if part)
-            text = f"{place}: {finding['message']}" if place else finding["message"]
+            where = place(finding, prefix)
+            text = f"{where}: {finding['message']}" if where else finding["message"]
             if finding["remedy"]:
                 text += f"\n{finding['remedy']}"
-            lines.append(_line(_COMMANDS[finding["severity"]], data["path"], title, text))
+            lines.append(_line(_COMMANDS[finding["severity"]], path, title, text))
     return "".join(lines)
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from ckpt_tools.audit.results import artifact, place
 from ckpt_tools.report import Report
 
 _SEVERITIES = {"error": "critical", "warning": "major", "note": "info"}
@@ -17,13 +18,14 @@ def render(reports: Sequence[Report], command: str, width: int, color: bool) -> 
     entries: list[dict[str, Any]] = []
     for report in reports:
         data: Any = report.data
-        path = data["path"].removeprefix("./")
+        path, prefix = artifact(data)
+        path = path.removeprefix("./")
         if data["failure"]:
             mark = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:32]
             entries.append(_entry(path, "not-examined", data["failure"], "blocker", mark))
         for finding in data["findings"]:
-            place = ", ".join(part for part in (finding["member"], finding["tensor"]) if part)
-            text = f"{place}: {finding['message']}" if place else finding["message"]
+            where = place(finding, prefix)
+            text = f"{where}: {finding['message']}" if where else finding["message"]
             severity = _SEVERITIES[finding["severity"]]
             if finding["code"].startswith("S") and severity == "critical":
                 severity = "blocker"

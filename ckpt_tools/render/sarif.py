@@ -14,6 +14,7 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
 
+from ckpt_tools.audit.results import artifact
 from ckpt_tools.audit.rules import RULES
 from ckpt_tools.report import Report, printable
 
@@ -31,13 +32,14 @@ def render(reports: Sequence[Report], command: str, width: int, color: bool) -> 
         data: Any = report.data
         if data["skipped"]:
             continue
-        index = artifacts.add(data)
+        path, prefix = artifact(data)
+        index = artifacts.add(path, data)
         if data["failure"]:
             failures.append({"level": "error", "message": {"text": printable(data["failure"])}})
-        results += [_result(finding, data["path"], index, artifacts) for finding in data["findings"]]
+        results += [_result(finding, path, prefix, index, artifacts) for finding in data["findings"]]
         for finding in data["waived"]:
             suppression = {"kind": "external", "justification": printable(finding["reason"])}
-            results.append({**_result(finding, data["path"], index, artifacts), "suppressions": [suppression]})
+            results.append({**_result(finding, path, prefix, index, artifacts), "suppressions": [suppression]})
     driver = {
         "name": "ckpt-tools",
         "version": version("ckpt-tools"),
@@ -70,15 +72,18 @@ class _Artifacts:
 
     def __init__(self) -> None:
         self.entries: list[dict[str, Any]] = []
+        self._files: dict[str, int] = {}
         self._members: dict[tuple[int, str], int] = {}
 
-    def add(self, data: Mapping[str, Any]) -> int:
-        """The index of a file."""
-        entry: dict[str, Any] = {"location": {"uri": _uri(data["path"])}, "properties": {"answer": data["answer"]}}
-        if data["size"]:
-            entry["length"] = data["size"]
-        self.entries.append(entry)
-        return len(self.entries) - 1
+    def add(self, path: str, data: Mapping[str, Any]) -> int:
+        """The index of the file at *path*, about which *data* is, or about something in it."""
+        if path not in self._files:
+            self._files[path] = len(self.entries)
+            entry: dict[str, Any] = {"location": {"uri": _uri(path)}, "properties": {"answer": data["answer"]}}
+            if data["size"]:
+                entry["length"] = data["size"]
+            self.entries.append(entry)
+        return self._files[path]
 
     def member(self, file: int, name: str) -> int:
         """The index of what is called *name* in the file."""
@@ -88,8 +93,9 @@ class _Artifacts:
         return self._members[file, name]
 
 
-def _result(finding: Mapping[str, Any], path: str, file: int, artifacts: _Artifacts) -> dict[str, Any]:
-    member, offset, tensor = finding["member"], finding["offset"], finding["tensor"]
+def _result(finding: Mapping[str, Any], path: str, prefix: str, file: int, artifacts: _Artifacts) -> dict[str, Any]:
+    offset, tensor = finding["offset"], finding["tensor"]
+    member = ": ".join(part for part in (prefix, finding["member"]) if part)
     place: dict[str, Any] = {"artifactLocation": {"uri": _uri(path), "index": file}}
     location: dict[str, Any] = {"physicalLocation": place}
     result: dict[str, Any] = {

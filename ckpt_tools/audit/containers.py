@@ -1,0 +1,192 @@
+"""Files that hold files: tar and zip archives, compressed files, folders at a URL. Each of those is judged.
+
+Archives that one program writes and reads as a checkpoint are none of these: they are judged as what they are.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import IO, Any
+
+from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded, NotACheckpoint, UnsupportedFeature
+from ckpt_tools.formats.archive import Archive
+from ckpt_tools.formats.torch_tar import BLOCK, entries, is_header
+from ckpt_tools.records import record
+from ckpt_tools.sources import CHUNK, Folder, Source
+
+MAX_UNPACKED = 1 << 32
+"""The most bytes that one compressed file is decompressed to, in a temporary file."""
+MAX_MEMBERS = 10_000
+"""The most members of one container that are judged."""
+
+
+_Open = Callable[[io.BufferedReader], Any]
+"""Makes of a compressed file one of what is compressed in it."""
+
+
+@record
+class Container:
+    """*title* says what it is; *members* gives the name and the bytes of each file in it."""
+
+    format: str
+    title: str
+    members: Callable[[], Iterator[tuple[str, Source]]]
+
+
+def container(source: Source | Folder, error: CkptError | None) -> Container | None:
+    """The container that *source* is, which no format takes for a checkpoint, as *error* says; None for none."""
+    if error is None:
+        return None
+    if isinstance(source, Source) and source.peek(0, 4) == b"PK\x03\x04":
+        # one damaged member makes all of a zip archive unreadable as a checkpoint
+        return None if _is_of_torch(source) else Container("zip", "zip archive", lambda: _in_zip(source))
+    if not isinstance(error, UnsupportedFeature | NotACheckpoint):
+        return None
+    if isinstance(source, Folder):
+        return Container("folder", "folder", lambda: _in_folder(source))
+    head = source.peek(0, BLOCK)
+    if is_header(head):
+        return Container("tar", "tar archive", lambda: _in_tar(source))
+    for magic, name, opened in _COMPRESSIONS:
+        if head.startswith(magic) and _decompresses(source, opened):
+            return Container(name, f"file compressed with {name}", partial(_in_compressed, source, opened))
+    return None
+
+
+def _is_of_torch(source: Source) -> bool:
+    """Whether a zip archive has members of torch's own, or is damaged: it is a checkpoint that cannot be read."""
+    try:
+        return any(member.name.endswith(_OF_TORCH) for member in Archive.of(source).members)
+    except CkptError:
+        return True
+
+
+_OF_TORCH = ("/data.pkl", "/constants.pkl", "/model.json", "/archive_format")
+
+
+def _in_folder(folder: Folder) -> Iterator[tuple[str, Source]]:
+    pending: list[tuple[str, Folder]] = [("", folder)]
+    while pending:
+        prefix, inner = pending.pop(0)
+        for name in inner.names():
+            yield prefix + name, inner.open(name)
+        pending += [(f"{prefix}{name}/", inner.folder(name)) for name in inner.folders()]
+
+
+def _in_tar(source: Source) -> Iterator[tuple[str, Source]]:
+    for entry in entries(source):
+        if entry.regular:
+            if entry.offset + entry.size > source.size:
+                raise CorruptFile("the tar archive breaks off", path=source.name, member=entry.name)
+            yield entry.name, source.slice(entry.offset, entry.size, entry.name)
+
+
+def _in_zip(source: Source) -> Iterator[tuple[str, Source]]:
+    archive = Archive.of(source)
+    if sum(member.compressed_size for member in archive.members) > source.size:
+        raise LimitExceeded("the members of the zip archive overlap", path=source.name)
+    left = MAX_UNPACKED
+    for member in archive.members:
+        left -= member.size if member.size > member.compressed_size else 0
+        if left < 0:
+            raise LimitExceeded(f"more than {MAX_UNPACKED:,} bytes would be inflated", path=source.name)
+        if not member.name.endswith("/"):
+            yield member.name, archive.open(member)
+
+
+def _in_compressed(source: Source, opened: _Open) -> Iterator[tuple[str, Source]]:
+    """What is compressed in *source*, in a temporary file; of a tar archive the files in it."""
+    base = os.path.basename(source.name)
+    stem, dot, suffix = base.rpartition(".")
+    name = f"{stem}.tar" if suffix.lower() in ("tgz", "tbz2", "txz") else stem if dot else base
+    with tempfile.TemporaryFile() as file:
+        try:
+            stream = opened(io.BufferedReader(_Reader(source)))
+            while data := stream.read(CHUNK):
+                if file.tell() + len(data) > MAX_UNPACKED:
+                    raise LimitExceeded(f"decompresses to more than {MAX_UNPACKED:,} bytes", path=source.name)
+                file.write(data)
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise CorruptFile(f"it cannot be decompressed: {error}", path=source.name) from None
+        file.flush()
+        inside = _Temporary(file, name)
+        if is_header(inside.peek(0, BLOCK)):
+            yield from _in_tar(inside)
+        else:
+            yield name, inside
+
+
+def _decompresses(source: Source, opened: _Open) -> bool:
+    """Whether what looks compressed by its first bytes is so."""
+    try:
+        return bool(opened(io.BufferedReader(_Reader(source))).read(1))
+    except (OSError, EOFError, zlib.error, lzma.LZMAError):
+        return False
+
+
+class _Reader(io.RawIOBase):
+    """A source as a file to be read forward."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._source.peek(self._position, len(buffer))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+class _Inflating(io.RawIOBase):
+    """A zlib stream, for which Python has no module that reads files."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file = file
+        self._inflater = zlib.decompressobj()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self._inflater.eof:
+            feed = self._inflater.unconsumed_tail or self._file.read(1 << 16)
+            if not feed:
+                raise EOFError("it breaks off")
+            data = self._inflater.decompress(feed, len(buffer))
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
+        return 0
+
+
+class _Temporary(Source):
+    """The bytes of an open file."""
+
+    __slots__ = ("_file",)
+
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        super().__init__(name, os.fstat(file.fileno()).st_size)
+        self._file = file
+
+    def peek(self, offset: int, count: int) -> bytes:
+        return os.pread(self._file.fileno(), max(0, min(count, self.size - offset)), offset)
+
+
+_COMPRESSIONS: tuple[tuple[bytes, str, _Open], ...] = (
+    (b"\x1f\x8b\x08", "gzip", gzip.open),
+    (b"BZh", "bzip2", bz2.open),
+    (b"\xfd7zXZ\0", "xz", lzma.open),
+    (b"\x78", "zlib", _Inflating),
+)

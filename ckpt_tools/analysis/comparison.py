@@ -290,13 +290,12 @@ def _numbers(dtype: DType, words: Array, space: Array, reals: int) -> Array:
 class _Scratch:
     """Memory that a thread works in, block after block."""
 
-    __slots__ = ("apart", "buffers", "flags", "sides", "steps")
+    __slots__ = ("apart", "buffers", "flags", "sides")
 
     def __init__(self) -> None:
         self.buffers = _empty(BLOCK_BYTES), _empty(BLOCK_BYTES)
         self.sides = _empty(8 * BLOCK), _empty(8 * BLOCK)
-        self.apart = _empty(8 * BLOCK)
-        self.steps = _empty(max(8 * BLOCK, BLOCK_BYTES))
+        self.apart = _empty(max(8 * BLOCK, BLOCK_BYTES))
         self.flags = _empty(BLOCK).view(np.bool_), _empty(BLOCK).view(np.bool_)
 
 
@@ -564,7 +563,7 @@ class _Block:
         pair, x, y = self.pair, self.x, self.y
         same = False
         if pair.same_type:
-            steps = self.steps = np.subtract(x, y, out=self.scratch.steps.view(x.dtype)[: x.size])
+            steps = self.steps = np.subtract(x, y, out=self.scratch.apart.view(x.dtype)[: x.size])
             if pair.a.dtype.itemsize == 16:
                 steps = steps[0::2] | steps[1::2]
             different = int(np.count_nonzero(steps))
@@ -589,29 +588,30 @@ class _Block:
 
     def _quickly(self, p: Array, q: Array, same: bool) -> bool:
         """Whether all is finite, and squares are within the range of its type; nothing is added where not."""
-        pair, sums, scratch = self.pair, self.sums, self.scratch
+        pair, sums = self.pair, self.sums
         squares = _dot(p, p)
         if not _safe(squares, p):
             return False
+        norm = math.sqrt(squares)
         if same:
-            norm = math.sqrt(squares)
             self._norms(0.0, norm, norm, squares)
             return True
-        apart = np.subtract(q, p, out=scratch.apart.view(p.dtype)[: p.size])
-        others, moved = _dot(q, q), _dot(apart, apart)
-        if not _safe(others, q) or not _safe(moved, apart):
+        others = _dot(q, q)
+        if not _safe(others, q):
             return False
-        alike = others / 16 < squares < 16 * others
-        dot = (squares + others - moved) / 2 if alike else _dot(p, q)  # where the former would be off by too much
-        self._norms(math.sqrt(moved), math.sqrt(squares), math.sqrt(others), dot)
         if not pair.same_type:
-            flags = np.equal(p, q, out=scratch.flags[0][: p.size])
-            sums.equal += _count(flags, pair.reals)
+            sums.equal += _count(np.equal(p, q, out=self.scratch.flags[0][: p.size]), pair.reals)
+        if pair.signed:
+            self._signs(p, q, slice(None))  # which is done with the scratch that the changes take now
+        apart = np.subtract(q, p, out=self.scratch.apart.view(p.dtype)[: p.size])
+        moved = _dot(apart, apart)
+        distance = math.sqrt(moved) if _safe(moved, apart) else _norm(np.subtract(q, p, dtype=np.float64))
+        alike = others / 16 < squares < 16 * others
+        dot = (squares + others - distance**2) / 2 if alike else _dot(p, q)  # where the former would be off by too much
+        self._norms(distance, norm, math.sqrt(others), dot)
         self._largest(p, q, apart)
         if pair.tolerance and sums.within and sums.max_abs > pair.tolerance.atol:
             sums.within = _within(pair, p.astype(np.float64), q.astype(np.float64))
-        if pair.signed:
-            self._signs(p, q, slice(None))
         return True
 
     def _norms(self, distance: float, norm: float, other_norm: float, dot: float) -> None:

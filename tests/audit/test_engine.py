@@ -165,10 +165,10 @@ def test_a_rule_that_cannot_look_at_everything_says_so() -> None:
 
 
 def test_a_fault_of_ours_does_not_stop_the_others(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(subject: Subject, target: object = None) -> Audited:
+    def broken(subject: Subject, *, named: bool) -> Audited:
         if subject.path.endswith("b.pt"):
             raise RuntimeError("a bug")
-        return judged(subject, target)  # type: ignore[arg-type]
+        return judged(subject, named=named)
 
     monkeypatch.setattr("ckpt_tools.audit.engine.judged", broken)
     results = list(audit([str(tree / "models")]))
@@ -291,3 +291,12 @@ def test_sums(tree: Path) -> None:
     assert sums == {
         "files": 6, "skipped": 3, "failed": 1, "errors": 2, "warnings": 0, "notes": 0, "waived": 0, "known": 0,
     }  # fmt: skip
+
+
+def test_the_package_has_the_public_names() -> None:
+    import ckpt_tools.audit as package
+
+    assert all(getattr(package, name) is not None for name in package.__all__)
+    assert package.audit is audit
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        package.nothing  # noqa: B018

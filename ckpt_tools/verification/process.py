@@ -32,7 +32,7 @@ STARTUP = 300.0
 _GRACE = 5.0
 """Seconds beyond the time limit in which the child may tell where it hangs, before it is killed."""
 
-_MAIN = "import sys; sys.path[:] = sys.argv[1:]; from ckpt_tools.runtime.verify.child import main; main()"
+_MAIN = "import sys; sys.path[:] = sys.argv[2:]; from ckpt_tools.runtime.verify.child import main; main(sys.argv[1])"
 
 
 @record
@@ -48,12 +48,15 @@ class Death:
 
 
 class Child:
-    """A child process, started when this is made. Use it in a ``with`` block, whose end ends the process."""
+    """A child process, started when this is made. Use it in a ``with`` block, whose end ends the process.
 
-    def __init__(self) -> None:
+    *worker* is the module that does the jobs, as `ckpt_tools.runtime.verify.child` describes it.
+    """
+
+    def __init__(self, worker: str = "ckpt_tools.runtime.verify") -> None:
         self._process = subprocess.Popen(
             # -P: no folder before the standard library but those that this process has there
-            [sys.executable, "-P", "-c", _MAIN, *(entry or os.getcwd() for entry in sys.path)],
+            [sys.executable, "-P", "-c", _MAIN, worker, *(entry or os.getcwd() for entry in sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

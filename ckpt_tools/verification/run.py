@@ -103,47 +103,51 @@ def verify_each(jobs: Iterable[Job]) -> Iterator[Verification | CkptError]:
 
 def _one(child: Child, job: Job) -> tuple[Verification | CkptError, bool]:
     """What became of one job, and whether *child* lives on."""
+    found, alive = ask(child, job.as_json(), CHECKS)
+    return (found if isinstance(found, CkptError) else Verification(job.path, job.model, found, child.output)), alive
+
+
+def ask(child: Child, job: Mapping[str, Any], names: Iterable[str]) -> tuple[list[Check] | CkptError, bool]:
+    """The checks of *job*, which are *names*, or why it could not be done; and whether *child* lives on."""
     checks: list[Check] = []
     running = ""
-    for answer in child.ask(job.as_json()):
+    for answer in child.ask(job):
         if isinstance(answer, Death):
             if not child.ready:
                 message = f"the process that builds the model did not start: {answer.how}"
                 return CkptError(message, remedy=child.output.strip()[-2000:] or None), False
-            checks += _after(running, answer)
-            return Verification(job.path, job.model, checks, child.output), False
+            return [*checks, *_after(running, answer, list(names))], False
         if answer["event"] == "check":
             running = answer["name"]
         elif answer["event"] == "result":
             checks.append(Check.from_json(answer["check"]))
         elif answer["event"] == "error":
-            return _error(answer, job), True
-    return Verification(job.path, job.model, checks, child.output), True
+            return _error(answer, job["path"]), True
+    return checks, True
 
 
-def _after(running: str, death: Death) -> Iterator[Check]:
+def _after(running: str, death: Death, names: Sequence[str]) -> Iterator[Check]:
     """The check in which the child died, and those that it did not come to."""
     where = f", in {death.place}" if death.place else ""
     remedy = "--timeout gives it longer" if death.hung else ""
     code = "hangs" if death.hung else "crashes"
     doing = {"builds": "importing and building the class", "runs": "the forward pass", "loads": "loading"}
     message = f"{doing.get(running, f'the check {running}')} did not end: {death.how}{where}"
-    names = list(CHECKS)
     at = names.index(running)
     yield Check(running, death.how, [Problem(code, "error", message, remedy)])
     for name in names[at + 1 :]:
         yield Check(name, f"the process ended in {running}", skipped=True)
 
 
-def _error(answer: Mapping[str, Any], job: Job) -> CkptError:
+def _error(answer: Mapping[str, Any], path: str) -> CkptError:
     kind = getattr(errors, answer["kind"], CkptError)
     place = answer["place"]
-    problem = f"{place}: {answer['problem']}" if place and place != job.path else answer["problem"]
+    problem = f"{place}: {answer['problem']}" if place and place != path else answer["problem"]
     if kind is errors.MissingDependency:
         error = CkptError(problem, remedy=answer["remedy"])
         return error
     made: CkptError = kind(problem, remedy=answer["remedy"])
-    return made.at(path=job.path)
+    return made.at(path=path)
 
 
 def specification(cls: type) -> str:

@@ -1,7 +1,8 @@
 """The process that ``ckpt verify`` starts: it may crash, hang, print and exit as the user's class has it.
 
 Jobs come on standard input, answers go to what standard output was when it started, a JSON object a line; see
-`ckpt_tools.verification.process`.
+`ckpt_tools.verification.process`. The worker is a module with a class ``Job`` and a function ``checks``, such as
+`ckpt_tools.runtime.verify`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import json
 import os
 import sys
 import urllib.request
+from importlib import import_module
 from typing import Any, TextIO
 
 
-def main() -> None:
-    """Answer jobs until there are no more."""
+def main(worker: str) -> None:
+    """Have the module *worker* answer jobs until there are no more."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     jobs = os.fdopen(os.dup(0), encoding="utf-8")
     null = os.open(os.devnull, os.O_RDONLY)
@@ -23,30 +25,28 @@ def main() -> None:
     os.dup2(2, 1)
     faulthandler.enable()
     _close_network()
-    _serve(jobs, channel)
+    _serve(jobs, channel, worker)
 
 
-def _serve(jobs: TextIO, channel: TextIO) -> None:
+def _serve(jobs: TextIO, channel: TextIO, worker: str) -> None:
     def tell(event: str, **data: object) -> None:
         channel.write(json.dumps({"event": event, **data}) + "\n")
         channel.flush()
 
     from ckpt_tools.errors import CkptError
     from ckpt_tools.report import plain_json
-    from ckpt_tools.verification.job import Job
 
     answered = False
     for line in jobs:
         try:
             # torch comes with the first job, when it is known that there is one
-            from ckpt_tools.runtime.verify import checks
-
+            module: Any = import_module(worker)
             if not answered:
                 tell("ready")
                 answered = True
-            job = Job(**json.loads(line))
+            job = module.Job(**json.loads(line))
             faulthandler.dump_traceback_later(job.seconds, exit=True)
-            for check in checks(job, lambda name: tell("check", name=name)):
+            for check in module.checks(job, lambda name: tell("check", name=name)):
                 sys.stdout.flush()
                 sys.stderr.flush()
                 found: Any = plain_json(check.as_json())

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ckpt_tools.report import Report, Table, Tree
 from tests.render.pages import HOSTILE, REPORT, hostile_report, page
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
@@ -222,8 +223,6 @@ def test_a_table_is_sorted_by_numbers_and_by_names(shown):
 
 
 def test_sizes_are_sorted_by_what_they_mean(opened):
-    from ckpt_tools.report import Report, Table
-
     sizes = ["2.0 kB", "", "900 B", "1.5 GB", "80.0 MB", "inf", "nan", "1e-05", "-3"]
     shown = opened(page(Report("a", dict, [Table("t", ("i", ">size"), [(str(i), s) for i, s in enumerate(sizes)])])))
     shown.locator("thead button").last.click()
@@ -252,6 +251,13 @@ def test_sizes_are_sorted_by_what_they_mean(opened):
     ]
 
 
+def test_a_very_long_table_can_be_sorted(opened):
+    rows = [(f"layer{i}.weight", f"{(i * 7919) % 12_000:,}") for i in range(12_000)]
+    shown = opened(page(Report("a", dict, [Table("t", ("name", ">n"), rows)])))
+    shown.locator("thead button").last.click()
+    assert shown.locator("tbody td:visible").all_inner_texts() == [f"{n:,}" for n in range(11_999, 11_959, -1)]
+
+
 def test_a_long_table_shows_its_beginning_until_asked_or_filtered(shown):
     table = section(shown, "Renamed")
     assert names(table) == [f"module.layer{i}.weight" for i in range(40)]
@@ -266,8 +272,6 @@ def test_a_long_table_shows_its_beginning_until_asked_or_filtered(shown):
 
 
 def test_a_deep_tree_begins_folded(opened):
-    from ckpt_tools.report import Report, Tree
-
     rows = []
     for layer in range(12):
         rows.append((0, (f"layer{layer}", "x")))
@@ -343,6 +347,17 @@ def test_without_scripts_all_is_shown(opened):
     assert len(names(section(shown, "Layers"))) == 9
     assert shown.locator("button, input").count() == 0
     assert shown.locator(".heat li").first.get_attribute("title") == "conv.weight: 0.031"
+
+
+@pytest.mark.parametrize("kind", ["blocks", "summary", "hostile"])
+def test_on_paper_it_is_light_and_nothing_is_cut_off(kind, sources, opened):
+    shown = opened(sources[kind], scheme="dark", width=680)  # A4 between its margins
+    shown.emulate_media(media="print")
+    assert shown.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert shown.evaluate(FAINT) == []
+    assert shown.locator("table").evaluate_all("all => all.map(e => e.scrollWidth > e.parentElement.clientWidth)") == (
+        [False] * shown.locator("table").count()
+    )
 
 
 def test_on_paper_there_are_no_controls(shown):

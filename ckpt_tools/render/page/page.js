@@ -75,7 +75,7 @@
       if (query) {
         shown = new Set();
         for (const node of nodes) {
-          node.words ??= `${node.path}\n${node.tr.innerText || node.tr.textContent}`.toLowerCase();
+          node.words ??= `${node.path}\n${node.tr.textContent}`.toLowerCase();
           if (node.words.includes(query)) for (let n = node; n !== root && !shown.has(n); n = n.parent) shown.add(n);
         }
       } else {
@@ -134,6 +134,7 @@
       };
       if (column !== null) for (const node of nodes) node.key = key(node);
       for (const node of [root, ...nodes]) node.children.sort(column === null ? (a, b) => a.at - b.at : compare);
+      body.replaceChildren(); // all at once: to move rows out of a long table one by one takes minutes
       const ordered = document.createDocumentFragment();
       for (const node of walk(root)) ordered.append(node.tr);
       body.append(ordered);

@@ -134,7 +134,8 @@
       };
       if (column !== null) for (const node of nodes) node.key = key(node);
       for (const node of [root, ...nodes]) node.children.sort(column === null ? (a, b) => a.at - b.at : compare);
-      body.replaceChildren(); // all at once: to move rows out of a long table one by one takes minutes
+      // all at once: to move rows out of a long table one by one takes minutes
+      body.replaceChildren();
       const ordered = document.createDocumentFragment();
       for (const node of walk(root)) ordered.append(node.tr);
       body.append(ordered);

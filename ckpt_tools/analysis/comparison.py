@@ -26,9 +26,9 @@ from ckpt_tools.contents import numpy_dtype
 from ckpt_tools.dtypes import BY_NAME, DType
 from ckpt_tools.errors import CkptError
 
-BLOCK = 3 << 15
+BLOCK = 1 << 16
 """Numbers of each tensor worked on at once."""
-BLOCK_BYTES = 3 << 17
+BLOCK_BYTES = 1 << 18
 """Bytes of each tensor worked on at once."""
 
 _FEW = 4096

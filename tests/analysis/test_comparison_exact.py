@@ -191,6 +191,15 @@ def test_float32_of_any_size(scale, change):
     check(a, b, compare(a, b))
 
 
+@pytest.mark.parametrize("value", [1.1, 1 / 3, 1.9999999, 3e9])
+def test_errors_of_float32_do_not_add_up(value):
+    """Equal elements are rounded alike, time and again."""
+    x = np.full(50_003, value, np.float32)
+    for y in (x * np.float32(1.0000007), x * np.float32(-7.3), x * np.float32(1e-6)):
+        a, b = of(x), of(y)
+        check(a, b, compare(a, b), relative=2e-7)
+
+
 @pytest.mark.parametrize("scale", [1e-320, 1e-200, 1e-100, 1e100, 1e200, 1e307])
 def test_float64_whose_squares_leave_it(scale):
     rng = np.random.default_rng(10)

@@ -320,7 +320,7 @@ def _of_shapes(mismatched: Sequence[Mismatch], subject: Subject, model: nn.Modul
             Problem(
                 "head-classes",
                 "error",
-                f"the head {layer or 'of the model'} has {theirs:,} outputs in the file and {ours:,} in the class: "
+                f"the head `{layer}` has {theirs:,} outputs in the file and {ours:,} in the class: "
                 "load_state_dict refuses it, with strict=False too",
                 f"Build the class with {theirs:,} outputs{option}; or, to train a new head, load all but the head: "
                 f"leave {layer}.* out of the state_dict",

@@ -6,6 +6,7 @@ in the class; then again, until nothing makes it better. So stacked wrappers com
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,12 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 MAX_STEPS = 8
 """How many renamings may follow one another."""
+
+ENOUGH = 0.5
+"""The share of the elements, of the file or of the class, that must fit in the end: else it is another class."""
+
+COMMON = 0.1
+"""The share of the names that must have a prefix in common before it counts as one."""
 
 _WRAPPERS = {
     "module": "DataParallel, DistributedDataParallel or AveragedModel",
@@ -111,6 +118,10 @@ def renaming(tensors: Sequence[TensorInfo], shapes: Shapes) -> Renaming | None:
     if guessed is not None:
         steps.append(guessed)
         current = {old: guessed.names.get(new, new) for old, new in current.items()}
+    fitting = sum(sizes[old].numel for old, new in current.items() if shapes.get(new) == sizes[old].shape)
+    smaller = min(sum(tensor.numel for tensor in tensors), sum(map(math.prod, shapes.values())))
+    if fitting < ENOUGH * smaller:
+        return None
     changed = {old: new for old, new in current.items() if old != new}
     return Renaming(steps, changed, guessed is not None) if steps else None
 
@@ -179,6 +190,7 @@ def _prefixes(current: Mapping[str, str], sizes: Mapping[str, TensorInfo], shape
         for at in range(len(parts)):
             ends.setdefault(".".join(parts[at:]), []).append(".".join([*parts[:at], ""]) if at else "")
     votes: Counter[tuple[str, str]] = Counter()
+    voters: Counter[tuple[str, str]] = Counter()
     for old, name in current.items():
         parts = name.split(".")
         for at in range(len(parts)):
@@ -187,6 +199,8 @@ def _prefixes(current: Mapping[str, str], sizes: Mapping[str, TensorInfo], shape
                 theirs = ".".join([*parts[:at], ""]) if at else ""
                 if shapes[ours + end] == sizes[old].shape and (theirs or ours):
                     votes[theirs, ours] += max(1, sizes[old].numel)
+                    voters[theirs, ours] += 1
+    votes = Counter({vote: number for vote, number in votes.items() if voters[vote] >= COMMON * len(current)})
     # one component at a time first, so that each wrapper is named; what is left then comes off as a whole
     for theirs, ours in dict.fromkeys(
         [*((f"{t.partition('.')[0]}.", "") for (t, _) in votes if t), *(v for v, _ in votes.most_common(16))]

@@ -47,7 +47,7 @@ def transfer(subject: Subject) -> Check:
         problems += _drift(trust, job.frozen)
     if head is not None:
         problems += _untrained(head, own, before, trust)
-    parts = [f"head {head.name} with {count(head.outputs, 'output')}" if head is not None else "no head found"]
+    parts = [f"head `{head.name}` with {count(head.outputs, 'output')}" if head is not None else "no head found"]
     if base is not None:
         parts.append(f"against {job.base}: {verdict(diff(base, checkpoint))}")
     frozen = [name for name, judgement in trust.parameters.items() if judgement.verdict == "frozen"]
@@ -191,14 +191,14 @@ def _untrained(head: Head, own: StateDict, before: StateDict | None, trust: Trai
         yield Problem(
             "optimizer-bound-too-early",
             "error",
-            f"{stale[0]}: the head {head.name} was put in after the optimizer was made, which never trained it",
+            f"{stale[0]}. The head `{head.name}` was put in later and never trained",
             "Make the optimizer after the head is in its place, and train again",
         )
     elif outside and others:
         yield Problem(
             "optimizer-without-head",
             "error",
-            f"the optimizer trained other layers but not the head {head.name}: {outside[0].reason}",
+            f"the optimizer trained other layers but not the head `{head.name}`: {outside[0].reason}",
             "Make the optimizer after the head is in its place, with the head's parameters, and train again",
         )
     if stepped:
@@ -206,7 +206,7 @@ def _untrained(head: Head, own: StateDict, before: StateDict | None, trust: Trai
     same = _same_in(before, weight)
     if same:
         yield Problem(
-            "head-untrained", "warning", f"the head {head.name} has the very bytes of the base: it was never trained"
+            "head-untrained", "warning", f"the head `{head.name}` has the very bytes of the base: it was never trained"
         )
         return
     why = _initial(weight, bias)
@@ -214,7 +214,7 @@ def _untrained(head: Head, own: StateDict, before: StateDict | None, trust: Trai
         yield Problem(
             "head-untrained",
             "warning",
-            f"the head {head.name} looks as it was made: {why}. It was probably never trained, or lost and made anew",
+            f"the head `{head.name}` looks as it was made: {why}. It was probably never trained, or lost and made anew",
             "See that the head was in the optimizer, and that it was this model that was saved",
         )
 

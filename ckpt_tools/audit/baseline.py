@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ckpt_tools.atomic import replacing
-from ckpt_tools.audit.results import UNREAD, Audited, fingerprints
+from ckpt_tools.audit.results import UNREAD, Audited, fingerprints, path_key
 from ckpt_tools.errors import CkptError
 from ckpt_tools.records import record
 
@@ -24,7 +23,7 @@ class Baseline:
 
     def locked(self, path: str) -> tuple[str, ...] | None:
         """The globals that the file at *path* named; None where it was not there."""
-        return self.globals.get(_key(path))
+        return self.globals.get(path_key(path))
 
     def without_known(self, result: Audited) -> Audited:
         """*result* without the findings that stand in the baseline. What was not read is never known."""
@@ -65,7 +64,7 @@ def write(path: str, results: Iterable[Audited]) -> None:
             findings[fingerprint] = f"{finding.code} {finding.location}"
         named = {name.name for verdict in result.verdicts for name in verdict.names}
         if result.verdicts:
-            names[_key(result.path)] = sorted(named)
+            names[path_key(result.path)] = sorted(named)
     document = {
         "version": VERSION,
         "findings": dict(sorted(findings.items(), key=lambda item: (item[1], item[0]))),
@@ -73,7 +72,3 @@ def write(path: str, results: Iterable[Audited]) -> None:
     }
     with replacing(path) as file:
         file.write((json.dumps(document, indent=2) + "\n").encode("ascii"))
-
-
-def _key(path: str) -> str:
-    return os.path.normpath(path).replace(os.sep, "/")

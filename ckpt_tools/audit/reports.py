@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ckpt_tools.audit.dangers import NameVerdict, PickleVerdict
 from ckpt_tools.audit.findings import SEVERITIES, Finding
@@ -13,21 +13,32 @@ FEW = 10
 """Up to so many files are each shown, with or without findings."""
 
 
-def for_machines(results: Sequence[Audited]) -> list[Report]:
+def for_machines(results: Iterable[Audited]) -> list[Report]:
     """A report a file, in which everything is."""
     return [Report(result.path, result.data) for result in results]
 
 
-def for_people(results: Sequence[Audited], *, hints: bool = False) -> list[Report]:
-    """A report for each file about which there is something to say, and one that sums up.
+def for_people(results: Iterable[Audited], *, hints: bool = False) -> Iterator[Report]:
+    """A report for each file about which there is something to say, as it comes, and at the end one that sums up.
 
     *hints* adds what to do about each finding.
     """
-    shown = [r for r in results if not r.skipped and (len(results) <= FEW or r.findings or r.failure)]
-    reports = [_one(result, hints) for result in shown]
-    if len(results) != 1 or not reports:
-        reports.append(_sum(results, len(results) - len(shown)))
-    return reports
+    seen: list[Audited] = []
+    waiting: list[Audited] = []  # until it is known whether there are more than a few
+    shown = 0
+    for result in results:
+        seen.append(result)
+        waiting.append(result)
+        if len(seen) > FEW:
+            telling = [r for r in waiting if r.findings or r.failure]
+            shown += len(telling)
+            yield from (_one(r, hints) for r in telling)
+            waiting.clear()
+    telling = [r for r in waiting if not r.skipped] if len(seen) <= FEW else []
+    shown += len(telling)
+    yield from (_one(r, hints) for r in telling)
+    if len(seen) != 1 or not shown:
+        yield _sum(seen, len(seen) - shown)
 
 
 def _one(result: Audited, hints: bool) -> Report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -143,10 +144,15 @@ def fingerprints(findings: Iterable[Finding]) -> Iterator[str]:
     for finding in findings:
         place = finding.location
         about = next((str(finding.evidence[key]) for key in ("global", "name") if key in finding.evidence), "")
-        parts = (finding.code, place.path.replace("\\", "/"), place.member, place.tensor, about)
+        parts = (finding.code, path_key(place.path), place.member, place.tensor, about)
         text = "\0".join((*parts, str(seen[parts])))
         seen[parts] += 1
         yield hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def path_key(path: str) -> str:
+    """*path* so that two ways to write it are one."""
+    return path if "://" in path else os.path.normpath(path).replace(os.sep, "/")
 
 
 def exit_code(results: Iterable[Audited], fail_on: Severity) -> int:

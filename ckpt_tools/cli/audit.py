@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import click
@@ -15,7 +15,7 @@ from ckpt_tools.audit.findings import SEVERITIES, Severity
 from ckpt_tools.audit.policy import Options, Policy, find, load
 from ckpt_tools.audit.reports import for_machines, for_people
 from ckpt_tools.audit.results import Audited, exit_code
-from ckpt_tools.cli.output import emit, output_options
+from ckpt_tools.cli.output import emit, emit_each, output_options
 
 _FOR_PEOPLE = ("text", "markdown", "html")
 
@@ -82,23 +82,32 @@ def audit(
     )
     known = baselines.load(baseline) if baseline is not None and not write_baseline else None
     options = Options(policy, not no_values, baseline=known, cache=cache)
-    results = list(_told(run_audit(paths, options, jobs=jobs, dask=dask)))
+    results: list[Audited] = []
+    coming = _kept(run_audit(paths, options, jobs=jobs, dask=dask), results)
+    if format == "text" and output is None:
+        emit_each(for_people(coming, hints=fix_hints), command="audit")
+    else:
+        reports = list(for_people(coming, hints=fix_hints)) if format in _FOR_PEOPLE else for_machines(coming)
+        emit(reports, command="audit", format=format, output=output)
     if write_baseline and baseline is not None:
         baselines.write(baseline, results)
-    reports = for_people(results, hints=fix_hints) if format in _FOR_PEOPLE else for_machines(results)
-    emit(reports, command="audit", format=format, output=output)
     code = exit_code(results, policy.fail_on)
     sys.exit(0 if write_baseline and code == 1 else code)
 
 
-def _told(results: Iterable[Audited]) -> Iterable[Audited]:
-    """*results* as they come; on standard error, those that could not be had, and on a terminal how many there are."""
-    watched = sys.stderr.isatty()
-    for number, result in enumerate(results, 1):
+def _kept(coming: Iterable[Audited], results: list[Audited]) -> Iterator[Audited]:
+    """The results as they come, which are kept in *results*; standard error is told what could not be examined.
+
+    Where only that is a terminal, it shows how far the audit is.
+    """
+    watched = sys.stderr.isatty() and not sys.stdout.isatty()
+    for result in coming:
+        results.append(result)
         if result.failure:
             click.echo(f"ckpt: {result.failure}", err=True)
-        if watched and number % 50 == 0:
-            print(f"\raudit: {number:,} files, now {os.path.basename(result.path)[:40]}\x1b[K", end="", file=sys.stderr)
+        if watched and len(results) % 50 == 0:
+            name = os.path.basename(result.path)[:40]
+            print(f"\raudit: {len(results):,} files, now {name!a}\x1b[K", end="", file=sys.stderr, flush=True)
         yield result
     if watched:
         print("\r\x1b[K", end="", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -101,9 +101,23 @@ def emit(reports: Sequence[Report], *, command: str, format: str, output: str | 
         with replacing(output) as file:
             file.write(render(reports, format, command=command).encode("utf-8", "backslashreplace"))
         return
+    _write(render(reports, format, command=command, **_look()))
+
+
+def emit_each(reports: Iterable[Report], *, command: str) -> None:
+    """Write *reports* as text to standard output, each as soon as it is there."""
+    for number, report in enumerate(reports):
+        _write(("\n" if number else "") + render([report], "text", command=command, **_look()))
+
+
+def _look() -> dict[str, Any]:
+    """The width and the colours that standard output has room for."""
     terminal = sys.stdout.isatty()
     color = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    text = render(reports, format, command=command, width=_width(terminal), color=color)
+    return {"width": _width(terminal), "color": color}
+
+
+def _write(text: str) -> None:
     sys.stdout.buffer.write(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
     sys.stdout.flush()
 

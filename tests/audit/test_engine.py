@@ -195,6 +195,12 @@ def test_fingerprints_outlive_numbers_and_tell_twins_apart() -> None:
     assert len(set(fingerprints([one, two, other, named]))) == 4
 
 
+def test_a_path_may_be_written_in_several_ways(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    one, other = (next(iter(audit([path]))) for path in ("models/a.safetensors", "./models//a.safetensors"))
+    assert list(fingerprints(one.findings)) == list(fingerprints(other.findings))
+
+
 def test_a_baseline_knows_what_was_found(tree: Path, tmp_path: Path) -> None:
     path = str(tmp_path / "baseline.json")
     before = list(audit([str(tree)]))

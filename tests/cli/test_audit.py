@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -190,3 +191,32 @@ def test_headers_alone_need_neither_numpy_nor_torch() -> None:
     assert process.returncode == 1
     assert "ckpt_tools" in loaded
     assert loaded & {"numpy", "ml_dtypes", "torch", "dask"} == set()
+
+
+def test_findings_are_told_as_they_come(tmp_path: Path) -> None:
+    """The report of a file is there before the last file is looked at."""
+    for number in range(11):
+        shutil.copy(CUT, tmp_path / f"{number:02}.safetensors")
+    os.mkfifo(tmp_path / "zz.pt")
+    code = (
+        "import os, sys\n"
+        "from ckpt_tools.audit import engine\n"
+        "look = engine._examine\n"
+        "def examine(target, options):\n"
+        "    if target.path.endswith('last.pt'):\n"
+        "        print('LAST', flush=True)\n"
+        "    return look(target, options)\n"
+        "engine._examine = examine\n"
+        "from ckpt_tools.cli import main\n"
+        "main()\n"
+    )
+    shutil.copy(GOOD, tmp_path / "last.pt")
+    process = subprocess.run(
+        [sys.executable, "-c", code, "audit", str(tmp_path), str(tmp_path / "last.pt")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    before, _, after = process.stdout.rpartition("LAST")
+    assert before.count("I103 damaged") == 11
+    assert "audit: 13 files examined" in after

@@ -203,7 +203,7 @@ def test_gitlab() -> None:
 def test_pages_for_people_are_made_of_the_worst(format: str) -> None:
     if format == "html":
         pytest.importorskip("jinja2")
-    text = render(for_people(WORST, hints=True), format, command="audit", width=80)
+    text = render(list(for_people(WORST, hints=True)), format, command="audit", width=80)
     assert "\x1b[31m" not in text
     assert "\u202e" not in text
     assert "<script>&" not in text or format == "text"

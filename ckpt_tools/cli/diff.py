@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 )
 @click.option("--depth", type=click.IntRange(1), help="Levels of layers to show. [default: what fits a screen]")
 @click.option("--brief", is_flag=True, help="Only say whether they differ, and in what; measure nothing.")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Threads that compare.")
 @click.option("--rank", is_flag=True, help="Estimate the rank of each weight's change.")
 @click.option("--write-key-map", metavar="FILE", help="Write A's names and B's for them as JSON, for convert.")
 @output_options("text", "json", "markdown", "html")
@@ -67,6 +68,7 @@ def diff(
     expect_changed: tuple[str, ...],
     depth: int | None,
     brief: bool,
+    threads: int,
     rank: bool,
     write_key_map: str | None,
     format: str,
@@ -92,7 +94,7 @@ def diff(
     tolerances = read_tolerances(policy) if policy is not None else []
     if rtol or atol:
         tolerances.append(("*", Tolerance(rtol, atol)))
-    options = Options(select, select_b, keys, exclude, frozenset(ignore), tolerances, values=not brief)
+    options = Options(select, select_b, keys, exclude, frozenset(ignore), tolerances, not brief, threads)
     expectations = len(expect_frozen) + len(expect_changed)
 
     def compared(left: Checkpoint, right: Checkpoint) -> tuple[Diff, Sequence[Breach], Report]:

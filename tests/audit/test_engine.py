@@ -6,6 +6,9 @@ import datetime
 import json
 import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,14 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def cluster() -> Iterator[str]:
+    """The address of a Dask cluster of two processes."""
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as running:
+        yield running.scheduler_address
+
+
 def short(results: list[Audited], root: Path) -> list[tuple[str, str]]:
     return [
         (os.path.relpath(r.path, root), "skipped" if r.skipped else "failed" if r.failure else r.format or "refused")
@@ -74,6 +85,40 @@ def test_what_is_named_is_never_skipped(tree: Path) -> None:
 def test_processes_make_no_difference(tree: Path) -> None:
     alone = [result.data() for result in audit([str(tree), CUT])]
     assert [result.data() for result in audit([str(tree), CUT], jobs=2)] == alone
+
+
+def test_a_cluster_makes_no_difference(tree: Path, cluster: str) -> None:
+    alone = [result.data() for result in audit([str(tree)])]
+    assert [result.data() for result in audit([str(tree)], dask=cluster)] == alone
+
+
+def test_a_killed_worker_costs_its_file_and_no_other(tree: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "from ckpt_tools.audit import engine\n"
+        "look = engine._look_at\n"
+        "def examine(target, options):\n"
+        "    if target.path.endswith('b.pt'):\n"
+        "        os._exit(9)\n"
+        "    return look(target, options)\n"
+        "engine._look_at = examine\n"
+    )
+    (tree / "sitecustomize.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-m", "ckpt_tools", "audit", str(tree / "models"), "--jobs", "2", "--format", "json"],
+        env={**os.environ, "PYTHONPATH": f"{tree}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    files = json.loads(done.stdout)["files"]
+    assert [(os.path.basename(file["path"]), bool(file["failure"])) for file in files] == [
+        ("a.safetensors", False),
+        ("b.pt", True),
+        ("page.pth", False),
+        ("weights", False),
+    ]
+    assert done.returncode == 2
 
 
 def test_globs_and_what_is_not_there(tree: Path) -> None:

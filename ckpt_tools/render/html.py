@@ -42,13 +42,13 @@ PROSE = 24
 TONES = {
     "good": ("trainable", "identical", "equal", "ok", "pass"),
     "calm": ("frozen", "moved", "renamed", "note", "info"),
-    "warm": ("changed", "warning", "mixed", "partial", "differs"),
+    "warm": ("changed", "warning", "mixed", "partial", "differs", "needs classes"),
     "bad": ("error", "removed", "missing", "fail", "dangerous", "contradiction"),
     "new": ("added", "new"),
 }
 """Words that get a colour in a column in which every cell begins with one, or with a number of them."""
 
-PLAIN = ("unknown", "unchanged", "untouched", "buffers", "tied", "empty")
+PLAIN = ("tensors only", "no pickle", "unknown", "unchanged", "untouched", "buffers", "tied", "empty")
 """Words that stand among those in such columns and get no colour."""
 
 _TONE = {word: tone for tone, words in (*TONES.items(), ("plain", PLAIN)) for word in words}
@@ -80,6 +80,7 @@ def render(reports: Sequence[Report], command: str, width: int, color: bool) -> 
         heat=_heat,
         widest=lambda block: max(len(cells) for _, cells in block.rows),
         code=_code,
+        state=_state,
         heat_edges=[f"−{-math.log10(edge):.0f}" for edge in HEAT_EDGES],
         bars=_bars,
     )
@@ -91,7 +92,7 @@ def _finalize(value: object) -> object:
 
 def _code(text: str) -> Markup:
     """A sentence with what stands between backticks as code."""
-    parts = printable(text).split("`")
+    parts = printable(text).replace("``", "`").split("`")
     if len(parts) % 2 == 0:  # a backtick that is part of a name
         return escape(printable(text))
     return Markup("").join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts))
@@ -159,8 +160,8 @@ def _kind(name: str, at: int, cells: Sequence[str]) -> str:
     filled = [cell for cell in cells if cell.strip()]
     if name.startswith(">"):
         return "share" if filled and all(_SHARE.fullmatch(cell) for cell in filled) else "number"
-    if at == 0:
-        return "name"
+    if at == 0:  # a column of names, but for what comes one to a verdict
+        return "state" if filled and all(cell in _TONE for cell in filled) else "name"
     if filled and all(set(cell) <= set(_BARS) for cell in filled):
         return "bars"
     if filled and all(len(cell) <= PROSE * 2 and _state(cell) for cell in filled):
@@ -171,7 +172,7 @@ def _kind(name: str, at: int, cells: Sequence[str]) -> str:
 def _state(text: str) -> str:
     """The tone of a cell such as ``frozen`` or ``19 changed, 4 removed``; "" where it begins with no known word."""
     found = _STATE.match(text)
-    return _TONE.get(found[1], "") if found else ""
+    return _TONE.get(text.partition(";")[0]) or (_TONE.get(found[1], "") if found else "")
 
 
 def _cell(text: str, kind: str) -> _Cell:

@@ -162,12 +162,24 @@ def test_what_stands_between_backticks_is_code():
     assert source.count("<code>") == 2
 
 
+def test_a_first_column_of_states_is_coloured_and_one_of_names_is_not():
+    def states(*first):
+        return re.findall(r'state (\w+)"', page(Report("a", dict, [Table("t", ("x",), [(text,) for text in first])])))
+
+    assert states("frozen", "trainable", "") == ["calm", "good"]
+    assert states("frozen", "backbone") == []
+    assert states("2 changed", "frozen") == []
+
+
 def test_several_files_have_an_index():
-    source = page(REPORT, hostile_report("b.pt"), command="inspect")
+    dangerous = Report("c.pt", dict, (), "dangerous; plain pickle")
+    source = page(REPORT, hostile_report("b.pt"), dangerous, command="inspect")
+    assert '<span class="state bad">dangerous</span> plain pickle' in source
+    assert '<p class="verdict bad">dangerous; plain pickle</p>' in source
     elements = Reader(source).elements
-    assert [a["href"] for tag, a in elements if tag == "a"] == ["#file-1", "#file-2"]
-    assert [a["id"] for tag, a in elements if tag == "article"] == ["file-1", "file-2"]
-    assert "<title>2 files · ckpt inspect</title>" in source
+    assert [a["href"] for tag, a in elements if tag == "a"] == ["#file-1", "#file-2", "#file-3"]
+    assert [a["id"] for tag, a in elements if tag == "article"] == ["file-1", "file-2", "file-3"]
+    assert "<title>3 files · ckpt inspect</title>" in source
 
 
 def test_headings_are_nested():

@@ -7,6 +7,7 @@ bytes after the end, what lies between. What is a pickle there is evaluated like
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -158,8 +159,9 @@ class _Survey:
         self.checkpoints: list[tuple[str, Checkpoint]] = []
         self.left = MAX_INFLATED
         self.data: dict[str, list[tuple[int, int]]] = {}
+        self.known = checkpoint.pickles if checkpoint else ()
         self.read: dict[str, int] = {}  # where the pickles in each member end
-        for pickle in checkpoint.pickles if checkpoint else ():
+        for pickle in self.known:
             self.read[pickle.member] = max(pickle.offset + pickle.size, self.read.get(pickle.member, 0))
         for storage in all_storages(checkpoint) if checkpoint else ():
             for root, offset, size in _places(storage.source, storage.offset, storage.nbytes):
@@ -342,8 +344,12 @@ class _Survey:
             self.pickles += [replace(pickle, member=f"{name}: {pickle.member}") for pickle in seen.pickles]
             self.regions.append(Region(name, 0, source.size, "unread", problem.problem if problem else ""))
             return True
-        own = [replace(pickle, member=f"{name}: {pickle.member}") for pickle in inner.pickles]
-        self.pickles += [pickle for pickle in own if pickle.member not in self.read]
+        # the format may have been there under another name: those of the same size are the same
+        known = Counter(p.size for p in self.known if p.member.startswith(f"{name}: "))
+        for pickle in inner.pickles:
+            known[pickle.size] -= 1
+            if known[pickle.size] < 0:
+                self.pickles.append(replace(pickle, member=f"{name}: {pickle.member}"))
         self.checkpoints.append((name, inner))
         self._inside(name, inner, seen)
         return True

@@ -69,7 +69,7 @@ class _Contents:
         """Take the ``.npy`` file *source* as the value *name*; *where* is what the user knows it by."""
         descr, fortran, shape, start = header
         elements = source.slice(start, source.size - start, source.name)
-        if isinstance(descr, str) and descr.lstrip("|") == "O":
+        if _has_objects(descr):
             self._objects(name, elements, shape, where)
             return
         found = parse_descr(descr) if isinstance(descr, str) else None
@@ -114,6 +114,24 @@ class _Contents:
             anomalies=tuple(self.anomalies),
             size=source.size,
         )
+
+
+def _has_objects(descr: object) -> bool:
+    """Whether a type has Python objects in it, so that numpy has pickle read the array (``dtype.hasobject``).
+
+    ``|O8`` is how Python 2 wrote it; fields are (name, type) or (name, type, shape), subarrays (type, shape).
+    """
+    pending = [descr]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, str):
+            if "O" in part or "object" in part:
+                return True
+        elif isinstance(part, tuple):
+            pending += part[:1]
+        elif isinstance(part, list):
+            pending += [field[1] for field in part if isinstance(field, tuple) and len(field) > 1]
+    return False
 
 
 def _objects_of(root: object) -> list[object]:

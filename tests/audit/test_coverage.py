@@ -6,6 +6,7 @@ import io
 import struct
 import tarfile
 
+import numpy
 import pytest
 
 from ckpt_tools.audit.coverage import Region
@@ -198,3 +199,11 @@ def test_the_files_of_a_folder_are_each_covered() -> None:
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
     }
+
+
+def test_the_pickles_of_arrays_are_listed_once() -> None:
+    out = io.BytesIO()
+    numpy.savez(out, numbers=numpy.zeros(3), objects=numpy.array([{1: 2}, None], dtype=object))
+    found = subject(out.getvalue(), "arrays.npz")
+    assert [pickle.member for pickle in found.pickles] == ["objects.npy: pickle"]
+    assert found.coverage.unread == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import struct
 import zipfile
 from collections.abc import Callable
@@ -183,6 +184,25 @@ def test_pickles_of_object_arrays_are_kept_for_the_audit(capsys: pytest.CaptureF
     hidden = checkpoint.values["hidden"]  # type: ignore[index]
     assert isinstance(hidden, list)
     assert hidden[1:] == [1, None]
+    assert capsys.readouterr().out == ""
+
+
+# each as numpy's own header may give it, and whether numpy has pickle read the array
+DESCRS = ["|O", "|O8", "O", "<O8", "object", "i4,O", [("a", "<i4"), ("b", "|O")], [("a", [("c", "O")])],
+          [(("title", "name"), "O")], [("a", "O", (2,))], ("O", (2,)), [("a", ("i4,object", (2,)))]]  # fmt: skip
+PLAIN = ["<f4", "<U3", "<M8[ns]", "|V8", [("O", "<i4")], [("a", "<i4", (2,))], ("<f8", (2,)), [("object", "|S3")]]
+
+
+@pytest.mark.parametrize("descr", [*DESCRS, *PLAIN], ids=str)
+def test_whether_numpy_would_unpickle_it(descr: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    header = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': (1,)}}"
+    data = headed(header, pickle.dumps(Hostile(), 2) + bytes(64))
+    from numpy.lib.format import descr_to_dtype
+
+    objects = descr_to_dtype(descr).hasobject
+    assert objects == (descr in DESCRS)
+    checkpoint = of_npy(data)
+    assert [found.member for found in checkpoint.pickles] == (["array: pickle"] if objects else [])
     assert capsys.readouterr().out == ""
 
 

@@ -76,6 +76,26 @@ ALLOWED_GLOBALS = frozenset(
 )
 """What torch 2.14 takes without being told to."""
 
+SINCE: dict[str, str] = {
+    **dict.fromkeys(("_codecs.encode", "builtins.bytearray", "torch._utils._rebuild_device_tensor_from_numpy"), "2.5"),
+    **dict.fromkeys(
+        ("builtins.set", "builtins.complex", "torch._utils._rebuild_device_tensor_from_cpu_tensor"),
+        "2.6",
+    ),
+    **dict.fromkeys(
+        (
+            *("collections.Counter", "torch.device", "torch._utils._rebuild_parameter_with_state"),
+            *("torch._utils._rebuild_qtensor", "torch._utils._rebuild_wrapper_subclass"),
+        ),
+        "2.4",
+    ),
+}
+"""The torch from which on weights_only takes a name for sure, where not all that have weights_only (1.13) do.
+
+From the lists in torch/_weights_only_unpickler.py: 2.0 has none of these, 2.4 the last five, 2.5 also the first
+three (pytorch issue 133163).
+"""
+
 
 def refusals(evaluation: Evaluation) -> tuple[Refusal, ...]:
     """Every reason why torch would refuse the pickle, opcodes first, then names in the order of the file."""

@@ -10,9 +10,11 @@ from tests.hostile.attacks import (
     ZEROS,
     Attack,
     attacks,
+    call,
     checkpoint,
     exported,
     gguf,
+    name,
     onnx,
     script,
     stream,
@@ -25,16 +27,16 @@ GOOD = made(checkpoint(tensors(), ZEROS))
 OBJECT = made(stream({"epoch": 3}), "model.pkl")
 
 
-def attacked(name: str, says: str, member: str = "pickle", clean=OBJECT) -> Case:
-    """The attack *name* as a file."""
-    attack = ATTACKS[name]
+def attacked(attack_name: str, says: str, member: str = "pickle", clean=OBJECT) -> Case:
+    """The attack of that name as a file."""
+    attack = ATTACKS[attack_name]
     return Case(made(attack.data, f"model{attack.suffix}"), clean, says, member)
 
 
 def _folder(attack: Attack) -> object:
     def make(folder: Path) -> Subject:
-        for name, data in attack.files:
-            (folder / name).write_bytes(data)
+        for file, data in attack.files:
+            (folder / file).write_bytes(data)
         return Subject.open(str(folder))
 
     return make
@@ -108,6 +110,12 @@ CASES: Cases = {
         "tokenizer.chat_template refers to '__class__'",
         "",
         made(gguf("{% for message in messages %}{{ message['content'] }}{% endfor %}"), "model.gguf"),
+    ),
+    "S128": Case(
+        made(checkpoint(stream({"x": call(name("_codecs:encode"), "x", "latin1")}, protocol=2))),
+        GOOD,
+        "weights_only takes _codecs.encode since torch 2.5",
+        "archive/data.pkl",
     ),
     "S127": attacked("a Lambda layer of Keras", "a layer of the class Lambda", "config.json", GOOD),
 }

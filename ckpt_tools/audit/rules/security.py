@@ -16,6 +16,7 @@ from ckpt_tools.errors import CkptError
 from ckpt_tools.formats import torch_tar
 from ckpt_tools.formats.archive import Archive
 from ckpt_tools.formats.json_text import JSON_LIMIT
+from ckpt_tools.pickles.weights_only import SINCE
 from ckpt_tools.report import count, shortened
 from ckpt_tools.sources import Source
 
@@ -736,6 +737,26 @@ def code_in_model(subject: Subject) -> Iterator[Finding]:
                 yield subject.finding(f"it refers to the module {module}", member=member.name, offset=match.start())
 
 
+@rule("S128", "recent-global", "note")
+def recent_global(subject: Subject) -> Iterator[Finding]:
+    """A pickle of tensors refers to a name that torch.load with weights_only takes only since some release.
+
+    Why: an older torch refuses the file, and its users are then told to load it without the protection.
+
+    Example: ``_codecs.encode``, by which protocol 2 keeps byte strings, since torch 2.5; ``builtins.set`` since 2.6.
+
+    Remedy: keep bytes, sets and counters out of the checkpoint, or state the torch version that it needs.
+    """
+    for verdict, name in _names(subject, lambda name: name.allowed and name.name in SINCE):
+        if verdict.answer == "tensors only":
+            yield subject.finding(
+                f"weights_only takes {name.name} since torch {SINCE[name.name]}",
+                member=verdict.member,
+                offset=name.offset,
+                evidence={"global": name.name, "since": SINCE[name.name]},
+            )
+
+
 RULES: tuple[Rule, ...] = (
     code_execution,
     reflection,
@@ -764,4 +785,5 @@ RULES: tuple[Rule, ...] = (
     python_in_archive,
     template_injection,
     code_in_model,
+    recent_global,
 )

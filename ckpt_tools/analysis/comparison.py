@@ -653,17 +653,26 @@ class _Block:
         """
         sums = self.sums
         here, there = (flags[: p.size] for flags in self.scratch.flags)
-        opposite = np.flatnonzero(np.not_equal(np.signbit(p, out=here), np.signbit(q, out=there), out=here))
-        if opposite.size:
+        flags = np.not_equal(np.signbit(p, out=here), np.signbit(q, out=there), out=here)
+        count = int(np.count_nonzero(flags))
+        few = count < p.size >> 5  # to pick out more takes longer than to go through all
+        if few:
+            opposite = np.flatnonzero(flags)
             sums.sign_flips += int(np.count_nonzero((p[opposite] != 0) & (q[opposite] != 0)))
+        else:
+            sums.sign_flips += int(np.count_nonzero(flags & (p != 0) & (q != 0)))
         if not self.pair.ulps:
             return
         steps = self.steps[places]
-        if opposite.size:
+        if count:
             magnitude = np.array((1 << 8 * steps.itemsize - 1) - 1, steps.dtype)
-            x, y = (words[places][opposite] & magnitude for words in (self.x, self.y))
-            sums.max_ulp = max(sums.max_ulp, int((x + y).max()))
-            steps[opposite] = 0
+            x, y = (words[places][opposite if few else slice(None)] & magnitude for words in (self.x, self.y))
+            apart = x + y if few else (x + y) * flags
+            sums.max_ulp = max(sums.max_ulp, int(apart.max()))
+            if few:
+                steps[opposite] = 0
+            else:
+                steps *= ~flags
         steps = steps.view(f"<i{steps.itemsize}")
         sums.max_ulp = max(sums.max_ulp, int(steps.max()), -int(steps.min()))
 

@@ -23,6 +23,11 @@ Role = Literal["model", "ema", "optimizer", "other"]
 NO_DETAILS: Mapping[str, object] = {}
 
 
+def is_extra_state(name: object) -> bool:
+    """Whether it is the name under which a module's ``get_extra_state()`` stands among its tensors."""
+    return isinstance(name, str) and name.rpartition(".")[2] == "_extra_state"
+
+
 def format_path(path: KeyPath) -> str:
     """A key path as text: ``model_state_dict``, ``nets[0].encoder``."""
     text = ""

@@ -10,7 +10,7 @@ from ckpt_tools.analysis.counting import distinct, tied
 from ckpt_tools.analysis.overview import wrapper_prefix
 from ckpt_tools.analysis.trainability import Judgement, Trainability, judge, parameters_of
 from ckpt_tools.analysis.tree import Node, fitting_depth, fold, grow, rows_at
-from ckpt_tools.checkpoint import Checkpoint, Module, StateDict, TensorInfo, format_path
+from ckpt_tools.checkpoint import Checkpoint, Module, StateDict, TensorInfo, format_path, is_extra_state
 from ckpt_tools.errors import Ambiguous, CkptError
 from ckpt_tools.pickles.values import plain
 from ckpt_tools.report import Block, Facts, Report, Table, Tree, count, number, plain_json, size
@@ -142,12 +142,15 @@ def pick(checkpoint: Checkpoint, select: str | None) -> tuple[StateDict, Module 
         own = checkpoint.module.state_dict()
         candidates.append((replace(own, path=checkpoint.module_path), checkpoint.module))
     candidates += [(s, None) for s in checkpoint.state_dicts if s.role != "optimizer"]
+    # what a module keeps in its extra state is part of the model
+    within = [s for s, _ in candidates if any(map(is_extra_state, s.path))]
     if select is not None:
         for state_dict, module in candidates:
             if format_path(state_dict.path) == select:
                 return state_dict, module
         known = ", ".join(format_path(s.path) or "the root" for s, _ in candidates) or "none"
         raise CkptError(f"there is no state_dict at {select!r}; there are: {known}", path=checkpoint.path)
+    candidates = [pair for pair in candidates if pair[0] not in within] or candidates
     models = [pair for pair in candidates if pair[0].role == "model"] or candidates
     if len(models) == 1:
         return models[0]

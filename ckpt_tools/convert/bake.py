@@ -37,10 +37,11 @@ if TYPE_CHECKING:
 
 ELEMENTS = 1 << 17
 """Elements computed at a time."""
-ALIGNED = 0.9
-"""The least cosine between u and W v by which the axis of a spectral norm is told from others of the same size.
+ALIGNED = 0.1
+"""How far from 1 the cosine may be by which the axis of a spectral norm is told from others of the same size; these
+are to be ten times as far.
 
-Each step of training makes u = W v / ‖W v‖; what the optimizer changes afterwards is little."""
+Each step of training makes u = W v / ‖W v‖ or v = Wᵀ u / ‖Wᵀ u‖; what the optimizer changes afterwards is little."""
 
 _FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 _PARAMETRIZED = re.compile(r"((?:.*?\.)??)parametrizations\.([^.]+)\.(.+)", re.DOTALL)
@@ -252,17 +253,17 @@ def _likely_axis(weight: TensorInfo, u: TensorInfo, v: TensorInfo, axes: Sequenc
     """The one of *axes*, all of the size of *u*, along which u and v are about the singular vectors that they are."""
     import numpy
 
-    left = _whole(u)
-    found: dict[int, float] = {}
+    left, right = _whole(u), _whole(v)
+    apart: list[float] = []
     sigmas: list[float] = []
     for axis in axes:
-        image = _image(weight, v, axis)
+        # the hook computes u last, of v; the parametrization v, of u
+        image, back = _image(weight, v, axis), _image(weight, u, axis, back=True)
         sigmas.append(float((left * image).sum()))
-        length = float(numpy.linalg.norm(left) * numpy.linalg.norm(image))
-        if length and sigmas[-1] / length > ALIGNED:
-            found[axis] = sigmas[-1]
-    if len(found) == 1:
-        return next(iter(found))
+        apart.append(1 - max(_cosine(left, image), _cosine(right, back)))
+    nearest, *others = sorted(apart)
+    if nearest < ALIGNED and 10 * nearest < others[0]:
+        return axes[apart.index(nearest)]
     if numpy.allclose(sigmas, sigmas[0], rtol=1e-12, atol=0):
         return axes[0]
     named = " and ".join(map(str, axes))
@@ -345,15 +346,24 @@ def _scaled(g: TensorInfo, v: TensorInfo) -> Iterator[bytes]:
             yield (values * scale[row]).astype(dtype).tobytes()
 
 
-def _image(weight: TensorInfo, v: TensorInfo, axis: int) -> Array:
-    """W v, of the weight as a matrix whose rows lie along *axis*."""
+def _image(weight: TensorInfo, vector: TensorInfo, axis: int, *, back: bool = False) -> Array:
+    """W v, of the weight as a matrix whose rows lie along *axis*; Wᵀ u for *back*."""
     import numpy
 
-    right = _whole(v)
-    image = numpy.zeros(weight.shape[axis])
+    given = _whole(vector)
+    rows = weight.shape[axis]
+    image = numpy.zeros(weight.numel // rows if back else rows)
     for values, row, column in _along(weight, axis):
-        _add(image, row, values * right[column])
+        index, other = (column, row) if back else (row, column)
+        _add(image, index, values * given[other])
     return image
+
+
+def _cosine(a: Array, b: Array) -> float:
+    import numpy
+
+    length = float(numpy.linalg.norm(a) * numpy.linalg.norm(b))
+    return float((a * b).sum()) / length if length else 0.0
 
 
 def _add(sums: Array, index: Array, values: Array) -> None:

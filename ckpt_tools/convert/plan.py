@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from ckpt_tools.analysis.overview import wrapper_prefix
 from ckpt_tools.analysis.summary import pick
-from ckpt_tools.checkpoint import Checkpoint, Module, StateDict, TensorInfo, format_path
+from ckpt_tools.checkpoint import Checkpoint, Module, StateDict, TensorInfo, format_path, is_extra_state
 from ckpt_tools.contents import EXPANDED_BYTES
 from ckpt_tools.convert.bake import Baked, bake, bare_versions
 from ckpt_tools.convert.decompose import Composite, can_be_taken_apart, decompose
@@ -53,7 +53,8 @@ class Plan:
     *aliases* are those of *entries*, by output name; *values* the plain data that goes along, by key path;
     *left* what does not, with the reason; *versions* torch's ``_metadata``; *metadata* text for the output.
     *names* has each of *tensors*, which are what is taken of the source and *baked* weights, and its output name;
-    *composites* are those of them that go out as several of *entries*, by output name.
+    *composites* are those of them that go out as several of *entries*, by output name. *extras* are the extra states
+    of modules that are plain data, by output name.
     """
 
     checkpoint: Checkpoint
@@ -67,6 +68,7 @@ class Plan:
     tensors: tuple[TensorInfo, ...]
     names: Mapping[str, str]
     composites: Mapping[str, Composite]
+    extras: Mapping[str, object]
     baked: tuple[Baked, ...] = ()
 
     @property
@@ -139,7 +141,12 @@ def _plan(
     baked: list[Baked] = []
     if baking:
         chosen, baked = bake(chosen, own)
-    renamed = rename([tensor.name for tensor in chosen], names)
+    extras = {
+        name: value
+        for name, value in state_dict.entries.items()
+        if is_extra_state(name) and _wanted(name, names) and _is_plain(value) and not isinstance(value, TensorInfo)
+    }
+    renamed = rename([*(tensor.name for tensor in chosen), *extras], names)
     entries = [Entry(renamed[tensor.name], tensor, _cast(tensor.dtype, dtype)) for tensor in chosen]
     entries, composites = decompose(entries, apart, numbers=numbers)
     _check(entries, objection)
@@ -160,7 +167,7 @@ def _plan(
             )
         )
     for name, value in state_dict.entries.items():
-        if not isinstance(value, TensorInfo):
+        if not isinstance(value, TensorInfo) and name not in extras:
             _sort_out(f"{root}: {name}" if root else name, value, values, left)
     for path, value in _beside(checkpoint, state_dict):
         _sort_out(format_path(path), value, values, left)
@@ -195,6 +202,7 @@ def _plan(
         tuple(chosen),
         renamed,
         composites,
+        {renamed[name]: value for name, value in extras.items()},
         tuple(baked),
     )
 
@@ -394,6 +402,27 @@ def _plain_json(value: object) -> object:
     return root[0]
 
 
+def _is_plain(value: object) -> bool:
+    """Whether *value* is made of numbers, texts, bytes, lists, tuples and dicts only, and not too many."""
+    pending = [value]
+    seen = 0
+    while pending:
+        item = plain(pending.pop())
+        seen += 1
+        if isinstance(item, dict):
+            pending += [part for pair in item.items() for part in pair]
+        elif isinstance(item, list | tuple):
+            pending += item
+        elif isinstance(item, str):
+            if len(item) > VALUE_CHARACTERS or not _encodable(item):
+                return False
+        elif not (item is None or isinstance(item, bool | int | float | bytes)):
+            return False
+        if seen + len(pending) > VALUE_NODES:
+            return False
+    return True
+
+
 def _key(key: object) -> str | None:
     if isinstance(key, str):
         return key if _encodable(key) else None
@@ -433,6 +462,11 @@ def _leave_module(module: Module, left: list[tuple[str, str]]) -> None:
         left += [(path or "the model", f"torch's own state_dict may differ: {hint}") for hint in part.state_dict_hints]
 
 
+def is_told(value: object) -> bool:
+    """Whether *value* has a place in the note: whether it is JSON."""
+    return value is None or _plain_json(value) is not None
+
+
 def note_text(plan: Plan, digest: str | None, version: str) -> str:
     """Our note as JSON: aliases, values, versions, and the source with its *digest* where one was made."""
     source: dict[str, object] = {"name": os.path.basename(os.path.abspath(plan.checkpoint.path))}
@@ -446,6 +480,8 @@ def note_text(plan: Plan, digest: str | None, version: str) -> str:
         note["values"] = plan.values
     if plan.versions is not None:
         note["versions"] = plan.versions
+    if plan.extras:
+        note["extra_state"] = {name: _plain_json(value) for name, value in plan.extras.items() if is_told(value)}
     if plan.composites:
         note["decomposed"] = {name: composite.as_json() for name, composite in plan.composites.items()}
     if plan.baked:

@@ -13,7 +13,7 @@ from ckpt_tools.analysis.digest import ALGORITHM, Digest
 from ckpt_tools.atomic import Batch, replacing
 from ckpt_tools.checkpoint import TensorInfo, format_path
 from ckpt_tools.convert import prove, write_npz, write_safetensors, write_shards, write_torch
-from ckpt_tools.convert.plan import NOTE, Entry, Names, Plan, common_objection, make_plan, note_text
+from ckpt_tools.convert.plan import NOTE, Entry, Names, Plan, common_objection, is_told, make_plan, note_text
 from ckpt_tools.convert.source_text import ClassSource
 from ckpt_tools.convert.stream import Advance, Losses, Sink, Watch, Written, contents
 from ckpt_tools.convert.write_shards import Place
@@ -333,6 +333,9 @@ def report(conversion: Conversion, done: bool, sources: Sequence[ClassSource] = 
     left = [*plan.left]
     if conversion.format != "safetensors":
         left += [(path, "plain data, which goes along only in safetensors") for path in plan.values]
+    if conversion.format != "torch":
+        lost = (name for name, value in plan.extras.items() if conversion.format == "npz" or not is_told(value))
+        left += [(name, "extra state, for which the format has no place") for name in lost]
     nbytes = sum(e.tensor.numel * e.dtype.itemsize for e in plan.entries if not _is_tied(plan, e.name))
     facts = [
         ("state_dict", format_path(plan.state_dict.path) or "the root"),
@@ -341,6 +344,8 @@ def report(conversion: Conversion, done: bool, sources: Sequence[ClassSource] = 
     ]
     if plan.values and conversion.format == "safetensors":
         facts.append(("plain data", ", ".join(plan.values)))
+    if plan.extras:
+        facts.append(("extra state", ", ".join(plan.extras)))
     if conversion.source is not None:
         of = "source's digest" if plan.complete else "digest of what is taken"
         facts.append((of, conversion.source.sha256))

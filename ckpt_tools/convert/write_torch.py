@@ -20,6 +20,7 @@ from ckpt_tools.convert.sharing import dense_stride, overlapping, same_views
 from ckpt_tools.convert.stream import Sink, Written
 from ckpt_tools.dtypes import DType
 from ckpt_tools.errors import UnsupportedFeature
+from ckpt_tools.pickles.values import plain
 
 ROOT = "archive"
 """The folder in the archive, as torch names it where it saves to no file; so the bytes do not depend on the name."""
@@ -133,6 +134,9 @@ def _pickle(plan: Plan, placed: Mapping[str, _Placed]) -> bytes:
             parts = {label: (entries[part], placed[part]) for label, part in composite.parts.items()}
             out.text(owner)
             out.composite(composite, parts)
+    for name, value in plan.extras.items():
+        out.text(name)
+        out.value(value)
     out.raw(b"u")
     if plan.versions is not None:
         # as pickle writes an OrderedDict with attributes: BUILD with its __dict__
@@ -280,16 +284,25 @@ class _Pickler:
         self.raw(b"tR")
 
     def value(self, root: object) -> None:
-        """Plain JSON data, however deep."""
+        """Plain data, however deep."""
         pending: list[object] = [root]
         while pending:
-            item = pending.pop()
+            item = plain(pending.pop())
             if type(item) is _Opcode:
                 self.raw(item.code)
             elif isinstance(item, dict):
                 self.raw(b"}")
                 for key, value in reversed(item.items()):
                     pending += [_Opcode(b"s"), value, key]
+            elif isinstance(item, tuple):
+                self.raw(b"(")
+                pending += [_Opcode(b"t"), *reversed(item)]
+            elif isinstance(item, bytes):
+                # as protocol 2 has them
+                self.global_("_codecs", "encode")
+                self.text(item.decode("latin-1"))
+                self.text("latin1")
+                self.raw(b"\x86R")
             elif isinstance(item, list):
                 self.raw(b"]")
                 for value in reversed(item):

@@ -90,6 +90,9 @@ def with_note(checkpoint: Checkpoint) -> Checkpoint:
     decomposed = note.get("decomposed")
     if isinstance(decomposed, dict):
         entries = _composed(entries, decomposed)
+    extras = note.get("extra_state")
+    if isinstance(extras, dict):
+        entries |= {name: value for name, value in extras.items() if name not in entries}
     versions = note.get("versions")
     metadata = versions if isinstance(versions, dict) else state_dict.metadata
     return replace(checkpoint, state_dicts=(StateDict(state_dict.path, state_dict.role, entries, metadata),))

@@ -20,6 +20,7 @@ from ckpt_tools.checkpoint import (
     StateDict,
     TensorInfo,
     TrainingState,
+    is_extra_state,
 )
 from ckpt_tools.pickles.values import Budget, Call, OrderedDict, brief, key_text, plain
 
@@ -145,7 +146,7 @@ def _is_state_dict(value: Mapping[object, object], children: list[tuple[object, 
         if isinstance(child, TensorInfo):
             tensors += 1
             dotted += "." in key
-        elif isinstance(child, dict | list | tuple | Call | Module) and child:
+        elif isinstance(child, dict | list | tuple | Call | Module) and child and not is_extra_state(key):
             containers += 1
     return tensors > containers or (tensors > 0 and dotted > 0)
 

@@ -41,7 +41,7 @@ def opened(browser, tmp_path):
         )
         contexts.append(context)
         shown = context.new_page()
-        shown.set_default_timeout(10_000)
+        shown.set_default_timeout(30_000)
         shown.on("console", lambda message: said.append(message.text))
         shown.on("pageerror", lambda error: said.append(str(error)))
         shown.on("dialog", lambda dialog: said.append(dialog.message))
@@ -76,15 +76,19 @@ def names(part):
 def sources(run, fixtures_dir, tmp_path_factory):
     """The pages to look at."""
     folder = tmp_path_factory.mktemp("reports")
-    files = [fixtures_dir / "model" / "tied.pt", *sorted((fixtures_dir / "training").glob("*.pt"))[:1]]
-    made = {"blocks": page(REPORT), "hostile": page(hostile_report(), hostile_report(HOSTILE[-1]))}
-    for command, options in (("inspect", ["--tensors"]), ("summary", ["--stats"])):
-        file = folder / f"{command}.html"
-        assert (
-            run(command, *files[: 2 if command == "inspect" else 1], *options, "--format", "html", "-o", file).exit_code
-            == 0
-        )
-        made[command] = file.read_text("utf-8")
+    model, adam, sgd = (
+        fixtures_dir / name for name in ("model/tied.pt", "training/adam.pt", "training/sgd_momentum.pt")
+    )
+    made = {"blocks": page(REPORT), "hostile": page(hostile_report(HOSTILE[-1]))}
+    for command, *args in (
+        ("inspect", model, adam, "--tensors"),
+        ("summary", model, "--stats"),
+        ("diff", adam, sgd),
+        ("audit", fixtures_dir / "training"),
+    ):
+        done = run(command, *args, "--format", "html", "-o", folder / f"{command}.html")
+        assert (done.exit_code, done.stderr) == (int(command in ("diff", "audit")), "")
+        made[command] = (folder / f"{command}.html").read_text("utf-8")
     return made
 
 
@@ -117,7 +121,7 @@ FAINT = """() => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1200, 400])
-@pytest.mark.parametrize("kind", ["blocks", "hostile", "inspect", "summary"])
+@pytest.mark.parametrize("kind", ["blocks", "hostile", "inspect", "summary", "diff", "audit"])
 def test_a_page_fits_and_can_be_read(kind, width, scheme, sources, opened, tmp_path):
     shown = opened(sources[kind], width=width, scheme=scheme)
     assert shown.evaluate("document.documentElement.scrollWidth") <= width
@@ -131,6 +135,18 @@ def test_a_page_fits_and_can_be_read(kind, width, scheme, sources, opened, tmp_p
     folder = Path(os.environ.get("CKPT_TOOLS_SCREENSHOTS") or tmp_path)
     picture = shown.screenshot(path=folder / f"{kind}-{width}-{scheme}.png")
     assert len(picture) > 10_000  # an empty page takes some 4 kB
+
+
+def test_a_diff_has_its_tree_heat_map_and_histograms(sources, opened):
+    shown = opened(sources["diff"])
+    assert names(section(shown, "Layers"))[0] == "fc1"
+    cells = shown.locator(".heat li")
+    assert cells.count() == 4
+    cells.first.hover()
+    assert re.fullmatch(r"weight: 0\.\d+", shown.locator("#tip").inner_text())
+    figures = shown.locator("figure")
+    assert figures.count() == 4
+    assert figures.first.locator("rect").count() > 1
 
 
 def test_nothing_in_a_file_is_run(opened):
@@ -252,10 +268,10 @@ def test_sizes_are_sorted_by_what_they_mean(opened):
 
 
 def test_a_very_long_table_can_be_sorted(opened):
-    rows = [(f"layer{i}.weight", f"{(i * 7919) % 12_000:,}") for i in range(12_000)]
+    rows = [(f"layer{i}.weight", f"{(i * 7919) % 20_000:,}") for i in range(20_000)]
     shown = opened(page(Report("a", dict, [Table("t", ("name", ">n"), rows)])))
     shown.locator("thead button").last.click()
-    assert shown.locator("tbody td:visible").all_inner_texts() == [f"{n:,}" for n in range(11_999, 11_959, -1)]
+    assert shown.locator("tbody td:visible").all_inner_texts() == [f"{n:,}" for n in range(19_999, 19_959, -1)]
 
 
 def test_a_long_table_shows_its_beginning_until_asked_or_filtered(shown):

@@ -121,6 +121,8 @@ def convert(
     if out_dir is not None:
         if extract_source is not None:
             raise click.UsageError("--extract-source is for one SRC")
+        if shard_size is not None and to not in (None, _SUFFIXES[0]):
+            raise click.UsageError("--shard-size writes safetensors")
         from ckpt_tools.cli.convert_many import convert_many  # which one file does not need
         from ckpt_tools.convert.many import Options
 

@@ -163,6 +163,19 @@ def test_what_no_line_vouches_for_is_compared(run: Any, runs: Path, tmp_path: Pa
     assert safetensors_torch.load_file(out / CONVERTED[1])["w"].tolist() == [9.0] * 3
 
 
+def test_what_is_computed_or_taken_apart_is_compared_too(run: Any, tmp_path: Path) -> None:
+    for name in ("quantized.pt", "sparse.pt", "tied.pt", "conj_neg.pt"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        shutil.copy(FIXTURES / "zip" / name, tmp_path / "in")
+    state = {"a.weight_g": torch.ones(4, 1), "a.weight_v": torch.randn(4, 3), "a.bias": torch.zeros(4)}
+    torch.save(state, tmp_path / "in" / "normed.pt")
+    words = ("convert", tmp_path / "in", "--out-dir", tmp_path / "out", "--decompose", "--bake")
+    assert rows(run(*words).stdout)["converted"][0] == "5"
+    (tmp_path / "out" / MANIFEST).unlink()
+    done = run(*words)
+    assert (done.exit_code, rows(done.stdout)["there already, and equal"][0]) == (0, "5")
+
+
 def test_what_was_not_verified_is_when_that_is_asked_for(run: Any, runs: Path, tmp_path: Path) -> None:
     words = ("convert", runs, "--out-dir", tmp_path / "out")
     for options, result in (
@@ -314,6 +327,7 @@ def test_a_dry_run_writes_nothing(run: Any, runs: Path, tmp_path: Path) -> None:
         (["a.pt", "b.pt", "c.pt"], "or --out-dir for any number of SRC"),
         (["a.pt", "b.pt", "--jobs", "2"], "are for --out-dir"),
         (["-", "--out-dir", "x"], "standard input has no name"),
+        (["a.pt", "--out-dir", "x", "--to", "pt", "--shard-size", "1GB"], "--shard-size writes safetensors"),
         (["https://example.org/a.pt", "--out-dir", "x"], "give a URL a DST of its own"),
     ],
 )

@@ -116,6 +116,15 @@ def test_our_reader_finds_the_aliases_again(tmp_path: Path) -> None:
     assert back["part"].data_ptr() == back["view"].data_ptr() + 12
 
 
+def test_tensors_that_were_taken_apart_come_together_again(tmp_path: Path) -> None:
+    for name in ("quantized.pt", "sparse.pt"):
+        source = FIXTURES / "zip" / name
+        done = convert(source, tmp_path / name.removesuffix(".pt"), 20, decomposing=True)
+        assert len(done.files) > 3
+        found = open_checkpoint(tmp_path / name.removesuffix(".pt"))
+        assert digest(source_of(found, None).tensors) == digest(source_of(open_checkpoint(source), None).tensors)
+
+
 def test_one_shard_is_the_file_that_would_be_written_without(tmp_path: Path) -> None:
     convert(MLP, tmp_path / "out", 10**9)
     convert(MLP, tmp_path / "other.safetensors", 10**9)

@@ -802,7 +802,7 @@ def unread() -> list[Attack]:
         "zlib": zlib.compress(stream(SYSTEM)),
     }
     found = [
-        Attack(f"compressed by {how}", data, "I105", ".bin", answer="", cites=("picklescan#68", "modelscan#345"))
+        Attack(f"compressed by {how}", data, "S101", ".bin", cites=("picklescan#68", "modelscan#345"))
         for how, data in packed.items()
     ]
     seven = b"7z\xbc\xaf\x27\x1c\x00\x04" + bytes(24) + stream(SYSTEM)

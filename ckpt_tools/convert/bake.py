@@ -155,17 +155,18 @@ def _pruning(tensors: _Tensors, name: str) -> _Recipe:
 
 
 def _spectral_normed(tensors: _Tensors, module: Module | None) -> _Found:
-    for name in tensors:
-        base = name.removesuffix("_orig")
-        if base != name and f"{base}_u" in tensors:
-            yield base, partial(_old_spectral_norm, tensors, base, module)
+    bases = [name.removesuffix("_orig") for name in tensors if name.endswith("_orig")]
+    bases = [base for base in bases if f"{base}_u" in tensors]
+    modules = dict(module.walk()) if module is not None and bases else {}
+    for base in bases:
+        yield base, partial(_old_spectral_norm, tensors, base, modules)
 
 
-def _old_spectral_norm(tensors: _Tensors, name: str, module: Module | None) -> _Recipe:
+def _old_spectral_norm(tensors: _Tensors, name: str, modules: Mapping[str, Module]) -> _Recipe:
     if f"{name}_v" not in tensors:
         raise _Cannot("spectral_norm of torch before 1.1, which saved no v")
     parts = (f"{name}_orig", f"{name}_u", f"{name}_v")
-    return _spectral_norm(tensors, name, parts, _recorded_axis(module, name))
+    return _spectral_norm(tensors, name, parts, _recorded_axis(modules, name))
 
 
 def _weight_normed(tensors: _Tensors, module: Module | None) -> _Found:
@@ -235,17 +236,14 @@ def _spectral_norm(tensors: _Tensors, name: str, parts: tuple[str, str, str], re
     return story, lambda: computed(name, weight.dtype, weight.shape, partial(_divided, weight, u, v, axes[0]))
 
 
-def _recorded_axis(module: Module | None, name: str) -> int | None:
-    """The axis that the hook of a pickled *module* keeps."""
-    if module is None:
-        return None
+def _recorded_axis(modules: Mapping[str, Module], name: str) -> int | None:
+    """The axis that the hook of a pickled module keeps."""
     owner, _, leaf = name.rpartition(".")
-    for path, part in module.walk():
-        hooks = plain(part.attributes.get("_forward_pre_hooks")) if path == owner else None
-        for hook in hooks.values() if isinstance(hooks, dict) else ():
-            if isinstance(hook, Call) and hook.class_name == _SPECTRAL_NORM and hook.attributes.get("name") == leaf:
-                axis = hook.attributes.get("dim")
-                return axis if type(axis) is int else None
+    hooks = plain(modules[owner].attributes.get("_forward_pre_hooks")) if owner in modules else None
+    for hook in hooks.values() if isinstance(hooks, dict) else ():
+        if isinstance(hook, Call) and hook.class_name == _SPECTRAL_NORM and hook.attributes.get("name") == leaf:
+            axis = hook.attributes.get("dim")
+            return axis if type(axis) is int else None
     return None
 
 

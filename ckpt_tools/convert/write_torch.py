@@ -44,9 +44,14 @@ def is_rebuilt(entry: Entry) -> bool:
     tensor = entry.tensor
     if tensor.subclass is not None or any(part.layout != "strided" or part.parts for _, part in tensor.parts):
         return False
-    if tensor.dtype.kind == "quantized":
-        return tensor.storage is not None and tensor.dtype.storage is not None and "qscheme" in tensor.details
-    return tensor.layout != "strided" and {label for label, _ in tensor.parts} >= set(_PARTS[tensor.layout])
+    labels = {label for label, _ in tensor.parts}
+    if tensor.dtype.kind != "quantized":
+        return tensor.layout in _PARTS and labels >= set(_PARTS[tensor.layout])
+    if tensor.storage is None or tensor.dtype.storage is None:
+        return False
+    # what an earlier conversion noted may lack some of them, or have others under these names
+    numbers = {label for label, part in parts_of(tensor) if label in NUMBERS and scalar(part) is not None}
+    return numbers >= {"scale", "zero_point"} or (labels >= {"scales", "zero_points"} and "axis" in numbers)
 
 
 def objection(tensor: TensorInfo, dtype: DType) -> str:

@@ -370,6 +370,24 @@ def test_notes_that_contend_for_a_part_or_go_round_in_circles(tmp_path: Path) ->
     assert sorted(noted(tmp_path, notes)) == [("q.scale", "float64"), ("q.values", "uint8")]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parts": {"values": "q.values"}},  # and no scale
+        {"parts": {"values": "q.values", "scale": "q.scale"}},  # and no zero point
+        {"parts": {"values": "q.values", "scale": "many", "zero_point": "q.scale"}},
+        {"parts": {"values": "q.values", "scales": "many", "zero_points": "q.scale"}},
+    ],
+)
+def test_a_quantized_tensor_that_lacks_something_stays_out_of_a_pt(tmp_path: Path, change: dict[str, Any]) -> None:
+    tensors = {"q.values": torch.arange(6, dtype=torch.uint8), "q.scale": torch.tensor(0.5, dtype=torch.float64)}
+    tensors["many"] = torch.ones(3, dtype=torch.float64)
+    note = json.dumps({"decomposed": {"q": {**TRUE, **change}}})
+    safetensors_torch.save_file(tensors, tmp_path / "in.safetensors", {NOTE: note})
+    with pytest.raises(UnsupportedFeature, match=r"q \(quantized\)"):
+        convert(tmp_path / "in.safetensors", tmp_path / "out.pt")
+
+
 def test_scales_that_are_no_numbers(tmp_path: Path) -> None:
     from ckpt_tools.checkpoint import TensorInfo
     from ckpt_tools.contents import parts_of, read_bytes

@@ -415,10 +415,17 @@ def polyglot(subject: Subject) -> Iterator[Finding]:
                 yield subject.finding(anomaly.what)
 
 
+class _NoArchive:
+    """Marks in a source's memo that it is no zip archive."""
+
+
 def _archive(source: Source) -> Archive | None:
+    if _NoArchive in source.memo:
+        return None
     try:
         return Archive.of(source)
     except CkptError:
+        source.memo[_NoArchive] = True
         return None
 
 

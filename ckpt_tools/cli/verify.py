@@ -174,7 +174,7 @@ def verify(
         else:
             results.append(result)
     if results:
-        emit(_reports(results, format), command="verify", format=format, output=output)
+        emit(reports_in(results, format), command="verify", format=format, output=output)
     if code == 0 and any(result.at_least(fail_on) for result in results):
         code = 1
     sys.exit(code)
@@ -191,7 +191,8 @@ def _files(paths: tuple[str, ...]) -> Iterator[str | None]:
             yield None
 
 
-def _reports(results: list[Verification], format: str) -> list[Report]:
+def reports_in(results: list[Verification], format: str) -> list[Report]:
+    """The reports of *results* with the data that *format* is made of."""
     reports = [report_of(result) for result in results]
     if format not in _FINDINGS:
         return reports

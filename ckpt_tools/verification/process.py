@@ -2,7 +2,7 @@
 
 The channel is the child's standard input for jobs and its standard output for answers, a JSON object a line; the
 child takes a private copy of the latter before it imports anything, so that what the class prints comes through
-standard error, from where the last of it is kept.
+standard error, from where the last of it is kept. A mark there tells that all of it has come.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import json
 import os
 import queue
 import re
+import secrets
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
@@ -64,7 +64,8 @@ class Child:
             start_new_session=os.name == "posix",  # so that what the class starts can be ended with it
         )
         self._answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self._said: deque[bytes] = deque()
+        self._said = bytearray()
+        self._news = threading.Condition()
         self._threads = [
             threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True),
             threading.Thread(target=self._keep, args=(self._process.stderr,), daemon=True),
@@ -84,11 +85,13 @@ class Child:
 
         The job's ``seconds`` count from when the child is ready.
         """
-        self._said.clear()
+        mark = f"\0{secrets.token_hex(16)}\0"
+        with self._news:
+            self._said.clear()
         limit = float(job["seconds"])
         with contextlib.suppress(OSError):  # it has died, as the answers will show
             assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps(job).encode() + b"\n")
+            self._process.stdin.write(json.dumps({**job, "mark": mark}).encode() + b"\n")
             self._process.stdin.flush()
         begun = time.monotonic()
         deadline = begun + (limit + _GRACE if self.ready else STARTUP)
@@ -107,14 +110,18 @@ class Child:
                 begun = time.monotonic()
                 deadline = begun + limit + _GRACE
                 continue
+            ended = answer["event"] in ("done", "error")
+            if ended:
+                self._wait_for(mark.encode())
             yield answer
-            if answer["event"] in ("done", "error"):
+            if ended:
                 return
 
     @property
     def output(self) -> str:
         """What has come through the child's standard output and error since the job began."""
-        return b"".join(self._said)[-KEPT:].decode("utf-8", "replace")
+        with self._news:
+            return self._said[-KEPT:].decode("utf-8", "replace")
 
     def close(self) -> None:
         """End the process, and all that it has started."""
@@ -163,13 +170,18 @@ class Child:
         self._answers.put(None)
 
     def _keep(self, stream: IO[bytes]) -> None:
-        held = 0
         with contextlib.suppress(OSError, ValueError):
             while chunk := os.read(stream.fileno(), KEPT):
-                self._said.append(chunk)
-                held += len(chunk)
-                while held - len(self._said[0]) > KEPT:
-                    held -= len(self._said.popleft())
+                with self._news:
+                    self._said += chunk
+                    del self._said[: -2 * KEPT]
+                    self._news.notify()
+
+    def _wait_for(self, mark: bytes) -> None:
+        """Let what was printed before *mark* arrive, and take the mark away: it comes by another pipe than answers."""
+        with self._news:
+            self._news.wait_for(lambda: mark in self._said, _GRACE)
+            self._said = self._said.partition(mark)[0]
 
 
 def _offline(environment: Mapping[str, str]) -> dict[str, str]:

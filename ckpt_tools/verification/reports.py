@@ -56,6 +56,7 @@ def findings_of(found: Verification) -> dict[str, object]:
         "path": found.path,
         "failure": "",
         "skipped": "",
+        "container": "",
         "findings": [
             {
                 "code": check.name,

@@ -109,14 +109,16 @@ def _one(child: Child, job: Job) -> tuple[Verification | CkptError, bool]:
 
 def ask(child: Child, job: Mapping[str, Any], names: Iterable[str]) -> tuple[list[Check] | CkptError, bool]:
     """The checks of *job*, which are *names*, or why it could not be done; and whether *child* lives on."""
+    order = list(names)
     checks: list[Check] = []
-    running = ""
+    running = order[0]
     for answer in child.ask(job):
         if isinstance(answer, Death):
             if not child.ready:
                 message = f"the process that builds the model did not start: {answer.how}"
                 return CkptError(message, remedy=child.output.strip()[-2000:] or None), False
-            return [*checks, *_after(running, answer, list(names))], False
+            # it may also have died when that check was done
+            return [*(c for c in checks if c.name != running), *_after(running, answer, order)], False
         if answer["event"] == "check":
             running = answer["name"]
         elif answer["event"] == "result":
@@ -144,8 +146,7 @@ def _error(answer: Mapping[str, Any], path: str) -> CkptError:
     place = answer["place"]
     problem = f"{place}: {answer['problem']}" if place and place != path else answer["problem"]
     if kind is errors.MissingDependency:
-        error = CkptError(problem, remedy=answer["remedy"])
-        return error
+        return CkptError(problem, remedy=answer["remedy"])
     made: CkptError = kind(problem, remedy=answer["remedy"])
     return made.at(path=path)
 

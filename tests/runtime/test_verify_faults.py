@@ -127,7 +127,7 @@ FAULTS = [
         "verify/compiled_parallel.pt",
         NETS + "Transfer",
         [("stacked-wrappers", ERROR)],
-        ["names begin with module._orig_mod.", "AveragedModel in torch.compile", "then 10 of 10 tensors load"],
+        ["names begin with module._orig_mod.", "AveragedModel around torch.compile", "then 10 of 10 tensors load"],
     ),
     Fault(
         "Lightning model. prefix",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from ckpt_tools.analysis.leaves import leaves
 from ckpt_tools.analysis.summary import pick
 from ckpt_tools.checkpoint import Checkpoint, StateDict, TensorInfo
-from ckpt_tools.errors import CkptError, CorruptFile, MissingDependency, NotACheckpoint
+from ckpt_tools.errors import Ambiguous, CkptError, CorruptFile, MissingDependency, NotACheckpoint
 from ckpt_tools.formats import open_checkpoint
 from ckpt_tools.report import count, size
 from ckpt_tools.runtime.locate import PICKLE, MissingArguments, WantsDownload
@@ -34,8 +34,11 @@ def opens(subject: Subject) -> Check:
         state_dict, subject.module = pick(checkpoint, job.select)
     except (CorruptFile, NotACheckpoint) as error:
         code = "damaged-file" if isinstance(error, CorruptFile) else "no-checkpoint"
-        problem = Problem(code, "error", _without(str(error), job.path), "")
-        return Check("opens", "the file cannot be read", [problem])
+        return Check("opens", "the file cannot be read", [Problem(code, "error", _without(str(error), job.path))])
+    except CkptError as error:
+        if subject.checkpoint is None or job.select is not None or isinstance(error, Ambiguous):
+            raise
+        return Check("opens", subject.checkpoint.title, [Problem("no-model", "error", error.problem)])
     tensors = state_dict.tensors
     cut = [t.name for t in tensors if any(storage.missing for storage in t.storages())]
     if cut:

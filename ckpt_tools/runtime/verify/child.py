@@ -7,6 +7,7 @@ Jobs come on standard input, answers go to what standard output was when it star
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -37,6 +38,7 @@ def _serve(jobs: TextIO, channel: TextIO, worker: str) -> None:
     from ckpt_tools.report import plain_json
 
     answered = False
+    mark = b""
     for line in jobs:
         try:
             # torch comes with the first job, when it is known that there is one
@@ -44,18 +46,28 @@ def _serve(jobs: TextIO, channel: TextIO, worker: str) -> None:
             if not answered:
                 tell("ready")
                 answered = True
-            job = module.Job(**json.loads(line))
+            asked = json.loads(line)
+            mark = asked.pop("mark").encode()
+            job = module.Job(**asked)
             faulthandler.dump_traceback_later(job.seconds, exit=True)
             for check in module.checks(job, lambda name: tell("check", name=name)):
-                sys.stdout.flush()
-                sys.stderr.flush()
                 found: Any = plain_json(check.as_json())
                 tell("result", check=found)
+            _mark(mark)
             tell("done")
         except CkptError as error:
+            _mark(mark)
             tell("error", kind=type(error).__name__, problem=error.problem, place=error.place, remedy=error.remedy)
         finally:
             faulthandler.cancel_dump_traceback_later()
+
+
+def _mark(mark: bytes) -> None:
+    """Say on standard error that all has come that this job printed."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # which the class may have replaced, or closed
+            stream.flush()
+    os.write(2, mark)
 
 
 def _close_network() -> None:

@@ -184,9 +184,7 @@ def _silent(report: LoadReport, model: nn.Module) -> str:
     if report.mismatched:
         return "load_state_dict refuses the file, with strict=False too, for its shapes"
     kept = len(report.missing)
-    parts = (
-        [f"leave {count(kept, 'tensor')} of the class as {'it was' if kept == 1 else 'they were'} made"] if kept else []
-    )
+    parts = [f"leave {count(kept, 'tensor')} of the class as made"] if kept else []
     if report.unexpected:
         parts.append(f"drop {count(len(report.unexpected), 'tensor')} of the file")
     share = percent(round(loaded_share(report, model) * 10**9), 10**9)
@@ -212,7 +210,7 @@ def _of_tensors(report: LoadReport, subject: Subject, model: nn.Module) -> list[
         problems += _of_shapes(report.mismatched, subject, model)
     auxiliary = [name for name in missing if name.startswith(AUXILIARY)]
     if auxiliary:
-        options = _switch(model, False)
+        options = _switch(auxiliary, False)
         problems.append(
             Problem(
                 "auxiliary-heads",
@@ -231,7 +229,7 @@ def _of_tensors(report: LoadReport, subject: Subject, model: nn.Module) -> list[
                 "error",
                 f"the file has an auxiliary head that the class lacks ({count(len(extra), 'tensor')}: "
                 f"{listed(extra, 3)})",
-                f"Build the class with it: {_switch(model, True)}; or --allow-unexpected "
+                f"Build the class with it: {_switch(extra, True)}; or --allow-unexpected "
                 f"'{extra[0].partition('.')[0]}.*'",
             )
         )
@@ -352,8 +350,9 @@ def _parameter_for(subject: Subject, ours: int, theirs: int) -> str:
     return ""
 
 
-def _switch(model: nn.Module, on: bool) -> str:
-    name = "aux_loss" if hasattr(model, "aux_classifier") else "aux_logits"
+def _switch(names: Sequence[str], on: bool) -> str:
+    """The option of torchvision's classes for the auxiliary head of these names."""
+    name = "aux_loss" if names[0].startswith("aux_classifier") else "aux_logits"
     return f"--kwargs {name}={str(on).lower()}"
 
 

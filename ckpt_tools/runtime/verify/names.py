@@ -101,19 +101,13 @@ def renaming(tensors: Sequence[TensorInfo], shapes: Shapes) -> Renaming | None:
     steps: list[Step] = []
     score = _score(current, sizes, shapes)
     while len(steps) < MAX_STEPS:
-        best: tuple[int, Step] | None = None
-        for step in _candidates(current, sizes, shapes):
-            tried = {old: step.names.get(new, new) for old, new in current.items()}
-            if len(set(tried.values())) < len(tried):
-                continue
-            reached = _score(tried, sizes, shapes)
-            if reached > (best[0] if best else score):
-                best = reached, step
+        best = _best(current, sizes, shapes, score) or _best(current, sizes, shapes, score, after=True)
         if best is None:
             break
-        score, step = best
-        steps.append(step)
-        current = {old: step.names.get(new, new) for old, new in current.items()}
+        score, taken = best
+        for step in taken:
+            steps.append(step)
+            current = _after(current, step)
     guessed = _by_order(current, sizes, shapes)
     if guessed is not None:
         steps.append(guessed)
@@ -124,6 +118,30 @@ def renaming(tensors: Sequence[TensorInfo], shapes: Shapes) -> Renaming | None:
         return None
     changed = {old: new for old, new in current.items() if old != new}
     return Renaming(steps, changed, guessed is not None) if steps else None
+
+
+def _after(current: Mapping[str, str], step: Step) -> dict[str, str]:
+    return {old: step.names.get(new, new) for old, new in current.items()}
+
+
+def _best(
+    current: Mapping[str, str], sizes: Mapping[str, TensorInfo], shapes: Shapes, score: int, *, after: bool = False
+) -> tuple[int, tuple[Step, ...]] | None:
+    """The step that fits most, and what that comes to; *after*: the two, the first of which helps only the second."""
+    best: tuple[int, tuple[Step, ...]] | None = None
+    for step in _candidates(current, sizes, shapes):
+        tried = _after(current, step)
+        if len(set(tried.values())) < len(tried):
+            continue
+        if after:
+            found = _best(tried, sizes, shapes, best[0] if best else score)
+            if found is not None:
+                best = found[0], (step, *found[1])
+            continue
+        reached = _score(tried, sizes, shapes)
+        if reached > (best[0] if best else score):
+            best = reached, (step,)
+    return best
 
 
 def renamed(state_dict: StateDict, names: Mapping[str, str]) -> StateDict:
@@ -228,7 +246,7 @@ def _prefix_code(theirs: str, ours: str) -> str:
 def _prefix_words(theirs: str, ours: str) -> str:
     def known(prefix: str) -> str:
         words = [_WRAPPERS[part] for part in prefix.split(".")[:-1] if part in _WRAPPERS]
-        return f" ({' in '.join(words)})" if words else ""
+        return f" ({' around '.join(words)})" if words else ""
 
     if theirs and ours:
         return f"names begin with {theirs}{known(theirs)}, in the class with {ours}{known(ours)}"

@@ -65,9 +65,9 @@ def _fit(optimizer: Optimizer, model: nn.Module, subject: Subject, alone: bool) 
     fitting = [over for over in candidates if len(over.names) == len(held) and _same(over.names, wanted, parameters)]
     if fitting:
         problems = [*_accepted(optimizer, fitting[0], parameters)]
-        others = [over for over in fitting[1:] if list(over.names) != list(fitting[0].names)]
-        if others:
-            problems.append(_either(fitting[0], others[0]))
+        other = _other(fitting, wanted, parameters)
+        if other is not None:
+            problems.append(_either(fitting[0], other))
         if fitting[0].what == "all of the model's" or named:
             return fitting[0], problems
         problems.append(
@@ -81,7 +81,7 @@ def _fit(optimizer: Optimizer, model: nn.Module, subject: Subject, alone: bool) 
         )
         return fitting[0], problems
     if not alone and len(held) < len(parameters):
-        window = _window(wanted, parameters)
+        window = next(_windows(wanted, parameters), None)
         if window is not None:
             return window, [*_accepted(optimizer, window, parameters)]
     return None, [_misfit(optimizer, held, wanted, parameters, subject)]
@@ -144,15 +144,25 @@ def _same(names: Sequence[str], wanted: Sequence[Shape | None], parameters: Mapp
     return all(size is None or tuple(parameters[name].shape) == size for name, size in zip(names, wanted, strict=True))
 
 
-def _window(wanted: Sequence[Shape | None], parameters: Mapping[str, nn.Parameter]) -> Over | None:
+def _other(
+    fitting: Sequence[Over], wanted: Sequence[Shape | None], parameters: Mapping[str, nn.Parameter]
+) -> Over | None:
+    """Another choice of parameters that fits as well, where the first is a guess and there is state to lose."""
+    first = fitting[0]
+    if first.code in ("all", "names", "flags") or not any(wanted):
+        return None
+    found = [*fitting[1:], *_windows(wanted, parameters)]
+    return next((over for over in found if list(over.names) != list(first.names)), None)
+
+
+def _windows(wanted: Sequence[Shape | None], parameters: Mapping[str, nn.Parameter]) -> Iterator[Over]:
     """Neighbouring parameters of these shapes, as several optimizers of one model have."""
     names = list(parameters)
     if None in wanted:
-        return None
+        return
     for start in range(len(names) - len(wanted) + 1):
         if _same(names[start : start + len(wanted)], wanted, parameters):
-            return Over(f"from {names[start]}", "window", names[start : start + len(wanted)])
-    return None
+            yield Over(f"those from {names[start]} on", "window", names[start : start + len(wanted)])
 
 
 def _either(first: Over, other: Over) -> Problem:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_tools.atomic import replacing
-from ckpt_tools.errors import CkptError
+from ckpt_tools.errors import CkptError, MissingDependency
 from ckpt_tools.records import record
 from ckpt_tools.report import count, listed, number, size
 from ckpt_tools.runtime.forward import InputSpec, tensors_in
@@ -164,14 +164,15 @@ def _arrays(path: str) -> dict[str | None, Any]:
 def _image(path: str) -> Tensor:
     """Three channels between 0 and 1; no other normalization."""
     try:
-        from torchvision.io import ImageReadMode, decode_image
+        from PIL import Image
     except ImportError:
-        raise CkptError("an image as input needs torchvision", path=path) from None
+        raise MissingDependency("Pillow", "torch", "an image as input") from None
     try:
-        found: Tensor = decode_image(path, ImageReadMode.RGB)
-    except RuntimeError as error:
+        with Image.open(path) as image:
+            found = numpy.asarray(image.convert("RGB"))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise CkptError(f"is no readable image: {' '.join(str(error).split())}", path=path) from None
-    return found.float() / 255
+    return torch.from_numpy(found.copy()).permute(2, 0, 1).float() / 255
 
 
 # --- running

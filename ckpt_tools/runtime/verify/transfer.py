@@ -261,5 +261,5 @@ def _uniform(values: Tensor, bound: float) -> bool:
         return False
     steps = torch.arange(1, len(drawn) + 1, dtype=torch.float64) / len(drawn)
     distance = float((drawn - steps).abs().max())
-    # of two hundred samples that are uniform one is further off
-    return distance < 1.73 / math.sqrt(len(drawn))
+    # of a thousand samples that are uniform one is further off
+    return distance < 1.95 / math.sqrt(len(drawn))

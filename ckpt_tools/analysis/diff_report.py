@@ -16,6 +16,7 @@ from ckpt_tools.checkpoint import TensorInfo, format_path
 from ckpt_tools.contents import scalar
 from ckpt_tools.errors import CkptError
 from ckpt_tools.report import (
+    PAGE_ROWS,
     Block,
     Facts,
     HeatMap,
@@ -53,9 +54,9 @@ def report(
 ) -> Report:
     """The report of *diff*: the verdict, the roll-up by module to *depth*, then each kind of difference.
 
-    *every* lists all the tensors that differ, however many; *brief* gives the verdict alone; *pictures* adds a
-    heat map and histograms. *ranks* are of changes, by name; *expectations* were checked and *broken* what breaks
-    them.
+    *every* lists all the tensors that differ, however many; *brief* gives the verdict alone; *pictures* is
+    for a page, which has room for more rows, a heat map and histograms. *ranks* are of changes, by name;
+    *expectations* were checked and *broken* what breaks them.
     """
     sentence = verdict(diff)
     if transferred is not None and transferred.contradictions:
@@ -64,6 +65,7 @@ def report(
         held = f"{count(len(broken), 'tensor')} break expectations" if broken else "as expected"
         sentence = f"{held}: {sentence}"
     title = f"{diff.a.path} → {diff.b.path}"
+    screen = PAGE_ROWS if pictures else SCREEN_ROWS
     blocks: list[Block] = []
     if broken:
         rows = [(breach.name, breach.expected, breach.what) for breach in broken]
@@ -73,15 +75,15 @@ def report(
             blocks += _transfer(transferred)
         blocks.append(Facts("", _facts(diff)))
         if any(entry.differs for entry in diff.tensors):
-            blocks.append(_tree(diff.tensors, depth))
-            blocks += _tensors(diff.tensors, every)
+            blocks.append(_tree(diff.tensors, depth, screen))
+            blocks += _tensors(diff.tensors, every, screen)
         if ranks is not None:
             blocks.append(_rank_table(ranks))
-        blocks += _renames(diff.tensors, every) + _ties(diff)
+        blocks += _renames(diff.tensors, every, screen) + _ties(diff)
         for category, heading in _TITLES.items():
             values = [value for value in diff.values if value.category == category]
             if values:
-                blocks.append(_value_table(heading, values))
+                blocks.append(_value_table(heading, values, screen))
         if pictures:
             blocks += _heat(diff.tensors)
             blocks += _histograms(diff.tensors)
@@ -144,14 +146,14 @@ def _share(value: float | None) -> str:
     return "from zero" if math.isinf(value) else number(round_to(value))
 
 
-def _tree(entries: Sequence[TensorDiff], depth: int | None) -> Tree:
+def _tree(entries: Sequence[TensorDiff], depth: int | None, screen: int) -> Tree:
     """The roll-up by module; blocks that are alike in every tensor's fate are one row."""
     by_name = {entry.name: entry for entry in entries}
     infos = [(entry.b or entry.a, entry.name) for entry in entries]
     root = grow(info.renamed(name) for info, name in infos if info is not None)
     alone = ("value", "shape")
     folded = fold(root, {e.name: f"{e.change} {e.name}" if e.change in alone else e.change for e in entries})
-    levels = fitting_depth(folded, SCREEN_ROWS) if depth is None else depth
+    levels = fitting_depth(folded, screen) if depth is None else depth
     rows: list[tuple[int, Sequence[str]]] = []
     if folded.tensors:
         rows.append((0, _row("other parameters", folded, by_name, own_only=True)))
@@ -210,7 +212,7 @@ def _reshaped(entry: TensorDiff) -> str:
     return f"{_shape(entry.a)} → {_shape(entry.b)}" if entry.a is not None and entry.b is not None else ""
 
 
-def _tensors(entries: Sequence[TensorDiff], every: bool) -> list[Block]:
+def _tensors(entries: Sequence[TensorDiff], every: bool, screen: int) -> list[Block]:
     """The tensors that differ; where there are many, those that were only cast and the buffers are summed up."""
     both = (entry for entry in entries if entry.differs and entry.change not in ("added", "removed"))
     differing = sorted(both, key=lambda entry: entry.is_buffer)
@@ -225,7 +227,7 @@ def _tensors(entries: Sequence[TensorDiff], every: bool) -> list[Block]:
             elif entry.is_buffer:
                 groups.setdefault(f"*.{entry.name.rpartition('.')[2]}", []).append(entry)
         rows = [_summed_up(label, found) for label, found in groups.items()]
-    shown = apart if every else apart[:SCREEN_ROWS]
+    shown = apart if every else apart[:screen]
     left = len(apart) - len(shown)
     columns = (
         "tensor",
@@ -243,13 +245,13 @@ def _tensors(entries: Sequence[TensorDiff], every: bool) -> list[Block]:
     blocks: list[Block] = []
     if shown or rows:
         blocks.append(Table("Tensors that differ", columns, [*map(_tensor_row, shown), *rows], note))
-    return blocks + _only(entries, "removed", every) + _only(entries, "added", every)
+    return blocks + _only(entries, "removed", every, screen) + _only(entries, "added", every, screen)
 
 
-def _only(entries: Sequence[TensorDiff], change: str, every: bool) -> list[Block]:
+def _only(entries: Sequence[TensorDiff], change: str, every: bool, screen: int) -> list[Block]:
     """The tensors that just one side has."""
     found = [tensor for e in entries if e.change == change and (tensor := e.a or e.b) is not None]
-    shown = found if every else found[:SCREEN_ROWS]
+    shown = found if every else found[:screen]
     left = len(found) - len(shown)
     rows = [(tensor.name, str(tensor.dtype), _shape(tensor)) for tensor in shown]
     note = f"{left:,} more; --keys '*' lists all" if left else ""
@@ -341,13 +343,13 @@ def _remarks(entry: TensorDiff, found: Comparison) -> Iterable[str]:
         yield f"paired by {entry.how}"
 
 
-def _renames(entries: Sequence[TensorDiff], every: bool) -> list[Block]:
+def _renames(entries: Sequence[TensorDiff], every: bool, screen: int) -> list[Block]:
     found = [
         (entry.a.name, entry.b.name, _HOW[entry.how])
         for entry in entries
         if entry.a is not None and entry.b is not None and entry.how in _HOW and entry.a.name != entry.b.name
     ]
-    shown = found if every else found[:SCREEN_ROWS]
+    shown = found if every else found[:screen]
     left = len(found) - len(shown)
     note = f"{left:,} more; --write-key-map FILE writes them all" if left else ""
     return [Table("Renamed", ("in A", "in B", "known by"), shown, note)] if found else []
@@ -365,7 +367,7 @@ def _ties(diff: Diff) -> list[Block]:
     return [Table("Tied tensors", ("names", "what", "the copies have"), rows)] if rows else []
 
 
-def _value_table(title: str, values: Sequence[ValueDiff]) -> Table:
+def _value_table(title: str, values: Sequence[ValueDiff], screen: int) -> Table:
     """The values, those that changed alike in many places as one row."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for value in values:
@@ -379,7 +381,7 @@ def _value_table(title: str, values: Sequence[ValueDiff]) -> Table:
     for (what, a, b), owners in groups.items():
         places = listed(owners, 3) if any(owners) else ""
         rows.append((what, a, b, places))
-    shown = rows[:SCREEN_ROWS]
+    shown = rows[:screen]
     note = f"{len(rows) - len(shown):,} more; --format json lists all" if len(rows) > len(shown) else ""
     return Table(title, ("setting" if named else "value", "A", "B", "module" if named else "of"), shown, note)
 

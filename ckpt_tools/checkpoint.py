@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ckpt_tools.dtypes import DType
@@ -136,7 +136,25 @@ class TensorInfo:
 
     def renamed(self, name: str) -> TensorInfo:
         """The same tensor under another name."""
-        return self if name == self.name else replace(self, name=name)
+        if name == self.name:
+            return self
+        # dataclasses.replace takes three times as long, and every tensor is renamed
+        return TensorInfo(
+            name,
+            self.dtype,
+            self.shape,
+            self.stride,
+            self.storage_offset,
+            self.storage,
+            self.device,
+            self.requires_grad,
+            self.is_parameter,
+            self.layout,
+            self.subclass,
+            self.parts,
+            self.details,
+            self.attributes,
+        )
 
 
 @record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -38,6 +37,8 @@ class Baseline:
 
 def load(path: str) -> Baseline:
     """The baseline in the file at *path*."""
+    import json
+
     try:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
@@ -57,6 +58,8 @@ def load(path: str) -> Baseline:
 
 def write(path: str, results: Iterable[Audited]) -> None:
     """Record *results* at *path*, sorted, so that a changed baseline is easy to review."""
+    import json
+
     findings: dict[str, str] = {}
     names: dict[str, list[str]] = {}
     for result in results:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -26,7 +24,9 @@ class Cache:
         """What the result for the file at *path* is kept under; None where it is not kept."""
         if path == "-" or not os.path.isfile(path):
             return None
-        digest = hashlib.sha256()
+        from hashlib import sha256
+
+        digest = sha256()
         for part in (rules_version(), repr(_asked(options, path)), str(named), os.path.normpath(path)):
             digest.update(part.encode("utf-8", "surrogateescape") + b"\0")
         for chunk in FileSource(path).chunks():
@@ -35,6 +35,8 @@ class Cache:
 
     def get(self, key: str, path: str) -> Audited | None:
         """The result kept under *key*; None where there is none, or it is damaged."""
+        import json
+
         try:
             with open(self._file(key), encoding="utf-8") as file:
                 return Audited.of(json.load(file), path)
@@ -45,6 +47,8 @@ class Cache:
         """Keep *result*, unless it is a failure, which may pass, or depends on other files too."""
         if result.failure or result.format in _OF_SEVERAL_FILES:
             return
+        import json
+
         os.makedirs(os.path.dirname(self._file(key)), exist_ok=True)
         with replacing(self._file(key)) as file:
             file.write(json.dumps(result.data()).encode("ascii"))
@@ -56,7 +60,9 @@ class Cache:
 @cache
 def rules_version() -> str:
     """A digest of all of this package's code: whatever changes in it may change a result."""
-    digest = hashlib.sha256()
+    from hashlib import sha256
+
+    digest = sha256()
     for path in sorted(_sources(os.path.dirname(os.path.dirname(__file__)))):
         with open(path, "rb") as file:
             digest.update(file.read())
@@ -81,8 +87,10 @@ def _content(path: str) -> str:
     """The digest of the file to compare with; of what is no file, its name."""
     if not os.path.isfile(path):
         return path
+    from hashlib import file_digest
+
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(file, "sha256").hexdigest()
 
 
 _OF_SEVERAL_FILES = frozenset({"sharded", "distributed", "deepspeed", "peft", "onnx"})

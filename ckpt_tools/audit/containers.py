@@ -5,15 +5,12 @@ Archives that one program writes and reads as a checkpoint are none of these: th
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
-import lzma
 import os
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from typing import IO, Any
 
 from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded, NotACheckpoint, UnsupportedFeature
@@ -107,14 +104,16 @@ def _in_compressed(source: Source, opened: _Open) -> Iterator[tuple[str, Source]
     base = os.path.basename(source.name)
     stem, dot, suffix = base.rpartition(".")
     name = f"{stem}.tar" if suffix.lower() in ("tgz", "tbz2", "txz") else stem if dot else base
-    with tempfile.TemporaryFile() as file:
+    from tempfile import TemporaryFile
+
+    with TemporaryFile() as file:
         try:
             stream = opened(io.BufferedReader(_Reader(source)))
             while data := stream.read(CHUNK):
                 if file.tell() + len(data) > MAX_UNPACKED:
                     raise LimitExceeded(f"decompresses to more than {MAX_UNPACKED:,} bytes", path=source.name)
                 file.write(data)
-        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        except _errors() as error:
             raise CorruptFile(f"it cannot be decompressed: {error}", path=source.name) from None
         file.flush()
         inside = _Temporary(file, name)
@@ -128,7 +127,7 @@ def _decompresses(source: Source, opened: _Open) -> bool:
     """Whether what looks compressed by its first bytes is so."""
     try:
         return bool(opened(io.BufferedReader(_Reader(source))).read(1))
-    except (OSError, EOFError, zlib.error, lzma.LZMAError):
+    except _errors():
         return False
 
 
@@ -184,9 +183,25 @@ class _Temporary(Source):
         return os.pread(self._file.fileno(), max(0, min(count, self.size - offset)), offset)
 
 
+def _errors() -> tuple[type[Exception], ...]:
+    """What reading a damaged compressed file raises."""
+    from lzma import LZMAError
+
+    return OSError, EOFError, zlib.error, LZMAError
+
+
+def _opener(module: str) -> _Open:
+    """``open`` of one of Python's modules for compressed files, which few files need."""
+
+    def opened(file: io.BufferedReader) -> Any:
+        return import_module(module).open(file)
+
+    return opened
+
+
 _COMPRESSIONS: tuple[tuple[bytes, str, _Open], ...] = (
-    (b"\x1f\x8b\x08", "gzip", gzip.open),
-    (b"BZh", "bzip2", bz2.open),
-    (b"\xfd7zXZ\0", "xz", lzma.open),
+    (b"\x1f\x8b\x08", "gzip", _opener("gzip")),
+    (b"BZh", "bzip2", _opener("bz2")),
+    (b"\xfd7zXZ\0", "xz", _opener("lzma")),
     (b"\x78", "zlib", _Inflating),
 )

@@ -65,11 +65,13 @@ class MemberState:
 class Coverage:
     """*regions* in file order. *pickles* are those that the checkpoint's own format does not lead to: in other
     members of the archive, in what a broken file still holds. *checkpoints* are files in the file, by member.
+    *storages* are all that a tensor or a pickle of the checkpoint refers to.
     """
 
     regions: tuple[Region, ...] = ()
     pickles: tuple[Pickle, ...] = ()
     checkpoints: tuple[tuple[str, Checkpoint], ...] = ()
+    storages: tuple[Storage, ...] = ()
 
     @property
     def unread(self) -> tuple[Region, ...]:
@@ -92,7 +94,7 @@ def cover(
         survey.file(file, name)
     if error is not None and not survey.pickles:
         survey.pickles += _unfinished(error, error.member or "pickle", source if isinstance(source, Source) else None)
-    return Coverage(tuple(survey.regions), tuple(survey.pickles), tuple(survey.checkpoints))
+    return Coverage(tuple(survey.regions), tuple(survey.pickles), tuple(survey.checkpoints), survey.storages)
 
 
 class _States(tuple[MemberState, ...]):
@@ -132,7 +134,8 @@ def all_tensors(checkpoint: Checkpoint) -> Iterator[TensorInfo]:
         yield tensor
     if checkpoint.training is not None:
         for optimizer in checkpoint.training.optimizers:
-            yield from optimizer.tensors()
+            for state in optimizer.state.values():
+                yield from (value for value in state.values() if isinstance(value, TensorInfo))
 
 
 def all_storages(checkpoint: Checkpoint) -> list[Storage]:
@@ -163,7 +166,8 @@ class _Survey:
         self.read: dict[str, int] = {}  # where the pickles in each member end
         for pickle in self.known:
             self.read[pickle.member] = max(pickle.offset + pickle.size, self.read.get(pickle.member, 0))
-        for storage in all_storages(checkpoint) if checkpoint else ():
+        self.storages = tuple(all_storages(checkpoint)) if checkpoint else ()
+        for storage in self.storages:
             for root, offset, size in _places(storage.source, storage.offset, storage.nbytes):
                 self.data.setdefault(root.name, []).append((offset, min(offset + size, root.size)))
         self.data = {name: _merged(sorted(ranges)) for name, ranges in self.data.items()}

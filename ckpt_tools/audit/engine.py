@@ -6,7 +6,6 @@ A file is judged on its own, in this process or another; a bad one never stops t
 from __future__ import annotations
 
 import os
-import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -23,7 +22,6 @@ from ckpt_tools.audit.rule import Rule
 from ckpt_tools.audit.rules import BY_CODE, FAMILIES, RULES
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.errors import CkptError, NotACheckpoint
-from ckpt_tools.fleet import run_all
 from ckpt_tools.sources import Folder
 
 MAX_DEPTH = 3
@@ -49,7 +47,15 @@ def audit(
                 yield target
 
     baseline = options.baseline
-    for group in run_all(partial(_examine, options=options), found(), jobs=jobs, dask=dask):
+    work = partial(_examine, options=options)
+    groups: Iterator[list[Audited] | CkptError]
+    if jobs > 1 or dask is not None:
+        from ckpt_tools.fleet import run_all
+
+        groups = run_all(work, found(), jobs=jobs, dask=dask)
+    else:
+        groups = map(work, found())
+    for group in groups:
         target = begun.popleft()
         results = [Audited(target.path, failure=f"{target.path}: {group}")] if isinstance(group, CkptError) else group
         yield from results if baseline is None else map(baseline.without_known, results)
@@ -147,6 +153,8 @@ def _failed(path: str, error: Exception) -> Audited:
     if isinstance(error, CkptError):
         return Audited(path, failure=str(error.at(path=path)))
     if os.environ.get("CKPT_DEBUG"):
+        import traceback
+
         traceback.print_exc()
     return Audited(path, failure=f"{path}: internal error: {type(error).__name__}: {error}")
 

@@ -7,10 +7,8 @@ there is an error, since a requirement that is not understood would hold for eve
 from __future__ import annotations
 
 import datetime
-import difflib
 import math
 import os
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from fnmatch import fnmatchcase
@@ -166,6 +164,8 @@ def load(path: str) -> Policy:
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """``; did you mean …?`` where a known word is like *word*, else ""."""
+    import difflib
+
     close = difflib.get_close_matches(word, list(known), 1)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -182,6 +182,8 @@ _Reader = Callable[[Any, str], Any]
 
 def _table(path: str) -> dict[str, Any] | None:
     """The table of settings in a file; None where it has none."""
+    import tomllib
+
     try:
         with open(path, "rb") as file:
             document: Any = tomllib.load(file)

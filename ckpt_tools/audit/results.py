@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -140,6 +139,8 @@ def fingerprints(findings: Iterable[Finding]) -> Iterator[str]:
 
     Findings that agree in these are told apart by their order.
     """
+    from hashlib import sha256
+
     seen: Counter[tuple[str, ...]] = Counter()
     for finding in findings:
         place = finding.location
@@ -147,7 +148,7 @@ def fingerprints(findings: Iterable[Finding]) -> Iterator[str]:
         parts = (finding.code, path_key(place.path), place.member, place.tensor, about)
         text = "\0".join((*parts, str(seen[parts])))
         seen[parts] += 1
-        yield hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        yield sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def path_key(path: str) -> str:

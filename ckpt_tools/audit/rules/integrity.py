@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from ckpt_tools.analysis.streaming import in_order
-from ckpt_tools.audit.coverage import MemberState, all_storages, members
+from ckpt_tools.audit.coverage import MemberState, members
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import SMALL, Subject
@@ -327,7 +327,7 @@ def storage_too_long(subject: Subject) -> Iterator[Finding]:
     checkpoint = subject.checkpoint
     if checkpoint is None or checkpoint.format not in _WITH_STORAGES:
         return
-    for storage in all_storages(checkpoint):
+    for storage in subject.coverage.storages:
         if storage.missing is None and storage.source.size > storage.nbytes:
             yield subject.finding(
                 f"the member has {storage.source.size:,} bytes, the storage {storage.nbytes:,}",

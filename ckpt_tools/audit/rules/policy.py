@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 
 from ckpt_tools.analysis.counting import distinct
-from ckpt_tools.analysis.digest import digest
 from ckpt_tools.analysis.summary import pick
 from ckpt_tools.analysis.trainability import judge, parameters_of
 from ckpt_tools.audit.findings import Finding
@@ -335,6 +333,8 @@ def wrong_digest(subject: Subject) -> Iterator[Finding]:
     """
     for asked, checkpoint in _asked(subject):
         if asked.digest:
+            from ckpt_tools.analysis.digest import digest
+
             found = digest(pick(checkpoint, None)[0].tensors).sha256
             if found != asked.digest:
                 yield subject.finding(
@@ -343,7 +343,9 @@ def wrong_digest(subject: Subject) -> Iterator[Finding]:
         if asked.sha256:
             if subject.file is None:
                 raise CkptError("a folder has no SHA-256; ask for the digest of its weights", path=subject.path)
-            hashed = hashlib.sha256()
+            from hashlib import sha256
+
+            hashed = sha256()
             for chunk in subject.file.chunks():
                 hashed.update(chunk)
             if hashed.hexdigest() != asked.sha256:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,6 +23,9 @@ FUNCTIONS: tuple[Callable[[Subject], Check], ...] = (opens, builds, keys, transf
 """In the order of `CHECKS`."""
 
 
+_OURS = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
+
+
 def checks(job: Job, before: Callable[[str], object] = lambda name: None) -> Iterator[Check]:
     """Each check of *job* as it ends; *before* is told the name of each before it begins.
 
@@ -40,6 +44,8 @@ def checks(job: Job, before: Callable[[str], object] = lambda name: None) -> Ite
             raise
         except Exception as error:  # of the class, in a method of torch's that it overrides
             last = traceback.extract_tb(error.__traceback__)[-1]
+            if last.filename.startswith(_OURS):
+                raise
             message = f"{type(error).__name__}: {' '.join(str(error).split())} ({last.filename}, line {last.lineno})"
             found = Check(name, "it raised an error", [Problem("class-raised", "error", message)])
         yield replace(found, seconds=time.perf_counter() - begun)

@@ -12,6 +12,7 @@ import faulthandler
 import json
 import os
 import sys
+import traceback
 import urllib.request
 from importlib import import_module
 from typing import Any, TextIO
@@ -58,6 +59,12 @@ def _serve(jobs: TextIO, channel: TextIO, worker: str) -> None:
         except CkptError as error:
             _mark(mark)
             tell("error", kind=type(error).__name__, problem=error.problem, place=error.place, remedy=error.remedy)
+        except Exception as error:
+            traceback.print_exc()
+            _mark(mark)
+            problem = f"internal error: {type(error).__name__}: {error}"
+            remedy = "This is a fault of ckpt-tools, please report it"
+            tell("error", kind="CkptError", problem=problem, place="", remedy=remedy)
         finally:
             faulthandler.cancel_dump_traceback_later()
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
 from ckpt_tools.analysis.digest import ALGORITHM, TensorDigest, digest
-from ckpt_tools.checkpoint import StateDict
+from ckpt_tools.checkpoint import StateDict, TensorInfo
+from ckpt_tools.contents import chunks
 from ckpt_tools.errors import CkptError
 from ckpt_tools.pickles.values import plain
 from ckpt_tools.report import count, listed
@@ -170,24 +173,19 @@ def round_trip(subject: Subject) -> Check:
     _, _ = subject.file()
     model = subject.loaded()
     assert subject.renamed is not None and subject.fits is not None
+    saved = dict(_saved(model))
     with ThreadPoolExecutor(1) as other:  # hashing leaves the interpreter to others
-        reading = other.submit(digest, subject.renamed.tensors)
-        found = dict(_saved(model))
-        expected = {line.name: line for line in reading.result().tensors}
-    converted = {mismatch.name for mismatch in subject.fits.converted}
-    added = {*subject.fits.missing, *subject.fits.supplied}
-    wrong = [
-        name
-        for name, (dtype, sizes, sha256) in found.items()
-        if name not in added
-        and name not in converted
-        and (line := expected.get(name)) is not None
-        and (line.dtype, line.shape, line.sha256) != (dtype, sizes, sha256)
-    ]
+        hashing = other.submit(_digests, saved)
+        file = {tensor.name: tensor for tensor in subject.renamed.tensors}
+        converted = {mismatch.name for mismatch in subject.fits.converted}
+        added = {*subject.fits.missing, *subject.fits.supplied}
+        compared = [name for name in saved if name in file and name not in added and name not in converted]
+        wrong = [name for name in compared if not _same(file[name], saved[name])]
+        lines = hashing.result()
+    absent = [t for name, t in file.items() if name not in saved and name not in subject.fits.unexpected]
     # what the class translates on loading is saved again under another name
-    kept = {sha256 for _, _, sha256 in found.values()}
-    unexpected = set(subject.fits.unexpected)
-    lost = [n for n, line in expected.items() if n not in found and n not in unexpected and line.sha256 not in kept]
+    kept = {line.sha256 for line in lines}
+    lost = [line.name for line in digest(absent).tensors if line.sha256 not in kept]
     problems = []
     if wrong:
         problems.append(
@@ -202,34 +200,51 @@ def round_trip(subject: Subject) -> Check:
         problems.append(
             Problem("round-trip-loses", "error", f"{listed(lost, 4)} would not be saved again, though the file has it")
         )
-    same = len(found) - len(wrong) - len(converted) - len(added & found.keys())
-    names = sorted(found, key=lambda name: name.encode("utf-8", "surrogatepass"))
-    lines = "".join(TensorDigest(name, *found[name]).line for name in names)
-    whole = hashlib.sha256(lines.encode("ascii")).hexdigest()
+    lines.sort(key=lambda line: line.name.encode("utf-8", "surrogatepass"))
+    whole = hashlib.sha256("".join(line.line for line in lines).encode("ascii")).hexdigest()
+    same = len(compared) - len(wrong)
     aside = [
         f"{count(len(names), 'tensor')} {what}"
-        for names, what in ((converted, "in the class's type"), (added & found.keys(), "not from the file"))
+        for names, what in ((converted, "in the class's type"), (added & saved.keys(), "not from the file"))
         if names
     ]
     message = f"{count(same, 'tensor')} the same bit for bit{', ' + ', '.join(aside) if aside else ''}"
     return Check("round-trip", message, problems, {"algorithm": ALGORITHM, "sha256": whole, "same": same})
 
 
-def _saved(model: nn.Module) -> Iterator[tuple[str, tuple[str, tuple[int, ...], str]]]:
-    """Type, shape and SHA-256 of what ``torch.save(model.state_dict())`` would write, by name."""
-    known: dict[object, str] = {}
+def _saved(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that ``torch.save(model.state_dict())`` would write, by name."""
     for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-            continue
+        if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
+            yield name, tensor
+
+
+def _digests(tensors: Mapping[str, Tensor]) -> list[TensorDigest]:
+    """The line of each tensor in a content digest; what several names share is hashed once."""
+    known: dict[object, str] = {}
+    lines = []
+    for name, tensor in tensors.items():
         key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
         if key not in known or not tensor.numel():
-            known[key] = _sha256(tensor)
-        yield name, (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), known[key])
+            known[key] = hashlib.sha256(_bytes(tensor)).hexdigest()
+        lines.append(TensorDigest(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), known[key]))
+    return lines
 
 
-def _sha256(tensor: Tensor) -> str:
+def _bytes(tensor: Tensor) -> Any:
+    """Its elements, dense, row-major and little-endian, as a digest takes them: an array of bytes."""
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    hasher = hashlib.sha256()
-    if plain.numel():
-        hasher.update(plain.reshape(-1).view(torch.uint8).numpy())
-    return hasher.hexdigest()
+    return plain.reshape(-1).view(torch.uint8).numpy() if plain.numel() else numpy.empty(0, numpy.uint8)
+
+
+def _same(info: TensorInfo, tensor: Tensor) -> bool:
+    """Whether *tensor* has the type, the shape and every bit of what the file has."""
+    if info.dtype.name != str(tensor.dtype).removeprefix("torch.") or info.shape != tuple(tensor.shape):
+        return False
+    found = _bytes(tensor)
+    at = 0
+    for chunk in chunks(info):
+        if not numpy.array_equal(found[at : at + len(chunk)], numpy.frombuffer(chunk, numpy.uint8)):
+            return False
+        at += len(chunk)
+    return bool(at == len(found))

@@ -35,12 +35,12 @@ from ckpt_tools.audit.gadgets import (
     entry,
 )
 from ckpt_tools.checkpoint import GlobalUse, Pickle, Storage
-from ckpt_tools.errors import CkptError
+from ckpt_tools.errors import CkptError, LimitExceeded
 from ckpt_tools.formats.unpickled import Pickles, pickle_of
 from ckpt_tools.pickles.arrays import byte_source
 from ckpt_tools.pickles.machine import Evaluation, evaluate
 from ckpt_tools.pickles.torch_objects import View
-from ckpt_tools.pickles.values import Blob, Call, Global, OrderedDict, PersistentId, as_global, brief
+from ckpt_tools.pickles.values import Blob, Budget, Call, Global, OrderedDict, PersistentId, as_global, brief
 from ckpt_tools.pickles.weights_only import ALLOWED_GLOBALS, refusals
 from ckpt_tools.records import record
 from ckpt_tools.sources import MemorySource, Source
@@ -55,6 +55,8 @@ MAX_NESTED = 3
 """How deep pickles in byte strings of pickles are looked into."""
 MAX_NESTED_BYTES = 1 << 28
 """The longest byte string that is evaluated as a pickle."""
+MAX_ANOMALIES = 1000
+"""How many oddities the pickle machine lists."""
 MAX_DANGERS = 200
 """The most dangers of one pickle that are listed."""
 
@@ -132,7 +134,11 @@ def _judge(pickle: Pickle, depth: int) -> PickleVerdict:
     ]
     nested: list[PickleVerdict] = []
     if not complete or refused or evaluation.opcodes & _BYTES:
-        dangers += _deeds(evaluation)
+        try:
+            dangers += _deeds(evaluation)
+        except LimitExceeded:
+            what = "hands the same values to its calls far more often than can be followed"
+            dangers.append(Danger("computed", "the stream", what, evaluation.start))
         nested += _nested(pickle, evaluation, depth, dangers)
     reasons = [str(danger) for danger in dangers]
     reasons += [f"{reason}, in {one.member}" for one in nested if one.answer == "dangerous" for reason in one.reasons]
@@ -173,7 +179,7 @@ class _Stream:
         for call in self.evaluation.calls:
             arguments, target = call.arguments, call.target
             name: Global | None = None
-            if target in _CALL_THEIR_FIRST and arguments:
+            if arguments and (target in _CALL_THEIR_FIRST or target == _BIT_GENERATOR):
                 name = as_global(arguments[0])
             elif target == "copyreg._reconstructor" and len(arguments) > 1:
                 name = as_global(arguments[1])  # whose __init__ is called, unless it is object's own
@@ -342,7 +348,16 @@ def _purpose(path: str, kind: Kind, stream: _Stream) -> str:
 # --- deeds: what a stream does with what it has
 
 _CALL_THEIR_FIRST = frozenset({"torch._tensor._rebuild_from_type_v2", "torch._tensor._rebuild_from_type"})
-_TAKE_A_CLASS = frozenset({"copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__"}) | _CALL_THEIR_FIRST
+_TAKE_A_CLASS = frozenset(
+    {
+        *("copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__", "numpy.ma.core._mareconstruct"),
+        *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
+        *_CALL_THEIR_FIRST,
+    }
+)
+# numpy/random/_pickle.py: they call their second argument with the first
+_GENERATORS = frozenset({"numpy.random._pickle.__generator_ctor", "numpy.random._pickle.__randomstate_ctor"})
+_BIT_GENERATOR = "numpy.random._pickle.__bit_generator_ctor"
 _ITERATE = frozenset(
     f"builtins.{name}"
     for name in (
@@ -353,7 +368,8 @@ _ITERATE = frozenset(
 _METACLASSES = frozenset({"builtins.type", "abc.ABCMeta", "enum.EnumMeta", "enum.EnumType"}) | frozenset(
     f"enum.{name}" for name in ("Enum", "IntEnum", "Flag", "IntFlag", "StrEnum")
 )
-_SINGLETONS = frozenset({"logging.getLogger"})
+# what these give is shared with the whole process: a logger, a class, a method, what a module holds
+_SHARED = frozenset({"logging.getLogger", "builtins.type", "builtins.getattr", "operator.getitem", "_operator.getitem"})
 _PARTIALS = frozenset({"functools.partial", "_functools.partial"})
 _TENSORS = frozenset(name for name in ALLOWED_GLOBALS if "._rebuild_" in name or name.startswith("torch.nn."))
 _MEMBER = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -376,24 +392,28 @@ def _deeds(evaluation: Evaluation) -> Iterator[Danger]:
                 if as_global(func) is None and not (type(func) is Call and func.target in _PARTIALS):
                     yield Danger("computed", target, f"wraps {_subject(func)}: {SAYS['computed']}", call.offset)
         elif target in _TAKE_A_CLASS:
-            if not arguments or as_global(arguments[0]) is None:
-                yield Danger("computed", target, f"is not given a name: {SAYS['computed']}", call.offset)
+            classes = arguments[: 2 if target == "copyreg._reconstructor" else 1]
+            if not classes or any(as_global(cls) is None for cls in classes):
+                yield Danger("computed", target, f"is not given a class by its name: {SAYS['computed']}", call.offset)
         elif target in _ITERATE:
             for given in arguments:
-                if type(given) is Call and not given.target.startswith(("builtins.", "collections.", "_codecs.")):
+                odd = isinstance(given, OrderedDict) and given.state is not None
+                if odd or (
+                    type(given) is Call and not given.target.startswith(("builtins.", "collections.", "_codecs."))
+                ):
                     # dict(x) calls x.keys(), and what that is may stand among the attributes of x
                     what = f"is made from {_subject(given)}, whose methods it calls: {SAYS['computed']}"
                     yield Danger("computed", target, what, call.offset)
-        elif not call.new and target.partition(".")[0] in _OWN and target not in INERT_LIBRARY:
-            # constructors of layers call the blocks and the norms that they are given
-            for given in _given(call):
-                if _is_function(given):
-                    what = f"is given {_subject(given)}, and may call it: {SAYS['computed']}"
-                    yield Danger("computed", target, what, call.offset)
+        elif target in _GENERATORS:
+            for given in arguments[1:]:
+                name = as_global(given)
+                if name is None or name.path != _BIT_GENERATOR:
+                    yield Danger("computed", target, f"calls {_subject(given)}: {SAYS['computed']}", call.offset)
         elif target in _METACLASSES and len(arguments) != 1:
             yield Danger("reflection", target, "makes a class of what the stream gives", call.offset)
-        elif target in _SINGLETONS and call.state is not None:
-            yield Danger("injection", target, f"is given attributes: {SAYS['injection']}", call.offset)
+        if target in _SHARED and not (call.state is None and call.items is None and call.entries is None):
+            what = f"gives something that is changed then: {SAYS['injection']}"
+            yield Danger("injection", target, what, call.offset)
         if call.entries is not None and target in _TENSORS:
             # CVE-2026-24747
             what = "is a tensor whose items the stream sets, which writes to memory at will in torch before 2.10"
@@ -407,13 +427,52 @@ def _deeds(evaluation: Evaluation) -> Iterator[Danger]:
     for what, offset in evaluation.anomalies:
         if what == "an object's state is set twice":
             yield Danger("injection", "an object", "has its state set twice, so that one hides the other", offset)
+        elif what == "attributes are set on what a persistent id refers to":
+            yield Danger("injection", "a persistent id", f"is given attributes: {SAYS['injection']}", offset)
+    if len(evaluation.anomalies) >= MAX_ANOMALIES:
+        offset = evaluation.anomalies[-1][1]
+        yield Danger("injection", "the stream", "has more oddities than are listed, so that some may hide", offset)
+    yield from _handed_on(evaluation)
     yield from _bytecode(evaluation)
+
+
+def _handed_on(evaluation: Evaluation) -> Iterator[Danger]:
+    """Functions that are handed to what may call them: as an argument, or among the attributes of an argument.
+
+    Constructors of layers call the norms that they are given; ``dict(x)`` calls ``x.keys``, ``Parameter(x)`` calls
+    ``x.detach``, and what these are may stand among the attributes that the stream gives to x.
+    """
+    functions = {id(value) for value in values(evaluation) if _is_function(value)}
+    if not functions:
+        return
+    carriers = {id(value) for value in values(evaluation) if _has_function(value, functions)}
+    budget = Budget(evaluation.end - evaluation.start)
+    for call in evaluation.calls:
+        target = call.target
+        if call.new or target in _PARTIALS or target == "builtins.getattr" or not target:
+            continue
+        constructs = target.partition(".")[0] in _OWN and target not in INERT_LIBRARY
+        for given in _given(call, budget):
+            if id(given) in carriers or (constructs and id(given) in functions):
+                what = f"is given {_subject(given)}, and may call it or what it holds: {SAYS['computed']}"
+                yield Danger("computed", target, what, call.offset)
+                break
+
+
+def _has_function(value: object, functions: set[int]) -> bool:
+    """Whether the stream sets a function among the attributes of *value*."""
+    if not isinstance(value, Call | OrderedDict) or value.state is None:
+        return False
+    state = value.state
+    parts = state if type(state) is tuple and len(state) == 2 else (state,)
+    return any(id(item) in functions for part in parts if isinstance(part, dict) for item in part.values())
 
 
 def _bytecode(evaluation: Evaluation) -> Iterator[Danger]:
     """What is done with functions that the file holds as bytecode: to be kept is the only thing that runs none."""
     if not any(call.target in CODE_CARRIERS for call in evaluation.calls):
         return
+    budget = Budget(evaluation.end - evaluation.start)
     for call in evaluation.calls:
         target = call.target
         if target in CODE_CARRIERS:
@@ -426,16 +485,15 @@ def _bytecode(evaluation: Evaluation) -> Iterator[Danger]:
                 if not (type(made) is Call and made.target in CODE_CARRIERS):
                     yield Danger("injection", target, f"changes {_subject(made)}: {SAYS['injection']}", call.offset)
             continue
-        given = (call.args, call.kwargs, call.state, call.items, call.entries)
-        if target and any(_holds_code(part) for part in given):
+        given = [call.args, call.kwargs, call.state, call.items, call.entries]
+        if target and _holds_code(given, budget):
             what = "is given a function whose bytecode is in the file, and may run it"
             yield Danger("code", target, what, call.offset)
 
 
-def _holds_code(value: object) -> bool:
-    """Whether *value* is, or holds in containers, something that a part of cloudpickle makes."""
+def _holds_code(pending: list[object], budget: Budget) -> bool:
+    """Whether one of *pending* is, or holds in containers, something that a part of cloudpickle makes."""
     seen: set[int] = set()
-    pending = [value]
     while pending:
         one = pending.pop()
         if id(one) in seen:
@@ -445,12 +503,16 @@ def _holds_code(value: object) -> bool:
             if one.target in CODE_CARRIERS:
                 return True
         elif isinstance(one, dict | list | tuple | set | frozenset):
+            budget.spend(len(one))
             pending += _inside(one)
     return False
 
 
-def _given(call: Call) -> Iterator[object]:
-    """What is handed to a call: its arguments, and what lies in their containers."""
+def _given(call: Call, budget: Budget) -> Iterator[object]:
+    """What is handed to a call: its arguments, and what lies in their containers.
+
+    Raises `LimitExceeded` where calls share their containers far more often than real ones do.
+    """
     seen: set[int] = set()
     pending: list[object] = [call.args, call.kwargs]
     while pending:
@@ -459,9 +521,9 @@ def _given(call: Call) -> Iterator[object]:
             continue
         seen.add(id(value))
         if isinstance(value, dict | list | tuple | set | frozenset):
+            budget.spend(len(value))
             pending += _inside(value)
-        else:
-            yield value
+        yield value
 
 
 def _is_function(value: object) -> bool:

@@ -126,9 +126,20 @@ MORE: dict[str, tuple[Case, ...]] = {
         attacked("a legacy file with an archive behind it", "to others a zip archive", "", GOOD),
     ),
     "S120": (
+        *(
+            Case(made(script(code)), GOOD, "the code uses torch.save", "m/code/__torch__.py")
+            # all of these torch.jit.load takes, and writes the file when the model is called
+            for code in (
+                'torch . save(x, "/nonexistent/x")',
+                'torch.\\\n      save(x, "/nonexistent/x")',
+                '(torch. # why\n      save)(x, "/nonexistent/x")',
+                "f = torch.save",
+            )
+        ),
+        Case(made(script('ops.aten.save(x, "/nonexistent/x")')), GOOD, "ops.aten.save", "m/code/__torch__.py"),
         attacked("a script that reads a file", "the code uses torch.from_file", "m/code/__torch__.py", GOOD),
         attacked("a script that writes an image", "ops.image.write_file", "m/code/__torch__.py", GOOD),
-        attacked("a script that calls another machine", "torch.rpc_sync", "m/code/__torch__.py", GOOD),
+        attacked("a script that calls another machine", "rpc_sync", "m/code/__torch__.py", GOOD),
         attacked("a script with a class of C++", "dist_c10d.TCPStore", "m/code/__torch__.py", GOOD),
         attacked("a script for the mobile interpreter", "the code uses aten::save", "m/bytecode.pkl", GOOD),
         Case(
@@ -140,6 +151,7 @@ MORE: dict[str, tuple[Case, ...]] = {
     ),
     "S122": (
         attacked("a target of an exported program", "the graph calls torch.hub.load", "p/models/model.json", GOOD),
+        attacked("an expression in escapes", "a size is the expression", "p/models/model.json", GOOD),
         Case(
             made(exported({"nodes": [{"target": "torch.ops.aten.from_file.default"}]})),
             made(

@@ -876,12 +876,13 @@ def script(code: str, *more: tuple[str, bytes]) -> bytes:
     )
 
 
-def exported(graph: dict[str, object]) -> bytes:
+def exported(graph: dict[str, object], text: bytes = b"") -> bytes:
+    """An exported program with *graph*, or the JSON *text*, and no weights."""
     return zipped(
         [
             ("p/archive_format", b"pt2"),
             ("p/archive_version", b"0"),
-            ("p/models/model.json", json.dumps(graph).encode()),
+            ("p/models/model.json", text or json.dumps(graph).encode()),
             ("p/data/weights/model.pt", checkpoint(stream({}, protocol=2))),
             ("p/data/constants/model.pt", checkpoint(stream({}, protocol=2))),
         ]
@@ -993,6 +994,14 @@ def elsewhere() -> list[Attack]:
                     }
                 }
             ),
+            "S122",
+            ".pt2",
+            answer="",
+            cites=("CVE-2026-4538",),
+        ),
+        Attack(
+            "an expression in escapes",
+            exported({}, rb'{"expr\u005fstr": "\u005f\u005fimport\u005f\u005f(\u0027os\u0027)"}'),
             "S122",
             ".pt2",
             answer="",
@@ -1192,6 +1201,94 @@ def gadgets() -> list[Attack]:
         Attack(
             "a class that is computed",
             stream(call("copyreg:_reconstructor", call("builtins:type", 1), stacked("builtins:object"), None)),
+            "S109",
+        ),
+        Attack(
+            "numpy's generator calls what it is given",
+            stream(call("numpy.random._pickle:__generator_ctor", COMMAND, held)),
+            "S109",
+        ),
+        Attack(
+            "numpy's random state calls os.system",
+            stream(call("numpy.random._pickle:__randomstate_ctor", COMMAND, stacked("os:system"))),
+            "S101",
+        ),
+        Attack(
+            "numpy's bit generator calls a class",
+            stream(call("numpy.random._pickle:__bit_generator_ctor", stacked("torch:Nothing"))),
+            "S107",
+        ),
+        Attack(
+            "a masked array of what is no class",
+            stream(call("numpy.ma.core:_mareconstruct", new("types:SimpleNamespace", state={"x": 1}), 1, (), "b")),
+            "S109",
+        ),
+        Attack(
+            "a constructor among the attributes of the base",
+            stream(
+                call(
+                    "copyreg:_reconstructor",
+                    stacked("collections:OrderedDict"),
+                    new("types:SimpleNamespace", state={"__new__": tool}),
+                    None,
+                )
+            ),
+            "S109",
+        ),
+        Attack(
+            "detach() of an object, called by Parameter",
+            stream(call("torch.nn.parameter:Parameter", new("types:SimpleNamespace", state={"detach": held}))),
+            "S109",
+        ),
+        Attack(
+            "__array__() of an object, called by numpy",
+            stream(call("numpy:array", new("argparse:Namespace", state={"__array__": held}))),
+            "S109",
+        ),
+        Attack(
+            "keys() of an ordered dict, called by dict",
+            stream(
+                call(
+                    "builtins:dict",
+                    Raw(stacked("collections:OrderedDict").code + b")R" + push({"keys": held}) + b"b"),
+                )
+            ),
+            "S109",
+        ),
+        Attack(
+            "attributes of a class that type has given",
+            stream(Raw(call("builtins:type", 1).code + push((None, {"x": 1})) + b"b")),
+            "S110",
+        ),
+        Attack(
+            "attributes of a method",
+            stream(Raw(call("builtins:getattr", new("mypackage:Thing"), "run").code + push((None, {"x": 1})) + b"b")),
+            "S110",
+        ),
+        Attack(
+            "attributes of a class in a persistent id",
+            b"\x80\x02" + push(("module", name("mypackage:Net"), "x", "x")) + b"Q" + push((None, {"x": 1})) + b"b.",
+            "S110",
+        ),
+        Attack(
+            "a state that hides another, behind a thousand oddities",
+            b"\x80\x04"
+            + b"\x80\x04" * 1001
+            + new("mypackage:Thing", state=(None, {"__class__": 1})).code
+            + push((None, {}))
+            + b"b.",
+            "S110",
+        ),
+        Attack(
+            "calls that share what they are given",
+            b"\x80\x04"
+            + push([0] * 3000)
+            + b"q\x000"
+            + held.code
+            + b"q\x010"
+            + b"]("
+            + (stacked("builtins:hash").code + b"h\x00\x85R") * 1500
+            + b"h\x01e.",
             "S109",
         ),
         Attack("a class made by type", stream(call("builtins:type", "X", (), {"__reduce__": 1})), "S102"),

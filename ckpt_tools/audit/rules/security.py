@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from struct import Struct
@@ -12,9 +13,9 @@ from ckpt_tools.audit.gadgets import Category
 from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.checkpoint import Checkpoint, Pickle
-from ckpt_tools.errors import CkptError
+from ckpt_tools.errors import CkptError, CorruptFile
 from ckpt_tools.formats import torch_tar
-from ckpt_tools.formats.archive import Archive
+from ckpt_tools.formats.archive import Archive, Member
 from ckpt_tools.formats.json_text import JSON_LIMIT
 from ckpt_tools.pickles.weights_only import SINCE
 from ckpt_tools.report import count, shortened
@@ -440,13 +441,16 @@ def _checkpoints(subject: Subject) -> Iterator[tuple[str, Checkpoint]]:
     yield from subject.coverage.checkpoints
 
 
+_GAP = r"(?:\s|\\|#[^\n]*\n)*"  # between two words of TorchScript may stand white space and comments
+_DOT = rf"{_GAP}\.{_GAP}"
 _OPERATOR = re.compile(
-    r"torch\.(?:save|from_file)\b|\bops\.aten\.(?:save|from_file)\b|\b(?:torch\.)?rpc_(?:sync|async|remote)\b"
-    r"|\bops\.image\.(?:read_file|write_file)\b|\bops\.(?:video_reader|torchaudio|debugprims)\.\w+"
-    r"|__torch__\.torch\.classes\.(?!quantized\b|sparse\b|xnnpack\b|mkldnn\b|vulkan\b|metal\b|rnn\b|onednn\b)[\w.]+"
+    rf"\btorch{_DOT}(?:save|from_file)\b|\bops{_DOT}aten{_DOT}(?:save|from_file)\b|\brpc_(?:sync|async|remote)\b"
+    rf"|\bops{_DOT}image{_DOT}(?:read_file|write_file)\b|\bops{_DOT}(?:video_reader|torchaudio|debugprims){_DOT}\w+"
+    rf"|__torch__{_DOT}torch{_DOT}classes{_DOT}"
+    r"(?!(?:quantized|sparse|xnnpack|mkldnn|vulkan|metal|rnn|onednn)\b)[\w.]+"
 )
 _BYTECODE = re.compile(rb"aten::(?:save|from_file)|prim::rpc_\w+|image::(?:read|write)_file|debugprims::\w+")
-_CUSTOM = re.compile(r"\bops\.(?!aten\b|prim\b|prims\b|quantized\b|torchvision\b|prepacked\b|sparse\b|mkldnn\b)(\w+)\.")
+_CUSTOM = re.compile(rf"\bops{_DOT}(?!(?:aten|prim|prims|quantized|torchvision|prepacked|sparse|mkldnn)\b)(\w+){_DOT}")
 CODE_LIMIT = 1 << 25
 """The most bytes of TorchScript that are read, all members together."""
 
@@ -481,13 +485,19 @@ def torchscript_operator(subject: Subject) -> Iterator[Finding]:
     for _, checkpoint in _checkpoints(subject):
         for member, code in _code(checkpoint):
             if member.endswith(".py"):
-                found = {m[0]: m.start() for m in reversed([*_OPERATOR.finditer(code.decode("utf-8", "replace"))])}
+                text = code.decode("utf-8", "replace")
+                found = {_plain(m[0]): m.start() for m in reversed([*_OPERATOR.finditer(text)])}
             else:
                 found = {m[0].decode(): m.start() for m in reversed([*_BYTECODE.finditer(code)])}
             for operator, offset in sorted(found.items(), key=lambda item: item[1]):
                 yield subject.finding(
                     f"the code uses {operator}", member=member, offset=offset, evidence={"name": operator}
                 )
+
+
+def _plain(operator: str) -> str:
+    """The words of *operator* with nothing between them but dots."""
+    return re.sub(r"#[^\n]*\n|\s|\\", "", operator)
 
 
 @rule("S121", "custom-operator", "warning")
@@ -509,8 +519,6 @@ def custom_operator(subject: Subject) -> Iterator[Finding]:
                     )
 
 
-_TARGET = re.compile(rb'"target"\s*:\s*"([^"\\]{1,300})"')
-_EXPRESSION = re.compile(rb'"expr_str"\s*:\s*"((?:[^"\\]|\\.){0,10000})"')
 _SYMBOL = re.compile(r"Symbol\('\w+'")
 _UNLIKE_SYMPY = re.compile(
     r"__|['\"\\\[\]{};@]|[A-Za-z_)]\s*\.\s*[A-Za-z_]|\b(?:lambda|import|for|if)\b|\b[a-z_]\w*\s*\("
@@ -537,15 +545,29 @@ def exported_program_code(subject: Subject) -> Iterator[Finding]:
         for member in archive.members:
             if not member.name.endswith(".json") or member.size > JSON_LIMIT:
                 continue
-            text = archive.open(member).read(0, member.size)
-            for match in _EXPRESSION.finditer(text):
-                expression = _SYMBOL.sub("Symbol(", match[1].decode("utf-8", "replace"))
-                if _UNLIKE_SYMPY.search(expression):
-                    what = f"a size is the expression {match[1].decode('utf-8', 'replace')!r:.120}"
-                    yield subject.finding(what, member=member.name, offset=match.start())
-            for target in sorted({match[1].decode("utf-8", "replace") for match in _TARGET.finditer(text)}):
-                if _is_bad_target(target):
-                    yield subject.finding(f"the graph calls {target}", member=member.name, evidence={"name": target})
+            targets: set[str] = set()
+            for key, value in _strings(archive, member):
+                if key == "expr_str" and _UNLIKE_SYMPY.search(_SYMBOL.sub("Symbol(", value)):
+                    yield subject.finding(f"a size is the expression {value!r:.120}", member=member.name)
+                elif key == "target" and value not in targets and _is_bad_target(value):
+                    targets.add(value)
+                    yield subject.finding(f"the graph calls {value}", member=member.name, evidence={"name": value})
+
+
+def _strings(archive: Archive, member: Member) -> Iterator[tuple[str, str]]:
+    """Every text in a JSON member under its key, whatever escapes either is written with."""
+    try:
+        pending: list[tuple[str, object]] = [("", json.loads(archive.open(member).read(0, member.size)))]
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(f"it is no JSON that can be read: {error!s:.80}", member=member.name) from None
+    while pending:
+        key, value = pending.pop()
+        if isinstance(value, str):
+            yield key, value
+        elif isinstance(value, dict):
+            pending += reversed(value.items())
+        elif isinstance(value, list):
+            pending += ((key, item) for item in reversed(value))
 
 
 def _is_bad_target(target: str) -> bool:
@@ -730,18 +752,15 @@ def code_in_model(subject: Subject) -> Iterator[Finding]:
     member = archive.find("config.json") if archive is not None else None
     if archive is None or member is None or archive.find("metadata.json") is None or member.size > JSON_LIMIT:
         return
-    text = archive.open(member).read(0, member.size)
-    for match in re.finditer(rb'"class_name"\s*:\s*"(Lambda|TorchModuleWrapper|__lambda__)"', text):
-        yield subject.finding(
-            f"a layer of the class {match[1].decode()}", member=member.name, offset=match.start(),
-            evidence={"name": match[1].decode()},
-        )  # fmt: skip
-    for match in re.finditer(rb'"module"\s*:\s*"([\w.]{1,200})"', text):
-        module = match[1].decode()
-        if module.partition(".")[0] not in ("keras", "tensorflow", "tf_keras", "keras_nlp", "keras_hub", "keras_cv"):
-            found = classify(module, "Unknown", True)[1]
-            if module != "builtins" and found is not None:
-                yield subject.finding(f"it refers to the module {module}", member=member.name, offset=match.start())
+    for key, value in _strings(archive, member):
+        if key == "class_name" and value in _CODE_LAYERS:
+            yield subject.finding(f"a layer of the class {value}", member=member.name, evidence={"name": value})
+        elif key == "module" and value.partition(".")[0] not in _KERAS and classify(value, "Unknown", True)[1]:
+            yield subject.finding(f"it refers to the module {value:.200}", member=member.name, evidence={"name": value})
+
+
+_CODE_LAYERS = ("Lambda", "TorchModuleWrapper", "__lambda__")
+_KERAS = ("builtins", "keras", "tensorflow", "tf_keras", "keras_nlp", "keras_hub", "keras_cv")
 
 
 @rule("S128", "recent-global", "note")

@@ -91,11 +91,12 @@ def tasks(found: Iterable[tuple[str, str]], folder: str, suffix: str) -> list[Ta
     if not pairs:
         return []
     top = os.path.commonpath([os.path.abspath(root) for root, _ in pairs])
-    inside = os.path.realpath(folder)
+    inside, beginning = (os.path.join(os.path.realpath(path), "") for path in (folder, top))
+    is_below = len(inside) > len(beginning) and inside.startswith(beginning)
     sources: dict[str, str] = {}
     for _, path in pairs:
         own = os.path.abspath(path)
-        if os.path.realpath(own).startswith(os.path.join(inside, "")) and inside != os.path.realpath(top):
+        if is_below and os.path.realpath(own).startswith(inside):
             continue
         name = os.path.relpath(own, top)
         sources[path] = os.path.join(folder, _stem(name) + suffix)

@@ -238,6 +238,18 @@ def test_outputs_are_no_sources(run: Any, runs: Path) -> None:
     assert [name for name in tree(runs) if name.endswith(".safetensors")] == CONVERTED
 
 
+def test_the_output_folder_may_hold_the_sources(run: Any, runs: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        done = run("convert", "runs", "--out-dir", ".", cwd=tmp_path)
+        assert (done.exit_code, done.stderr) == (0, "")
+        assert tree(tmp_path / "a") == ["deep/two.safetensors", "one.safetensors"]
+        assert tree(tmp_path / "b") == ["one.safetensors"]
+    (tmp_path / "runs2").mkdir()  # not below runs, though its name begins so
+    assert [task.target for task in tasks([(str(runs), str(runs / "a" / "one.pth"))], f"{runs}2", ".npz")] == [
+        f"{runs}2/a/one.npz"
+    ]
+
+
 def test_names_keep_what_is_no_suffix() -> None:
     found = [("x", f"x/{name}") for name in ("epoch_1.5", "m.pth.tar", "a.b.PT", ".pt", "m2.bin.index.json", "c.tar")]
     targets = [os.path.basename(task.target) for task in tasks(found, "out", ".npz")]

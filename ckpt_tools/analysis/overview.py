@@ -41,7 +41,7 @@ _KINDS = {
 }
 
 # who puts each prefix before the names of a state_dict
-_WRAPPERS = {
+WRAPPERS = {
     "module": "DataParallel, DistributedDataParallel or AveragedModel",
     "_orig_mod": "torch.compile",
     "model": "often a Lightning module's attribute",
@@ -200,7 +200,7 @@ def _loading(checkpoint: Checkpoint, sections: list[StateDict]) -> list[tuple[st
     for section in models:
         prefix = wrapper_prefix(section.entries)
         if prefix:
-            rows.append(("prefix", f"every name begins with {prefix} ({_WRAPPERS[prefix.split('.')[0]]})"))
+            rows.append(("prefix", f"every name begins with {prefix} ({WRAPPERS[prefix.split('.')[0]]})"))
     return rows
 
 
@@ -210,7 +210,7 @@ def wrapper_prefix(names: Iterable[str]) -> str:
     listed = list(names)
     while listed:
         first = listed[0].partition(".")[0]
-        if first not in _WRAPPERS or not all(name.startswith(f"{first}.") for name in listed):
+        if first not in WRAPPERS or not all(name.startswith(f"{first}.") for name in listed):
             break
         prefix += f"{first}."
         listed = [name[len(first) + 1 :] for name in listed]

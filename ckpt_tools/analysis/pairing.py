@@ -1,18 +1,19 @@
 """Which tensor of one state_dict is which of another, when names have changed.
 
-Names are compared first, behind the wrappers' prefixes; what is left is paired by content, and what is left
+Names are compared first, then behind wrappers' prefixes; what is left is paired by content, and what is left
 then layer by layer, by order and shapes. Each pair says how it was found, so that a guess is never taken for a fact.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Literal
 
-from ckpt_tools.analysis.overview import wrapper_prefix
+from ckpt_tools.analysis.overview import WRAPPERS, wrapper_prefix
 from ckpt_tools.checkpoint import TensorInfo
 from ckpt_tools.contents import chunks
 from ckpt_tools.errors import CkptError
@@ -62,7 +63,7 @@ def pair(a: Sequence[TensorInfo], b: Sequence[TensorInfo]) -> Pairing:
         else:
             found[id(tensor)] = Pair(tensor, other, "name" if tensor.name == other.name else "prefix")
     rest_b = list(by_name.values())
-    for how, matcher in (("content", _by_content), ("order", _by_order)):
+    for how, matcher in (("prefix", _by_bare_name), ("content", _by_content), ("order", _by_order)):
         matched = matcher(rest_a, rest_b)
         for left, right in matched:
             found[id(left)] = Pair(left, right, how)  # type: ignore[arg-type]
@@ -73,20 +74,39 @@ def pair(a: Sequence[TensorInfo], b: Sequence[TensorInfo]) -> Pairing:
     return Pairing(pairs, tuple(rest_a), tuple(rest_b), prefixes)
 
 
+def _by_bare_name(a: Sequence[TensorInfo], b: Sequence[TensorInfo]) -> list[tuple[TensorInfo, TensorInfo]]:
+    """Tensors of one name once each is freed of wrappers' prefixes, where these are not the same on all."""
+    counts = Counter(_bare(tensor.name) for tensor in b)
+    waiting = {name: tensor for tensor in b if counts[name := _bare(tensor.name)] == 1}
+    return [(tensor, other) for tensor in a if (other := waiting.pop(_bare(tensor.name), None)) is not None]
+
+
+def _bare(name: str) -> str:
+    while (parts := name.partition("."))[0] in WRAPPERS and parts[2]:
+        name = parts[2]
+    return name
+
+
 def _by_content(a: Sequence[TensorInfo], b: Sequence[TensorInfo]) -> list[tuple[TensorInfo, TensorInfo]]:
-    """Tensors of the same type, shape and bytes; equal ones (zeros, ones) are paired in order."""
+    """Tensors of the same type, shape and bytes.
+
+    Where several have them (zeros, ones), they are paired in order, and only under the same last name.
+    """
     shapes = {_form(tensor) for tensor in a} & {_form(tensor) for tensor in b}
-    waiting: dict[object, list[TensorInfo]] = {}
-    for tensor in _readable(b, shapes):
-        waiting.setdefault((_form(tensor), _hash(tensor)), []).append(tensor)
+    sides: list[dict[object, list[TensorInfo]]] = [{}, {}]
+    for side, tensors in zip(sides, (a, b), strict=True):
+        for tensor in _readable(tensors, shapes):
+            side.setdefault((_form(tensor), _hash(tensor)), []).append(tensor)
     matched = []
-    for tensor in _readable(a, shapes):
-        candidates = waiting.get((_form(tensor), _hash(tensor)))
-        if candidates:
-            alike = [other for other in candidates if _last(other) == _last(tensor)]
-            other = (alike or candidates)[0]
-            candidates.remove(other)
-            matched.append((tensor, other))
+    for key, alike in sides[0].items():
+        others = sides[1].get(key, [])
+        if len(alike) == len(others) == 1:
+            matched.append((alike[0], others[0]))
+            continue
+        waiting: dict[str, deque[TensorInfo]] = {}
+        for other in others:
+            waiting.setdefault(_last(other), deque()).append(other)
+        matched += [(tensor, waiting[last].popleft()) for tensor in alike if waiting.get(last := _last(tensor))]
     return matched
 
 

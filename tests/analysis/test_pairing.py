@@ -87,3 +87,19 @@ def test_order_is_quick_where_the_ends_fit(paired):
     found = paired(a, {name: value + 0.5 for name, value in b.items()})
     assert found.key_map == {f"layers.{i}.weight": f"blocks.{i}.weight" for i in range(5500)}
     assert [t.name for t in found.only_a] == ["head.weight"]
+
+
+def test_prefixes_that_not_all_names_carry(paired):
+    a = {"conv.weight": torch.randn(3), "bn.running_mean": torch.zeros(4), "bn.bias": torch.zeros(4)}
+    b = {"extra": torch.ones(9), **{f"module.{name}": value + 1 for name, value in a.items()}}
+    found = paired(a, b)
+    assert found.key_map == {name: f"module.{name}" for name in a}
+    assert {p.how for p in found.pairs} == {"prefix"}
+    assert [t.name for t in found.only_b] == ["extra"]
+
+
+def test_constants_are_paired_under_their_own_last_names_alone(paired):
+    a = {"a.running_mean": torch.zeros(4), "b.bias": torch.zeros(4), "c.bias": torch.zeros(4)}
+    b = {"x.bias": torch.zeros(4), "y.weight": torch.zeros(4)}
+    found = paired(a, b)
+    assert found.key_map == {"b.bias": "x.bias"}

@@ -190,6 +190,8 @@ class _Survey:
             return
         if self.checkpoint is not None:
             self._flat(source, label)
+            if self.checkpoint.format == "torch_tar":
+                self._tar(source, label, _OF_TORCH_TAR)
         elif not self._look(source, label):
             what = self.error.problem if self.error is not None else "no format that is known"
             self.regions.append(Region(label, 0, source.size, "unread", what))
@@ -222,7 +224,7 @@ class _Survey:
     def _gap(self, source: Source, start: int, end: int, label: str, where: str) -> None:
         """Bytes that no format leads to: pickles in them are evaluated; zeros are padding."""
         rest = source.slice(start, end - start, source.name)
-        if not any(rest.peek(0, 1 << 16)) and (rest.size <= 1 << 16 or not any(map(any, rest.chunks()))):
+        if all(chunk.count(0) == len(chunk) for chunk in rest.chunks(size=1 << 16)):
             self.regions.append(Region(label, start, end - start, "inert", f"zeros {where}"))
             return
         found = _pickles(rest, f"{label}: {where}" if label else where)
@@ -323,12 +325,12 @@ class _Survey:
                     return self._nested(source, name, format.read)
         return False
 
-    def _tar(self, source: Source, name: str) -> bool:
-        """A tar archive; False where it holds something that is not known, or nothing."""
+    def _tar(self, source: Source, name: str, read: frozenset[str] = frozenset()) -> bool:
+        """A tar archive, of which the entries *read* are known; False where it holds nothing."""
         known = False
         for entry in entries(source):
             label = f"{name}: {entry.name}" if name else entry.name
-            if entry.regular and entry.size:
+            if entry.regular and entry.size and entry.name not in read:
                 content = source.slice(entry.offset, min(entry.size, source.size - entry.offset), entry.name)
                 known = True
                 if not self._look(content, label):
@@ -369,6 +371,8 @@ class _Survey:
             if region.how == "unread"
         ]
 
+
+_OF_TORCH_TAR = frozenset({"sys_info", "pickle", "tensors", "storages"})
 
 _ENDS_WITH_TENSORS = frozenset({"npy", "safetensors"})
 """Formats in which nothing stands after the last tensor."""
@@ -427,7 +431,8 @@ def _pickles(source: Source, member: str) -> list[Pickle]:
             found += _unfinished(error, member, source)
             break
         whole = isinstance(evaluation.root, dict | list | tuple | set) and evaluation.end == source.size
-        if not (evaluation.protocol >= 2 or (whole and evaluation.root) or _does_something(evaluation)):
+        marked = evaluation.protocol >= 2 or _does_something(evaluation)
+        if not (marked or (whole and evaluation.root) or _imports(evaluation)):
             break
         found.append(pickle_of(evaluation, member, source))
         position = evaluation.end
@@ -440,6 +445,12 @@ def _unfinished(error: CkptError, member: str, stream: Source | None) -> list[Pi
     if not isinstance(partial, Evaluation) or not _does_something(partial):
         return []
     return [replace(pickle_of(partial, member, stream), problem=error.problem)]
+
+
+def _imports(evaluation: Evaluation) -> bool:
+    """Whether a pickle names something that can be imported, which by itself runs the module's code."""
+    names = [name.path for name in evaluation.globals.values()]
+    return bool(names) and all(part.isidentifier() for path in names for part in path.split("."))
 
 
 def _does_something(evaluation: Evaluation) -> bool:

@@ -207,3 +207,20 @@ def test_the_pickles_of_arrays_are_listed_once() -> None:
     found = subject(out.getvalue(), "arrays.npz")
     assert [pickle.member for pickle in found.pickles] == ["objects.npy: pickle"]
     assert found.coverage.unread == ()
+
+
+@pytest.mark.parametrize("stream", [b"cantigravity\nfly\n.", b"\x80\x02cantigravity\nfly\n."])
+def test_a_pickle_that_only_imports_is_one(stream: bytes) -> None:
+    for found in (subject(stream, "model.pkl"), subject(with_member("mlp/x", stream))):
+        assert [str(use) for use in found.pickles[-1].globals] == ["antigravity.fly"]
+
+
+def test_what_a_tar_of_torch_does_not_hold_is_looked_into() -> None:
+    out = io.BytesIO((FIXTURES / "tar/state_dict.pt").read_bytes())
+    with tarfile.open(fileobj=out, mode="a") as archive:
+        info = tarfile.TarInfo("more.pkl")
+        info.size = len(CALL)
+        archive.addfile(info, io.BytesIO(CALL))
+    found = subject(out.getvalue())
+    assert found.checkpoint is not None
+    assert [(pickle.member, str(pickle.globals[0])) for pickle in found.coverage.pickles] == [("more.pkl", "os.system")]

@@ -119,6 +119,9 @@ class _Worker(Generic[T, R]):
     def do(self, item: T) -> R | CkptError:
         """What the process makes of *item*; an error where it ends instead."""
         task = pickle.dumps(item)
+        if self._process is not None and self._process.poll() is not None:  # it was killed when it had nothing to do
+            _ended(self._process)
+            self._process = None
         process = self._process = self._process or _started(self._work)
         assert process.stdin is not None
         assert process.stdout is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -118,6 +119,18 @@ def test_the_end_of_a_process_costs_its_item(helpers: Any) -> None:
             4,
             5,
         ]
+
+
+def test_a_process_killed_at_rest_costs_nothing(helpers: Any) -> None:
+    worker: Any = fleet._Worker(partial(fleet._outcome, helpers.slow_first))
+    _, first = worker.do(1)
+    os.kill(first, signal.SIGKILL)
+    while worker._process.poll() is None:
+        time.sleep(0.01)
+    number, second = worker.do(2)
+    assert (number, second != first) == (2, True)
+    worker.stop()
+    worker.close()
 
 
 def test_processes_that_are_no_longer_wanted_tidy_up_and_end(helpers: Any, tmp_path: Path) -> None:

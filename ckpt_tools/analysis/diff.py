@@ -27,6 +27,7 @@ from ckpt_tools.checkpoint import (
     TensorInfo,
     format_path,
 )
+from ckpt_tools.contents import parts_of
 from ckpt_tools.errors import CkptError, UnsupportedFeature
 from ckpt_tools.pickles.values import key_text
 from ckpt_tools.records import record
@@ -371,7 +372,13 @@ def _compared(
     for entry in entries:
         if id(entry) in waiting:
             found = next(results)
-            if isinstance(found, UnsupportedFeature) and entry.a is not None and entry.b is not None:
+            # the integers of quantized tensors are compared, and their scales are parts
+            alike = isinstance(found, Comparison) and found.identical
+            if (
+                entry.a is not None
+                and entry.b is not None
+                and (isinstance(found, UnsupportedFeature) or (alike and (parts_of(entry.a) or parts_of(entry.b))))
+            ):
                 same = _same_parts(entry.a, entry.b)
                 found = (
                     found
@@ -395,15 +402,16 @@ def _same_parts(a: TensorInfo, b: TensorInfo) -> bool | None:
         a, b = pending.pop()
         if (a.dtype, a.shape, a.layout, dict(a.details)) != (b.dtype, b.shape, b.layout, dict(b.details)):
             return False
-        if [label for label, _ in a.parts] != [label for label, _ in b.parts]:
+        ours, theirs = dict(parts_of(a)), dict(parts_of(b))
+        if ours.keys() != theirs.keys():
             return False
-        if not a.parts and not (a.storage is None and b.storage is None):  # meta tensors have none on either side
+        if a.storage is not None or b.storage is not None:  # else parts alone, or a meta tensor without any
             try:
                 if not same_bytes(a, b):
                     return False
             except CkptError:
                 return None
-        pending += [(x, y) for (_, x), (_, y) in zip(a.parts, b.parts, strict=True)]
+        pending += [(part, theirs[label]) for label, part in ours.items()]
     return True
 
 

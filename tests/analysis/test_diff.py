@@ -119,6 +119,14 @@ def test_sparse_and_quantized_tensors_are_compared_by_their_parts(compared):
     assert changes(compared(model(1.0), model(3.0))) == {"s": "value", "q": "value"}
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize")
+def test_a_scale_is_part_of_a_quantized_tensor(compared):
+    first = torch.quantize_per_tensor(torch.tensor([1.0, 2.0]), 0.1, 3, torch.qint8)
+    for scale, zero_point, expected in ((0.1, 3, "identical"), (0.2, 3, "value"), (0.1, 4, "value")):
+        other = torch._make_per_tensor_quantized_tensor(first.int_repr(), scale, zero_point)
+        assert changes(compared({"q": first}, {"q": other})) == {"q": expected}
+
+
 def test_meta_tensors_have_nothing_to_compare(compared):
     found = compared({"w": torch.empty(2, device="meta")}, {"w": torch.empty(2, device="meta")})
     assert changes(found) == {"w": "identical"}

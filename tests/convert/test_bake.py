@@ -14,6 +14,7 @@ from ckpt_tools.convert import bake as baking
 from ckpt_tools.convert.bake import Baked, bare_versions
 from ckpt_tools.convert.plan import NOTE, Names
 from ckpt_tools.convert.run import Conversion, carry_out, prepare
+from ckpt_tools.dtypes import BY_NAME
 from ckpt_tools.errors import LimitExceeded, UnsupportedFeature
 from ckpt_tools.formats import open_checkpoint
 from tests.formats.as_torch import dense_bytes
@@ -327,6 +328,7 @@ def test_the_note_and_the_versions_are_of_the_plain_model(tmp_path: Path) -> Non
         "1.weight": {"method": "spectral_norm", "parts": ["1.weight_orig", "1.weight_u", "1.weight_v"]},
         "2.weight": {"method": "pruning", "parts": ["2.weight_orig", "2.weight_mask"]},
     }
+    assert note["source"]["complete"] is False  # the digest is of what was made
     assert note["versions"] == {name: {"version": 1} for name in ("", "0", "1", "2")}
     found, _ = bake(model, tmp_path)
     fresh = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
@@ -365,6 +367,13 @@ def test_the_command_says_what_was_baked(run: Any, tmp_path: Path) -> None:
     nothing = run("convert", tmp_path / "plain.pt", tmp_path / "new.pt", "--bake")
     assert nothing.exit_code == 0
     assert nothing.stderr == "ckpt: nothing to bake: no pruning, weight_norm, spectral_norm or parametrization\n"
+
+
+def test_baked_weights_can_be_cast(tmp_path: Path) -> None:
+    layer = torch.nn.utils.weight_norm(torch.nn.Linear(33, 17))
+    found, _ = bake(layer, tmp_path, dtype=BY_NAME["bfloat16"])
+    whole, _ = bake(layer, tmp_path, force=True)
+    assert torch.equal(found["weight"], whole["weight"].bfloat16())
 
 
 def test_bytes_are_made_a_run_at_a_time(tmp_path: Path) -> None:

@@ -207,6 +207,7 @@ def test_fixtures_are_told_as_what_they_were(run: Any, tmp_path: Path, name: str
         for path in (FIXTURES / name, tmp_path / "out.safetensors")
     )
     assert before.keys() == after.keys()
+    assert run("diff", FIXTURES / name, tmp_path / "out.safetensors").exit_code == 0
     for key, tensor in before.items():
         assert {k: tensor[k] for k in ("dtype", "shape")} == {k: after[key][k] for k in ("dtype", "shape")}
 

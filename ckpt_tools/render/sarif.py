@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import quote
 
 from ckpt_tools.audit.results import artifact
-from ckpt_tools.audit.rules import RULES
+from ckpt_tools.audit.rule import Rule
+from ckpt_tools.audit.rules import FAMILIES, RULES
 from ckpt_tools.report import Report, printable
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -51,7 +52,7 @@ def render(reports: Sequence[Report], command: str, width: int, color: bool) -> 
                 "fullDescription": {"text": " ".join(rule.section("Why").split()) or rule.summary},
                 "help": {"text": rule.page, "markdown": rule.page},
                 "defaultConfiguration": {"level": rule.severity},
-                "properties": {"reads": rule.needs},
+                "properties": _properties(rule),
             }
             for rule in RULES
         ],
@@ -65,6 +66,17 @@ def render(reports: Sequence[Report], command: str, width: int, color: bool) -> 
     }
     document = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _properties(rule: Rule) -> dict[str, Any]:
+    """The rule's family as a tag; of security rules also how grave they are, by which GitHub sorts."""
+    found: dict[str, Any] = {"tags": [FAMILIES[rule.code[0]].partition(":")[0]], "reads": rule.needs}
+    if rule.code.startswith("S"):
+        found["security-severity"] = _GRAVITY[rule.severity]
+    return found
+
+
+_GRAVITY = {"error": "9.0", "warning": "5.0", "note": "2.0"}
 
 
 class _Artifacts:

@@ -95,6 +95,9 @@ def test_sarif_has_every_rule() -> None:
     (run,) = json.loads(rendered("sarif", []))["runs"]
     described = run["tool"]["driver"]["rules"]
     assert [(rule["id"], rule["name"]) for rule in described] == [(rule.code, rule.name) for rule in RULES]
+    by_code = {rule["id"]: rule["properties"] for rule in described}
+    assert by_code["S101"] == {"tags": ["security"], "reads": "header", "security-severity": "9.0"}
+    assert by_code["I201"] == {"tags": ["integrity"], "reads": "bytes"}
     assert all(rule["help"]["markdown"] and rule["shortDescription"]["text"] for rule in described)
 
 

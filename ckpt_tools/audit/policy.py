@@ -20,6 +20,7 @@ from ckpt_tools.dtypes import BY_NAME
 from ckpt_tools.errors import CkptError
 from ckpt_tools.formats import FORMATS
 from ckpt_tools.records import record
+from ckpt_tools.sources import is_url
 
 KINDS = (
     "state_dict", "state_dicts", "model", "program", "training", "optimizer", "tensor", "tensors", "archive", "object",
@@ -148,7 +149,10 @@ def find(start: str = ".") -> str | None:
 
 
 def load(path: str) -> Policy:
-    """The settings in the file at *path*. Raises `CkptError` where it has none, or one that is not understood."""
+    """The settings in the file at *path*, from whose folder a relative ``base`` counts.
+
+    Raises `CkptError` where it has none, or one that is not understood.
+    """
     table = _table(path)
     if table is None:
         raise CkptError(
@@ -159,6 +163,9 @@ def load(path: str) -> Policy:
         values = _read(table, _POLICY, where)
     except _Mistake as error:
         raise CkptError(str(error), path=path) from None
+    base = values.get("base")
+    if base is not None and not is_url(base):
+        values["base"] = os.path.join(os.path.dirname(path), base)
     return Policy(source=path, **values)
 
 

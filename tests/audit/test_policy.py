@@ -66,7 +66,7 @@ def test_all_of_it(tmp_path: Path) -> None:
     policy = load(path)
     assert policy.source == path
     assert (policy.select, policy.ignore, policy.fail_on) == (("S", "I"), ("I206",), "warning")
-    assert (policy.base, policy.torch) == ("base.pt", "2.4")
+    assert (policy.base, policy.torch) == (str(tmp_path / "base.pt"), "2.4")
     assert policy.severity == {"I202": "error", "I": "note"}
     assert policy.per_path_ignores == {"old/*.pt": ("I3", "P")}
     first, second = policy.waivers
@@ -219,3 +219,8 @@ def test_codes_that_there_are_not_are_refused(code: str) -> None:
         with pytest.raises(CkptError, match="which is no rule"):
             check_codes(policy)
     check_codes(Policy(select=("S", "I1", "I101"), requirements=(Requirement(),)))
+
+
+@pytest.mark.parametrize("base", ["/models/base.pt", "https://example.com/base.pt"])
+def test_a_base_may_stand_anywhere(tmp_path: Path, base: str) -> None:
+    assert load(written(tmp_path, f'[audit]\nbase = "{base}"\n')).base == base

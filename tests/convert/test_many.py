@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ckpt_tools.convert.many import MANIFEST, Options, Task, tasks
+from ckpt_tools.convert.many import MANIFEST, Options, Task, convert_all, tasks
 from ckpt_tools.errors import CkptError
 
 torch = pytest.importorskip("torch")
@@ -362,6 +362,31 @@ def test_a_target_that_cannot_be_written_is_told(run: Any, runs: Path, tmp_path:
     assert done.exit_code == 1
     assert tree(tmp_path / "out") == [*CONVERTED[:2], "b"]
     assert done.stderr == f"ckpt: {tmp_path / 'out' / 'b'}: cannot be made: File exists\n"
+
+
+def test_a_disk_that_is_full_at_the_last_moment_costs_its_file(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, calls = os.fsync, iter(range(100))
+
+    def fsync(descriptor: int) -> None:
+        if next(calls) == 1:
+            raise OSError(28, "No space left on device")
+        honest(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    out = str(tmp_path / "out")
+    todo = tasks(
+        [(str(runs), str(path)) for path in [*sorted(runs.rglob("one.*")), runs / "a/deep/two.pt"]], out, ".pt"
+    )
+    outcomes = [
+        str(outcome) if isinstance(outcome, CkptError) else outcome.how
+        for _, outcome in convert_all(todo, out, Options())
+    ]
+    assert outcomes == ["converted", f"{out}/b/one.pt: cannot be written: No space left on device", "converted"]
+    assert tree(tmp_path / "out") == ["a/deep/two.pt", "a/one.pt"]
+    lines = (tmp_path / "out" / MANIFEST).read_text().splitlines()
+    assert [json.loads(line)["target"] for line in lines] == ["a/one.pt", "a/deep/two.pt"]
 
 
 def test_tasks_know_their_sizes(runs: Path) -> None:

@@ -1,10 +1,11 @@
 """How the values of two tensors of one shape differ, measured in one pass and bounded memory.
 
-Both are worked on side by side in blocks that stay in a core's cache. Types of up to 24 significant bits are measured
-in float32, of which rows of 256 elements are summed, and these sums in float64: norms are off by 1e-6 of themselves at
-most, *dot* by 1e-6 of the product of the norms; *max_abs* is exact all the same. Where squares leave the range of
-float32, and for all other types, it is float64. A block in which something is not finite, or that
-float64 cannot square, is gone through again with more care.
+Both are worked on side by side, in blocks that stay in a core's cache. Types of up to 24 significant bits are measured
+in float32, of which rows of 256 elements are summed up, and these sums in float64: norms are off by at most 1e-6 of
+themselves where a core adds 16 numbers or more at once, *dot* by 1e-5 of the product of the norms. *max_abs* is exact
+all the same. Small tensors, other types, and blocks whose squares leave the range of float32 are
+measured in float64. A block in which something is not finite, or that float64 cannot square either, is gone through
+again with more care.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from ckpt_tools.contents import numpy_dtype
 from ckpt_tools.dtypes import BY_NAME, DType
 from ckpt_tools.errors import CkptError
 
-BLOCK = 1 << 16
-"""Numbers of each tensor worked on at once."""
-BLOCK_BYTES = 1 << 18
+BLOCK = 3 << 15
+"""Numbers of each tensor worked on at once: so few that they stay in a core's cache, with the changes and the bytes
+just read; so many that threads do not wait for the interpreter much.
+"""
+BLOCK_BYTES = 3 << 17
 """Bytes of each tensor worked on at once."""
 
 _FEW = 4096
@@ -192,7 +195,7 @@ def change_histogram(a: TensorInfo, b: TensorInfo) -> ChangeHistogram | None:
         for left, right in pair.spans():
             for at, x, y in pair.blocks(left, right, scratch):
                 block = _Block(pair, at, x, y, scratch, sums)
-                numbers = block.finite(*block.sides("<f8", same=False))
+                numbers = block.finite(*block.sides("<f8"))
                 moved = numbers.sizes[numbers.sizes != 0]
                 unchanged += numbers.sizes.size - moved.size
                 finite += numbers.sizes.size
@@ -225,7 +228,8 @@ def side_by_side(a: TensorInfo, b: TensorInfo) -> Iterator[tuple[Array, Array]]:
     scratch, sums = _Scratch(), _Sums()
     for left, right in pair.spans():
         for at, x, y in pair.blocks(left, right, scratch):
-            yield _Block(pair, at, x, y, scratch, sums).sides("<f8", same=False)
+            p, q = _Block(pair, at, x, y, scratch, sums).sides("<f8")
+            yield p, q
 
 
 # --- how elements are read
@@ -266,37 +270,39 @@ def _table(dtype: DType, real: str) -> Array:
     return byte_numbers(dtype)[0].astype(real)
 
 
-def _numbers(dtype: DType, words: Array, space: Array, reals: int) -> Array:
-    """The numbers of elements, *reals* of each, in the type of *space*, which is used where they must be converted."""
+def _fill(row: Array, dtype: DType, words: Array, reals: int) -> None:
+    """Put the numbers of elements, *reals* of each, into *row*."""
     values = words.view(numpy_dtype(_part(dtype)))
     if dtype.itemsize == 1 and dtype.kind in ("float", "bool"):
-        table = _table(dtype, space.dtype.str)
+        table = _table(dtype, row.dtype.str)
         if table.shape[1] == reals:
-            found = space[: words.size * reals]
-            np.take(table, words, axis=0, out=found.reshape(words.size, -1), mode="clip")
-            return found
+            np.take(table, words, axis=0, out=row.reshape(words.size, -1), mode="clip")
+            return
         values = table[words, 0]
-    if values.dtype == space.dtype and (reals == 1 or dtype.kind == "complex"):
-        return values
     if reals == 2 and dtype.kind != "complex":  # beside a complex number
-        found = space[: 2 * values.size]
-        found[0::2], found[1::2] = values, 0
-        return found
-    found = space[: values.size]
-    np.copyto(found, values, casting="same_kind")
-    return found
+        row[0::2], row[1::2] = values, 0
+    else:
+        np.copyto(row, values, casting="same_kind")
 
 
 class _Scratch:
-    """Memory that a thread works in, block after block."""
+    """Memory that a thread works in, block after block.
 
-    __slots__ = ("apart", "buffers", "flags", "sides")
+    The numbers of A, those of B and the changes are rows of one array, so that one call goes through all of them:
+    the fewer calls, the less often do threads wait for each other to give up the interpreter.
+    """
+
+    __slots__ = ("buffers", "flags", "rows")
 
     def __init__(self) -> None:
         self.buffers = _empty(BLOCK_BYTES), _empty(BLOCK_BYTES)
-        self.sides = _empty(8 * BLOCK), _empty(8 * BLOCK)
-        self.apart = _empty(max(8 * BLOCK, BLOCK_BYTES))
-        self.flags = _empty(BLOCK).view(np.bool_), _empty(BLOCK).view(np.bool_)
+        self.rows = {real: _empty(3 * BLOCK * int(real[2])).view(real).reshape(3, BLOCK) for real in ("<f4", "<f8")}
+        self.flags = _empty(2 * BLOCK).view(np.bool_).reshape(2, BLOCK)
+
+    def words(self, dtype: np.dtype[Any], count: int) -> Array:
+        """Memory for *count* integers, which the changes will take."""
+        memory: Array = self.rows["<f8" if dtype.itemsize == 8 else "<f4"][2].view(dtype)[:count]
+        return memory
 
 
 def _empty(nbytes: int) -> Array:
@@ -395,6 +401,9 @@ class _Pair:
         self.reals = max(kind.reals for kind in self.kinds)
         if self.real and a.numel <= _FEW:
             self.real = "<f8"
+        self.direct = (
+            self.same_type and names <= {"float32", "float64", "complex128"} and self.real == self.kinds[0].real
+        )
         self.complex = "complex" in kinds
         self.long = kinds <= {"int", "uint", "bool"} and max(a.dtype.itemsize, b.dtype.itemsize) == 8
         self.signed = not kinds & {"uint", "bool", "quantized", "complex"} and "float8_e8m0fnu" not in names
@@ -492,12 +501,15 @@ class _Pair:
     def blocks(self, left: Span, right: Span, scratch: _Scratch) -> Iterator[tuple[int, Array, Array]]:
         """The words of both sides, block by block, each with the place of the first element."""
         size = min(BLOCK // self.reals, BLOCK_BYTES // max(self.widths)) & ~3
+        # what is no number of the wanted type yet is read elsewhere
+        memory = scratch.rows[self.real][:2].view(np.uint8) if self.direct else scratch.buffers
         buffers = [
             buffer.data[: size * width // kind.per_byte]
-            for buffer, width, kind in zip(scratch.buffers, self.widths, self.kinds, strict=True)
+            for buffer, width, kind in zip(memory, self.widths, self.kinds, strict=True)
         ]
         at = left.start // self.widths[0] * self.kinds[0].per_byte
-        for (_, x), (_, y) in zip(left.blocks(buffers[0]), right.blocks(buffers[1]), strict=True):
+        pieces = (_into(buffer, span) for buffer, span in zip(buffers, (left, right), strict=True))
+        for x, y in zip(*pieces, strict=True):
             count = min(size, self.count - at)
             yield at, _words(x, self.kinds[0], count), _words(y, self.kinds[1], count)
             at += count
@@ -522,6 +534,14 @@ def _unravelled(at: int, shape: tuple[int, ...]) -> tuple[int, ...]:
         at, place = divmod(at, size)
         index.append(place)
     return tuple(reversed(index))
+
+
+def _into(buffer: memoryview, span: Span) -> Iterator[memoryview]:
+    """The bytes of *span*, piece by piece in *buffer*."""
+    for _, block in span.blocks(buffer):
+        if not span.path:
+            buffer[: len(block)] = block
+        yield buffer[: len(block)]
 
 
 def _words(block: memoryview, kind: _Kind, count: int) -> Array:
@@ -556,14 +576,14 @@ class _Block:
 
     def __init__(self, pair: _Pair, start: int, x: Array, y: Array, scratch: _Scratch, sums: _Sums) -> None:
         self.pair, self.start, self.x, self.y, self.scratch, self.sums = pair, start, x, y, scratch, sums
-        self.steps = x
+        self.steps: Array | None = None  # x - y, until something else takes its memory
 
     def add(self) -> None:
         """Measure what is asked for: quickly, and where that fails in float64, and where that fails with care."""
         pair, x, y = self.pair, self.x, self.y
         same = False
         if pair.same_type:
-            steps = self.steps = np.subtract(x, y, out=self.scratch.apart.view(x.dtype)[: x.size])
+            steps = self.steps = np.subtract(x, y, out=self.scratch.words(x.dtype, x.size))
             if pair.a.dtype.itemsize == 16:
                 steps = steps[0::2] | steps[1::2]
             different = int(np.count_nonzero(steps))
@@ -574,41 +594,48 @@ class _Block:
         if not pair.real or not x.size:
             return
         for real in ("<f4", "<f8") if pair.real == "<f4" else ("<f8",):
-            p, q = self.sides(real, same=same)
+            numbers = self.sides(real)
             exact = not pair.long or max(_reach(x, pair.a), _reach(y, pair.b)) <= 1 << 53
-            if exact and self._quickly(p, q, same):
+            if exact and self._quickly(numbers, same):
                 return
-        self._carefully(p, q)
+        self._carefully(*numbers)
 
-    def sides(self, real: str, *, same: bool) -> tuple[Array, Array]:
+    def sides(self, real: str) -> Array:
+        """The numbers of both sides, as two rows of type *real*."""
         pair = self.pair
-        left, right = (side.view(real) for side in self.scratch.sides)
-        p = _numbers(pair.a.dtype, self.x, left, pair.reals)
-        return p, p if same else _numbers(pair.b.dtype, self.y, right, pair.reals)
+        count = self.x.size * pair.reals // max(1, pair.widths[0] // 8)
+        rows = self.scratch.rows[real][:2, :count]
+        if not pair.direct or real != pair.real:
+            for row, tensor, words in zip(rows, (pair.a, pair.b), (self.x, self.y), strict=True):
+                _fill(row, tensor.dtype, words, pair.reals)
+        return rows
 
-    def _quickly(self, p: Array, q: Array, same: bool) -> bool:
+    def _quickly(self, numbers: Array, same: bool) -> bool:
         """Whether all is finite, and squares are within the range of its type; nothing is added where not."""
         pair, sums = self.pair, self.sums
-        squares = _dot(p, p)
-        if not _safe(squares, p):
-            return False
-        norm = math.sqrt(squares)
+        p, q = numbers
         if same:
+            (squares,) = _squares(numbers[:1])
+            if not _safe(squares, p):
+                return False
+            norm = math.sqrt(squares)
             self._norms(0.0, norm, norm, squares)
             return True
-        others = _dot(q, q)
-        if not _safe(others, q):
+        flips, steps = self._signs(numbers) if pair.signed else (0, 0)  # in the memory that the changes take now
+        rows = self.scratch.rows[numbers.dtype.str][:, : p.size]
+        apart = np.subtract(q, p, out=rows[2])
+        self.steps = None
+        squares, others, moved = _squares(rows)
+        if not _safe(squares, p) or not _safe(others, q):
             return False
-        if not pair.same_type:
-            sums.equal += _count(np.equal(p, q, out=self.scratch.flags[0][: p.size]), pair.reals)
-        if pair.signed:
-            self._signs(p, q, slice(None))  # which is done with the scratch that the changes take now
-        apart = np.subtract(q, p, out=self.scratch.apart.view(p.dtype)[: p.size])
-        moved = _dot(apart, apart)
         distance = math.sqrt(moved) if _safe(moved, apart) else _norm(np.subtract(q, p, dtype=np.float64))
         alike = others / 16 < squares < 16 * others
         dot = (squares + others - distance**2) / 2 if alike else _dot(p, q)  # where the former would be off by too much
-        self._norms(distance, norm, math.sqrt(others), dot)
+        self._norms(distance, math.sqrt(squares), math.sqrt(others), dot)
+        sums.sign_flips += flips
+        sums.max_ulp = max(sums.max_ulp, steps)
+        if not pair.same_type:
+            sums.equal += _count(np.equal(p, q, out=self.scratch.flags[0, : p.size]), pair.reals)
         self._largest(p, q, apart)
         if pair.tolerance and sums.within and sums.max_abs > pair.tolerance.atol:
             sums.within = _within(pair, p.astype(np.float64), q.astype(np.float64))
@@ -641,40 +668,44 @@ class _Block:
         elif top >= np.float32(sums.max_abs):
             # rounding keeps the order, so the largest is among those that look so
             sizes = np.abs(apart, out=apart)
-            places = np.flatnonzero(np.equal(sizes, np.float32(top), out=self.scratch.flags[0][: sizes.size]))
+            places = np.flatnonzero(np.equal(sizes, np.float32(top), out=self.scratch.flags[0, : sizes.size]))
             exact = np.abs(q[places].astype(np.float64) - p[places].astype(np.float64))
             at = int(exact.argmax())
             sums.reach(float(exact[at]), self.start + int(places[at]) // reals)
 
-    def _signs(self, p: Array, q: Array, places: Array | slice) -> None:
+    def _signs(self, numbers: Array, places: Array | None = None) -> tuple[int, int]:
         """Sign flips of finite numbers, whose words are at *places*, and the largest distance in representable ones.
 
         Floats are a sign and a magnitude, which orders as an integer does.
         """
-        sums = self.sums
-        here, there = (flags[: p.size] for flags in self.scratch.flags)
-        flags = np.not_equal(np.signbit(p, out=here), np.signbit(q, out=there), out=here)
+        p, q = numbers
+        signs = np.signbit(numbers, out=self.scratch.flags[:, : p.size])
+        flags = np.not_equal(signs[0], signs[1], out=signs[0])
         count = int(np.count_nonzero(flags))
         few = count < p.size >> 5  # to pick out more takes longer than to go through all
         if few:
             opposite = np.flatnonzero(flags)
-            sums.sign_flips += int(np.count_nonzero((p[opposite] != 0) & (q[opposite] != 0)))
+            flips = int(np.count_nonzero((p[opposite] != 0) & (q[opposite] != 0)))
         else:
-            sums.sign_flips += int(np.count_nonzero(flags & (p != 0) & (q != 0)))
+            flips = int(np.count_nonzero(flags & (p != 0) & (q != 0)))
         if not self.pair.ulps:
-            return
-        steps = self.steps[places]
+            return flips, 0
+        x, y, steps = self.x, self.y, self.steps
+        if places is not None:
+            x, y = x[places], y[places]
+        if steps is None or places is not None:
+            steps = np.subtract(x, y, out=self.scratch.words(x.dtype, x.size))
+        most = 0
         if count:
             magnitude = np.array((1 << 8 * steps.itemsize - 1) - 1, steps.dtype)
-            x, y = (words[places][opposite if few else slice(None)] & magnitude for words in (self.x, self.y))
-            apart = x + y if few else (x + y) * flags
-            sums.max_ulp = max(sums.max_ulp, int(apart.max()))
             if few:
+                most = int(((x[opposite] & magnitude) + (y[opposite] & magnitude)).max())
                 steps[opposite] = 0
             else:
+                most = int((((x & magnitude) + (y & magnitude)) * flags).max())
                 steps *= ~flags
         steps = steps.view(f"<i{steps.itemsize}")
-        sums.max_ulp = max(sums.max_ulp, int(steps.max()), -int(steps.min()))
+        return flips, max(most, int(steps.max()), -int(steps.min()))
 
     def _carefully(self, p: Array, q: Array) -> None:
         """The same of numbers that may be NaN, infinite, or beyond what float64 can square."""
@@ -695,7 +726,9 @@ class _Block:
         per = reals if pair.complex else 1
         sums.reach(float(numbers.sizes[at]), self.start + int(numbers.places[at * per]) // reals)
         if pair.signed:
-            self._signs(numbers.p, numbers.q, numbers.places)
+            flips, steps = self._signs(np.stack([numbers.p, numbers.q]), numbers.places)
+            sums.sign_flips += flips
+            sums.max_ulp = max(sums.max_ulp, steps)
 
     def finite(self, p: Array, q: Array) -> _Finite:
         """Those of the numbers *p* and *q*, in float64, that are finite on both sides."""
@@ -720,15 +753,21 @@ _ROWS = {4: 256, 8: 4096}
 """Elements summed in their own type at once, by bytes: a longer product might have BLAS start threads of its own."""
 
 
+def _squares(rows: Array) -> list[float]:
+    """The sum of the squares of each row."""
+    row = _ROWS[rows.itemsize]
+    whole = rows.shape[1] - rows.shape[1] % row
+    parts = rows[:, :whole].reshape(len(rows), -1, 1, row)
+    rest = np.square(rows[:, whole:], dtype=np.float64).sum(axis=1)
+    found: list[float] = (np.matmul(parts, parts.swapaxes(2, 3)).sum(axis=(1, 2, 3), dtype=np.float64) + rest).tolist()
+    return found
+
+
 def _dot(p: Array, q: Array) -> float:
     row = _ROWS[p.itemsize]
     whole = p.size - p.size % row
-    total = 0.0
-    if whole:
-        total = float(np.matmul(p[:whole].reshape(-1, 1, row), q[:whole].reshape(-1, row, 1)).sum(dtype=np.float64))
-    if whole < p.size:
-        total += float(p[whole:] @ q[whole:])
-    return total
+    products = np.matmul(p[:whole].reshape(-1, 1, row), q[:whole].reshape(-1, row, 1))
+    return float(products.sum(dtype=np.float64)) + float(p[whole:].astype(np.float64) @ q[whole:])
 
 
 def _safe(squares: float, values: Array) -> bool:

@@ -305,6 +305,10 @@ class _Survey:
 
     def _look(self, source: Source, name: str) -> bool:
         """Look into what no format led to; False where it is none that is known."""
+        if source.size <= 64 and ((head := source.peek(0, 64).rstrip(b"\n")).isdigit() or head in (b"little", b"big")):
+            # torch's own members; no pickle of these letters does anything
+            self.regions.append(Region(name, 0, source.size, "inert", "text"))
+            return True
         found = _pickles(source, name or "pickle")
         if found:
             self.pickles += found

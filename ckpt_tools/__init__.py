@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ckpt_tools.contents import chunks, read_bytes, to_numpy
     from ckpt_tools.errors import CkptError
     from ckpt_tools.formats import open_checkpoint
+    from ckpt_tools.serving.run import check_onnx, export
     from ckpt_tools.verification.run import verify
 
 _WHERE = {
@@ -25,6 +26,7 @@ _WHERE = {
     "contents": ("chunks", "read_bytes", "to_numpy"),
     "errors": ("CkptError",),
     "formats": ("open_checkpoint",),
+    "serving.run": ("check_onnx", "export"),
     "verification.run": ("verify",),
 }
 
@@ -35,9 +37,11 @@ __all__ = [
     "StateDict",
     "Storage",
     "TensorInfo",
+    "check_onnx",
     "chunks",
     "diff",
     "digest",
+    "export",
     "open_checkpoint",
     "overview",
     "read_bytes",

@@ -27,6 +27,7 @@ LAYERS = (
     {"formats"},
     {"audit", "convert", "analysis"},
     {"verification"},
+    {"serving"},
     {"runtime"},
     {"render"},
     {"cli"},

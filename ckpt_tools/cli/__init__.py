@@ -11,8 +11,20 @@ import click
 
 from ckpt_tools.errors import CkptError
 
-COMMANDS = ("inspect", "summary", "diff", "digest", "convert", "audit", "verify", "rules", "explain")
-"""The commands in the order of the help; each is a module here with a click command of its name."""
+COMMANDS = (
+    "inspect",
+    "summary",
+    "diff",
+    "digest",
+    "convert",
+    "audit",
+    "verify",
+    "export",
+    "check-onnx",
+    "rules",
+    "explain",
+)
+"""The commands in the order of the help; each is a module here with a click command of its name (``-`` is ``_``)."""
 
 
 class _Commands(click.Group):
@@ -24,7 +36,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        found: click.Command = getattr(import_module(f"ckpt_tools.cli.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        found: click.Command = getattr(import_module(f"ckpt_tools.cli.{name}"), name)
         return found
 
 

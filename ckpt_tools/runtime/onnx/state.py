@@ -1,0 +1,51 @@
+"""What the checks of ``ckpt export`` know, each adding to it for those after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from ckpt_tools.runtime.onnx.file import Model
+from ckpt_tools.runtime.onnx.inputs import Argument
+from ckpt_tools.runtime.onnx.sessions import Target
+from ckpt_tools.runtime.onnx.sweep import Run
+from ckpt_tools.runtime.verify.subject import Stop, Subject
+from ckpt_tools.serving.job import Job
+
+
+@dataclass(slots=True)
+class State:
+    """One file and the model it is held against.
+
+    *reference* is the model in the checkpoint's own type and in eval mode, *exported* the one of the type that was
+    asked for (the same where none was). *onnx* is the file, where it lies while it is checked; *outputs* are its
+    outputs by name, *made* the arguments of the call.
+    """
+
+    job: Job
+    folder: str
+    subject: Subject
+    provider: str = "cpu"
+    usable: bool = True
+    reference: nn.Module | None = None
+    exported: nn.Module | None = None
+    made: Sequence[Argument] = ()
+    outputs: Sequence[str] = ()
+    onnx: str = ""
+    file: Model | None = None
+    target: Target | None = None
+    runs: list[Run] = field(default_factory=list)
+
+    def models(self) -> tuple[nn.Module, nn.Module]:
+        """The reference and what was exported."""
+        if self.reference is None or self.exported is None:
+            raise Stop("there is no filled model")
+        return self.reference, self.exported
+
+    def model(self) -> Model:
+        """The file, where there is one that can be run."""
+        if self.file is None:
+            raise Stop("there is no file that can be run")
+        return self.file

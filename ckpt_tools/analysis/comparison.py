@@ -755,11 +755,13 @@ _ROWS = {4: 256, 8: 4096}
 
 def _squares(rows: Array) -> list[float]:
     """The sum of the squares of each row."""
-    row = _ROWS[rows.itemsize]
-    whole = rows.shape[1] - rows.shape[1] % row
-    parts = rows[:, :whole].reshape(len(rows), -1, 1, row)
-    rest = np.square(rows[:, whole:], dtype=np.float64).sum(axis=1)
-    found: list[float] = (np.matmul(parts, parts.swapaxes(2, 3)).sum(axis=(1, 2, 3), dtype=np.float64) + rest).tolist()
+    row, (count, length) = _ROWS[rows.itemsize], rows.shape
+    whole = length - length % row
+    parts = rows[:, :whole].reshape(count, -1, 1, row)
+    sums = np.matmul(parts, parts.swapaxes(2, 3)).reshape(count, -1).sum(axis=1, dtype=np.float64)
+    if whole < length:
+        sums += np.square(rows[:, whole:], dtype=np.float64).sum(axis=1)
+    found: list[float] = sums.tolist()
     return found
 
 

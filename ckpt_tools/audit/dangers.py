@@ -22,6 +22,7 @@ from typing import Literal
 from ckpt_tools.audit.gadgets import (
     CLASS_MODULES,
     CODE_CARRIERS,
+    ENUMERATIONS,
     HELD,
     INERT,
     INERT_LIBRARY,
@@ -258,6 +259,7 @@ _PURE = frozenset(
 _CHANGES = frozenset({"build", "append", "add", "set item"})
 _OWN = frozenset({"torch", "numpy", "torchvision", "functorch", "torchgen", "caffe2"})
 _LOWER = re.compile(r"_*[a-z]")
+_WEIGHTS = re.compile(r"torchvision\.models\.[a-z0-9_.]+\.\w+Weights")
 
 
 @lru_cache(maxsize=4096)
@@ -272,6 +274,8 @@ def classify(module: str, name: str, called: bool) -> tuple[Kind, Category | Non
         return "tensor", None, ""
     if path in INERT or path in INERT_LIBRARY or (path in HELD and not called):
         return "inert", None, ""
+    if path in ENUMERATIONS or _WEIGHTS.fullmatch(path):
+        return "class", None, ""
     if path in CODE_CARRIERS:
         return "code", None, ""
     if module == "copyreg" and name.startswith("extension "):
@@ -281,9 +285,8 @@ def classify(module: str, name: str, called: bool) -> tuple[Kind, Category | Non
     standard, own = top in STANDARD_LIBRARY, top in _OWN
     function = bool(_LOWER.match(name))
     known = entry(path, KNOWN_DANGERS)
-    home = entry(module, CLASS_MODULES)
     # below a package that is no part of Python, classes whose constructor is not called are but classes
-    if known and (standard or known == path or function or (called and len(home) < len(known))):
+    if known and (standard or known == path or function or called):
         category = KNOWN_DANGERS[known]
         return "dangerous", category, SAYS[category]
     for part in (*(() if top in _PLAIN_DUNDERS else (top,)), *below, *parts):
@@ -297,7 +300,7 @@ def classify(module: str, name: str, called: bool) -> tuple[Kind, Category | Non
         return "dangerous", "reflection", what
     if function and bare in _MODULES:
         return "dangerous", "reflection", f"hands out the module {bare}"
-    if standard or (own and called and (function or not home)):
+    if standard or (own and called):
         return "dangerous", "library", SAYS["library"]
     if own or path in MAKERS or name.startswith("__pyx_unpickle_"):
         return "class", None, ""

@@ -285,6 +285,7 @@ INERT_LIBRARY: frozenset[str] = (
     torch.autograd.variable.Variable torch.autograd.Variable torch._C._TensorBase torch._C.TensorBase
     torch.jit._pickle.restore_type_tag torch.jit._pickle.build_intlist torch.jit._pickle.build_doublelist
     torch.jit._pickle.build_boollist torch.jit._pickle.build_tensorlist torch.jit._pickle.build_tensor_from_id
+    torch.nn.backends.thnn._get_thnn_function_backend torch.backends.cudnn.rnn.Unserializable
     torch.fx.immutable_collections.immutable_list torch.fx.immutable_collections.immutable_dict
     """)
     | ALLOWED_GLOBALS
@@ -334,6 +335,35 @@ CLASS_MODULES: dict[str, str] = {
     "numpy": "a value of numpy",
 }
 """Modules of torch, torchvision and numpy whose classes a checkpoint may well hold, and what these are."""
+
+ENUMERATIONS: frozenset[str] = _names("""
+    torch.amp.grad_scaler.OptState torch.cuda.amp.grad_scaler.OptState
+    torch.ao.quantization.backend_config.backend_config.ObservationType torch.ao.quantization.quant_type.QuantType
+    torch.ao.quantization.observer.MappingType torch.ao.quantization.observer.TorchAODType
+    torch.ao.quantization.observer.ZeroPointDomain torch.quantization.quant_type.QuantType
+    torch.distributed._shard.sharded_tensor.metadata.MEM_FORMAT_ENCODING
+    torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING
+    torch.distributed.checkpoint.filesystem.SerializationFormat torch.distributed.checkpoint.planner.LoadItemType
+    torch.distributed.checkpoint.planner.WriteItemType
+    torch.distributed.algorithms._checkpoint.checkpoint_wrapper.CheckpointImpl
+    torch.distributed.algorithms._quantization.quantization.DQuantType
+    torch.distributed.algorithms.ddp_comm_hooks.DDPCommHookType
+    torch.distributed.fsdp._common_utils.HandleTrainingState torch.distributed.fsdp._common_utils.TrainingState
+    torch.distributed.fsdp._flat_param.HandleShardingStrategy
+    torch.distributed.fsdp._fully_shard._fsdp_common.TrainingState
+    torch.distributed.fsdp._fully_shard._fsdp_param.ShardedState torch.distributed.fsdp.api.BackwardPrefetch
+    torch.distributed.fsdp.api.ShardingStrategy torch.distributed.fsdp.api.StateDictType
+    torch.distributed.fsdp.fully_sharded_data_parallel.OptimStateKeyType
+    torch.nn.attention.SDPBackend torch.nn.attention.bias.CausalVariant
+    torch.nn.parallel.distributed._BufferCommHookLocation torch.nn.utils.parametrizations._OrthMaps
+    torchvision.transforms.autoaugment.AutoAugmentPolicy torchvision.transforms.functional.InterpolationMode
+    torchvision.tv_tensors._bounding_boxes.BoundingBoxFormat torchvision.datapoints._bounding_box.BoundingBoxFormat
+""")
+"""The enumerations of torch and torchvision that checkpoints may hold: their members are pickled as calls.
+
+No other class of theirs is restored by calling it, and a call of a class means more than it seems: modules hand
+on the classes that they import, such as ``torch.fx.graph_module.PackageImporter``.
+"""
 
 LIBRARIES: dict[str, str] = {
     **CLASS_MODULES,
@@ -425,6 +455,9 @@ SUSPECT_WORDS: frozenset[str] = _names("""
     WinDLL OleDLL LoadLibrary dlopen loads Unpickler read_pickle run_path run_module runcode runsource runctx runcall
     runstring InteractiveInterpreter InteractiveConsole resolve_name safe_import find_spec module_from_spec
     spec_from_file_location exec_module load_module load_source SourceFileLoader pip create_subprocess_shell
+    PackageImporter PackageExporter PyTorchFileReader Library RRef FFI ForwardRef ThreadPoolExecutor
+    ProcessPoolExecutor ForkingPickler _DataPipeSerializationWrapper _IterDataPipeSerializationWrapper
+    _MapDataPipeSerializationWrapper NamedTemporaryFile TemporaryDirectory TarFile ZipFile FileHandler
     create_subprocess_exec subimport dynamic_subimport _make_skeleton_class
 """)
 """Names that mean the same wherever they are imported to: a module that imports ``Popen`` hands it on."""

@@ -1204,6 +1204,17 @@ def gadgets() -> list[Attack]:
             "S109",
         ),
         Attack(
+            "a class that a module of torch has imported",
+            stream(call("torch.fx.graph_module:PackageImporter", "/nonexistent")),
+            "S102",
+        ),
+        Attack(
+            "a wrapper that unpickles its state",
+            stream(new("torch.utils.data.dataloader:_MapDataPipeSerializationWrapper", state=(BENIGN, False))),
+            "S102",
+        ),
+        Attack("a layer that is called", stream(call("torch.nn.modules.linear:Linear", 1, 1)), "S107"),
+        Attack(
             "numpy's generator calls what it is given",
             stream(call("numpy.random._pickle:__generator_ctor", COMMAND, held)),
             "S109",

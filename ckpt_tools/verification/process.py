@@ -32,7 +32,7 @@ STARTUP = 300.0
 _GRACE = 5.0
 """Seconds beyond the time limit in which the child may tell where it hangs, before it is killed."""
 
-_MAIN = "import sys; sys.path[:] = sys.argv[2:]; from ckpt_tools.runtime.verify.child import main; main(sys.argv[1])"
+_MAIN = "import sys; sys.path[:] = sys.argv[2:]; from ckpt_tools.verification.child import main; main(sys.argv[1])"
 
 
 @record
@@ -50,7 +50,7 @@ class Death:
 class Child:
     """A child process, started when this is made. Use it in a ``with`` block, whose end ends the process.
 
-    *worker* is the module that does the jobs, as `ckpt_tools.runtime.verify.child` describes it.
+    *worker* is the module that does the jobs, as `ckpt_tools.verification.child` describes it.
     """
 
     def __init__(self, worker: str = "ckpt_tools.runtime.verify") -> None:

@@ -152,6 +152,19 @@ def test_classes_are_found_again_in_another_process():
     assert ckpt_tools.verify(STATE_DICT, nets.Transfer, input="3,8,8").passed
 
 
+def test_without_torch(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise ImportError('there is none')")
+    monkeypatch.syspath_prepend(tmp_path)
+    begun = time.monotonic()
+    with pytest.raises(CkptError) as raised:
+        ckpt_tools.verify(STATE_DICT, "net.py:Net")
+    assert str(raised.value) == (
+        "building a model from its class needs the package torch, which is not installed. Install it with: "
+        "pip install 'ckpt-tools[torch]'"
+    )
+    assert time.monotonic() - begun < 200
+
+
 def test_what_cannot_be_asked():
     with pytest.raises(NotFound, match="no such file"):
         ckpt_tools.verify("nowhere.pt", "torch.nn:Linear")

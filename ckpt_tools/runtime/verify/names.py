@@ -129,7 +129,7 @@ def _best(
 ) -> tuple[int, tuple[Step, ...]] | None:
     """The step that fits most, and what that comes to; *after*: the two, the first of which helps only the second."""
     best: tuple[int, tuple[Step, ...]] | None = None
-    for step in _candidates(current, sizes, shapes):
+    for step in _known(current, shapes) if after else _candidates(current, sizes, shapes):
         tried = _after(current, step)
         if len(set(tried.values())) < len(tried):
             continue
@@ -168,8 +168,13 @@ def _score(current: Mapping[str, str], sizes: Mapping[str, TensorInfo], shapes: 
 
 
 def _candidates(current: Mapping[str, str], sizes: Mapping[str, TensorInfo], shapes: Shapes) -> Iterator[Step]:
-    names = list(current.values())
     yield from _prefixes(current, sizes, shapes)
+    yield from _known(current, shapes)
+
+
+def _known(current: Mapping[str, str], shapes: Shapes) -> Iterator[Step]:
+    """What libraries have renamed, and names without dots."""
+    names = list(current.values())
     for code in dict.fromkeys(code for code, *_ in _LIBRARIES):
         rules = [rule for rule in _LIBRARIES if rule[0] == code]
         # rules without words belong to the one before them

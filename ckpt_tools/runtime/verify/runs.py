@@ -82,9 +82,10 @@ def runs(subject: Subject) -> Check:
         problems.append(Problem("recorded", "note", f"inputs and outputs written to {job.record}"))
     shown = listed([f"{path} {shape(tensor.shape)}".strip() for path, tensor in output.items()], 4)
     given = listed([shape(tensor.shape) for tensor in call.tensors()], 4)
-    place = (
-        "" if device.type == "cpu" else f" on {torch.cuda.get_device_name(device)} with {size(memory)} of its memory"
-    )
+    place = ""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        place = f", in {number(round(seconds, 3))} s on {name}, {size(memory)} of its memory"
     facts = {
         "inputs": [{"shape": list(t.shape), "dtype": _dtype(t)} for t in call.tensors()],
         "outputs": [{"path": p, "shape": list(t.shape), "dtype": _dtype(t)} for p, t in output.items()],
@@ -92,7 +93,7 @@ def runs(subject: Subject) -> Check:
         "seconds": round(seconds, 4),
         "device_bytes": memory or None,
     }
-    message = f"input {given}, output {shown}, in {number(round(seconds, 3))} s{place}"
+    message = f"input {given}, output {shown}{place}"
     return Check("runs", message, worst_first(problems), facts)
 
 

@@ -1,7 +1,8 @@
 """The process that ``ckpt verify`` starts: it may crash, hang, print and exit as the user's class has it.
 
 Jobs come on standard input, answers go to what standard output was when it started, a JSON object a line; see
-`ckpt_tools.verification.process`. The worker is a module with a class ``Job`` and a function ``checks``, such as
+`ckpt_tools.verification.process`. Nothing here imports torch: what the worker prints or refuses is told already while
+it is being imported. The worker is a module with a class ``Job`` and a function ``checks``, such as
 `ckpt_tools.runtime.verify`.
 """
 
@@ -42,13 +43,13 @@ def _serve(jobs: TextIO, channel: TextIO, worker: str) -> None:
     mark = b""
     for line in jobs:
         try:
+            asked = json.loads(line)
+            mark = asked.pop("mark").encode()
             # torch comes with the first job, when it is known that there is one
             module: Any = import_module(worker)
             if not answered:
                 tell("ready")
                 answered = True
-            asked = json.loads(line)
-            mark = asked.pop("mark").encode()
             job = module.Job(**asked)
             faulthandler.dump_traceback_later(job.seconds, exit=True)
             for check in module.checks(job, lambda name: tell("check", name=name)):

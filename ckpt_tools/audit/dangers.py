@@ -259,6 +259,7 @@ _PURE = frozenset(
 _CHANGES = frozenset({"build", "append", "add", "set item"})
 _OWN = frozenset({"torch", "numpy", "torchvision", "functorch", "torchgen", "caffe2"})
 _LOWER = re.compile(r"_*[a-z]")
+_UPPER = re.compile(r"_*[A-Z]")
 _WEIGHTS = re.compile(r"torchvision\.models\.[a-z0-9_.]+\.\w+Weights")
 
 
@@ -325,7 +326,7 @@ _MODULES = STANDARD_LIBRARY - frozenset(
 def _dotted(module: str, parts: list[str]) -> tuple[Kind, Category | None, str]:
     """A name with dots, which protocol 4 resolves by one ``getattr`` after the other."""
     top = module.partition(".")[0]
-    if top in STANDARD_LIBRARY or any(part in SUSPECT_WORDS or not part[:1].isupper() for part in parts):
+    if top in STANDARD_LIBRARY or any(part in SUSPECT_WORDS or not _UPPER.match(part) for part in parts):
         return "dangerous", "reflection", f"is a chain of attributes: {SAYS['reflection']}"
     # a class within a class
     return ("class" if entry(module, LIBRARIES) else "unknown class"), None, ""

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckpt_tools.analysis import streaming
-from ckpt_tools.analysis.statistics import byte_numbers
+from ckpt_tools.analysis.statistics import byte_numbers, finite_float16
 from ckpt_tools.analysis.streaming import Span, even_spans, in_order, in_storage_order
 from ckpt_tools.checkpoint import TensorInfo
 from ckpt_tools.contents import numpy_dtype
@@ -270,8 +270,15 @@ def _table(dtype: DType, real: str) -> Array:
     return byte_numbers(dtype)[0].astype(real)
 
 
+_TOP = 2.0**32
+"""The square of what `finite_float16` makes of an infinity: a sum of squares below it is one of finite numbers."""
+
+
 def _fill(row: Array, dtype: DType, words: Array, reals: int) -> None:
-    """Put the numbers of elements, *reals* of each, into *row*."""
+    """Put the numbers of elements, *reals* of each, into *row*: as float32, those of float16 must be finite."""
+    if dtype.name == "float16" and row.dtype == np.float32:
+        finite_float16(words, row)
+        return
     values = words.view(numpy_dtype(_part(dtype)))
     if dtype.itemsize == 1 and dtype.kind in ("float", "bool"):
         table = _table(dtype, row.dtype.str)
@@ -404,6 +411,7 @@ class _Pair:
         self.direct = (
             self.same_type and names <= {"float32", "float64", "complex128"} and self.real == self.kinds[0].real
         )
+        self.top = _TOP if "float16" in names else math.inf
         self.complex = "complex" in kinds
         self.long = kinds <= {"int", "uint", "bool"} and max(a.dtype.itemsize, b.dtype.itemsize) == 8
         self.signed = not kinds & {"uint", "bool", "quantized", "complex"} and "float8_e8m0fnu" not in names
@@ -614,9 +622,10 @@ class _Block:
         """Whether all is finite, and squares are within the range of its type; nothing is added where not."""
         pair, sums = self.pair, self.sums
         p, q = numbers
+        top = pair.top if p.itemsize == 4 else math.inf
         if same:
             (squares,) = _squares(numbers[:1])
-            if not _safe(squares, p):
+            if not _safe(squares, p) or squares >= top:
                 return False
             norm = math.sqrt(squares)
             self._norms(0.0, norm, norm, squares)
@@ -626,7 +635,7 @@ class _Block:
         apart = np.subtract(q, p, out=rows[2])
         self.steps = None
         squares, others, moved = _squares(rows)
-        if not _safe(squares, p) or not _safe(others, q):
+        if not _safe(squares, p) or not _safe(others, q) or max(squares, others) >= top:
             return False
         distance = math.sqrt(moved) if _safe(moved, apart) else _norm(np.subtract(q, p, dtype=np.float64))
         alike = others / 16 < squares < 16 * others

@@ -423,8 +423,9 @@ def _viewed(name: str) -> Callable[[Array, Array], Array]:
     return lambda words, space: words.view(name)
 
 
-def _float16(words: Array, space: Array) -> Array:
+def finite_float16(words: Array, space: Array) -> Array:
     """float16 as float32. Exponent and fraction go where a float32 has them, which makes it 2**-112 as large.
+    What is not finite comes out as 65536 or more.
 
     numpy's own conversion, which does this number by number, takes three times as long.
     """
@@ -461,7 +462,7 @@ def _bfloat16_magnitude(words: Array, space: Array) -> Array:
 _READINGS = {
     "float64": _Reading("<u8", _viewed("<f8"), 0x7FF << 52),
     "float32": _Reading("<u4", _viewed("<f4"), 0xFF << 23),
-    "float16": _Reading("<u2", _float16, 0x1F << 10),
+    "float16": _Reading("<u2", finite_float16, 0x1F << 10),
     "bfloat16": _Reading("<u2", _bfloat16, 0xFF << 7),
     "complex128": _Reading("<f8", _magnitude, smallest=2.0**-1022),
     "complex64": _Reading("<f4", _magnitude, smallest=2.0**-126),

@@ -246,6 +246,19 @@ def test_bits_of_nan_count_and_no_total_is_poisoned():
     assert (found.identical, found.equal, found.within, found.distance) == (False, 199, False, 0)
 
 
+@pytest.mark.parametrize("special", [math.inf, -math.inf, math.nan, 65504.0, -65504.0])
+@pytest.mark.parametrize("rest", [0.0, 0.5, 300.0])
+def test_float16_at_its_end(special, rest):
+    x = np.full(9000, rest, np.float16)
+    y = x.copy()
+    y[4567] = special
+    for p, q in ((x, y), (y, x), (y, y)):
+        a, b = of(p), of(q.copy())
+        check(a, b, compare(a, b))
+        b = of(q.astype(np.float32))
+        check(a, b, compare(a, b))
+
+
 def test_zeros_of_two_signs_are_two_things_of_one_value():
     found = compare(of(np.zeros(2, np.float32)), of(np.array([0.0, -0.0], np.float32)))
     assert (found.identical, found.equal, found.distance, found.max_ulp, found.sign_flips) == (False, 1, 0, 0, 0)

@@ -221,8 +221,11 @@ def page(versions: dict[str, str], tables: list[str]) -> str:
             "write; of those, only what is found counts against a scanner.",
             tables[0],
             tables[1],
-            "What `ckpt audit` finds in benign files is not called dangerous: it is a function of a package of which "
-            "nothing is known, or a finding of another family, such as a model whose values are all zero.",
+            "What `ckpt audit` finds in benign files is none that it calls dangerous, but findings of other families "
+            "(the bounds of an observer that has seen nothing are infinite). fickling calls every import from outside "
+            "of the standard library unsafe, `torch._utils` included, by design. modelaudit warns of names of packages "
+            "that are not installed beside it, torch among them, and its exit code counts warnings; picklescan's and "
+            "modelscan's lists hold `functools.partial` and `getattr`, which whole models and hyperparameters use.",
         ]
     )
 

@@ -412,6 +412,21 @@ def test_expectations_hold_against_the_base(verify, nets, tmp_path):
     assert "body.0.bias" in found.at_least("warning")[0].message
 
 
+def test_class_that_leaves_freezing_to_the_script(verify, nets):
+    """The base shows that the body stayed; that the class builds it trainable is good to know, and no breach."""
+    model = trained(nets["Net"]())
+    torch.save(model.state_dict(), "base.pt")
+    with torch.no_grad():
+        model.head.weight.add_(1)
+        model.head.bias.add_(1)
+    found = verify(model.state_dict(), base="base.pt", frozen=["body.*"], trainable=["head.*"])
+    assert problems(found) == [("not-frozen", "warning")]
+    assert problem(found, "not-frozen").message == (
+        "4 parameters that should be frozen (body.*) are found so, but would not be if trained on: body.0.weight, "
+        "body.0.bias, body.2.weight and 1 more: requires_grad=True as the class builds it"
+    )
+
+
 def test_head_of_the_base(verify, nets):
     model = trained(nets["Net"]())
     torch.save(model.state_dict(), "base.pt")
@@ -490,6 +505,8 @@ def test_digest_is_that_of_ckpt_digest(verify, nets):
 def test_sample_that_depends_on_its_neighbours(verify, nets):
     found = verify(trained(nets["Net"]()).state_dict(), "Mixes", inputs=["4"])
     assert problems(found) == [("batch-dependent", "error")]
+    # where the sizes are complete, the first of them may be something else than the batch
+    assert problems(verify(None, "Mixes", inputs=["1,4"], batch=0)) == []
 
 
 def test_model_that_counts_its_calls(verify, nets):

@@ -279,6 +279,12 @@ def test_diagnoses_are_each_their_own():
     assert len(set(codes.values())) == 20
 
 
+def test_drift_of_what_should_be_frozen_is_an_error():
+    options = {"base": str(FIXTURES / "transfer/base.pt"), "frozen": ["features.*"]}
+    found = verified("transfer/model.pt", GONE + "SmallCNN", kwargs={"classes": 2}, **options)
+    assert told(found) == [("batchnorm-drift", ERROR)]
+
+
 MENDED = [fault for fault in FAULTS if fault.told and fault.told[0][0].endswith(("-names", "-wrappers"))]
 
 

@@ -13,6 +13,7 @@ from ckpt_tools.analysis.diff_layers import verdict
 from ckpt_tools.analysis.overview import wrapper_prefix
 from ckpt_tools.analysis.summary import pick
 from ckpt_tools.analysis.trainability import Mistake, Trainability, judge, resembles_requires_grad, same_bytes
+from ckpt_tools.audit.findings import Severity
 from ckpt_tools.checkpoint import Checkpoint, StateDict, TensorInfo
 from ckpt_tools.errors import CkptError
 from ckpt_tools.formats import open_checkpoint
@@ -42,7 +43,8 @@ def transfer(subject: Subject) -> Check:
     flags = requires_grad_of(model) if model is not None else None
     # with a renamed state_dict, what a pickled module records goes by other names
     module = subject.module if own is state_dict else None
-    trust = judge(checkpoint, own, module, base=before, from_class=flags)
+    # a pickled module records its flags; those that its class starts with say no more
+    trust = judge(checkpoint, own, module, base=before, from_class=flags if module is None else None)
     head = head_of(own.tensors)
     problems = [*_mistakes(trust.mistakes, model)]
     problems += _expected(subject, trust, own)
@@ -132,20 +134,26 @@ def _expected(subject: Subject, trust: Trainability, own: StateDict) -> Iterator
             if not names:
                 raise CkptError(f"no parameter's name matches {option} {glob}", path=job.path)
             other = "trainable" if wanted == "frozen" else "frozen"
-            against: dict[str, list[str]] = {}
+            against: dict[tuple[str, Severity], list[str]] = {}
             unknown = []
             for name in names:
-                said = [e for e in trust.parameters[name].evidence if e.verdict == other]
-                for evidence in said:
-                    against.setdefault(evidence.reason, []).append(name)
-                if not said and trust.parameters[name].verdict == "unknown":
+                evidence = trust.parameters[name].evidence
+                # what the class starts with is no word on the training that froze it, where another source has one
+                known = any(e.verdict == wanted and e.source != "class" for e in evidence)
+                for said in evidence:
+                    if said.verdict == other:
+                        severity: Severity = "warning" if said.source == "class" and known else "error"
+                        against.setdefault((said.reason, severity), []).append(name)
+                if trust.parameters[name].verdict == "unknown":
                     unknown.append(name)
-            for reason, concerned in against.items():
+            for (reason, severity), concerned in against.items():
+                verb = "is" if len(concerned) == 1 else "are"
+                still = "are found so, but would not be if trained on" if severity == "warning" else f"{verb} not"
                 yield Problem(
                     f"not-{wanted}",
-                    "error",
-                    f"{count(len(concerned), 'parameter')} that should be {wanted} ({glob}) "
-                    f"{'is' if len(concerned) == 1 else 'are'} not: {listed(concerned, 3)}: {reason}",
+                    severity,
+                    f"{count(len(concerned), 'parameter')} that should be {wanted} ({glob}) {still}: "
+                    f"{listed(concerned, 3)}: {reason}",
                 )
             if unknown:
                 yield Problem(
@@ -244,7 +252,8 @@ def _initial(weight: TensorInfo, bias: TensorInfo | None) -> str:
         return "all its weights are 0"
     bound = 1 / math.sqrt(math.prod(weight.shape[1:]))
     if values.numel() >= ENOUGH and _uniform(values, bound) and (offsets is None or _within(offsets, bound)):
-        return f"its weights are spread evenly within ±{bound:.3g}, as nn.Linear starts"
+        kind = "nn.Linear" if len(weight.shape) == 2 else "a convolution"
+        return f"its weights are spread evenly within ±{bound:.3g}, as {kind} starts"
     if offsets is not None and offsets.numel() > 1 and not bool(offsets.count_nonzero()):
         return "its biases are exactly 0, which no training step would leave them"
     return ""

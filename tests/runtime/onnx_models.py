@@ -103,3 +103,14 @@ def done(path: Path, model: str, onnx: Path, **options: Any) -> Export:
     """What the worker answers, in this process."""
     job = Job(str(path), f"{HERE}:{model}", str(onnx), **options)
     return Export(job.path, job.model, job.onnx, job.write, list(checks(job)))
+
+
+class Determinant(nn.Module):
+    """Uses an operator that GPU providers have no kernel for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Any) -> Any:
+        return torch.linalg.det(self.fc(x))

@@ -410,8 +410,9 @@ def placed(state: State) -> Check:
         problem = Problem(error.kind, "error", str(error), error.remedy)
         return Check("placement", NOT_ON_A_GPU, [problem], {"verdict": NOT_ON_A_GPU})
     problems = list(_misplaced(state, found))
-    verdict = _verdict(state, found)
-    if (state.target.software or any(p.severity == "error" for p in problems)) and job.require_gpu:
+    faulty = any(problem.severity == "error" for problem in problems)
+    verdict = _verdict(state, found, faulty)
+    if (state.target.software or faulty) and job.require_gpu:
         what = "a software adapter is no GPU" if state.target.software else "not all of it runs there"
         problems.append(Problem("not-on-gpu", "error", f"{NOT_ON_A_GPU}: {what}, which --require-gpu does not accept"))
     facts = {
@@ -481,7 +482,7 @@ def _misplaced(state: State, found: Placement) -> Iterator[Problem]:
         yield Problem("assignment-differs", "warning", text)
 
 
-def _verdict(state: State, found: Placement) -> str:
+def _verdict(state: State, found: Placement, faulty: bool) -> str:
     assert state.target is not None
     parts = [f"{found.nodes.get(found.device, 0)}/{found.total} nodes on {found.device}", f"{found.copies} Memcpy"]
     if state.provider == "cuda":
@@ -489,7 +490,9 @@ def _verdict(state: State, found: Placement) -> str:
         about = environment.gpu_facts()
         parts += [value if name == "device" else f"{name} {value}" for name, value in about.items()]
     if state.target.software:
-        parts.append(f"a software adapter, {NOT_ON_A_GPU}")
+        parts.append("a software adapter")
+    if state.target.software or faulty:
+        parts.append(NOT_ON_A_GPU)
     return ", ".join(parts)
 
 

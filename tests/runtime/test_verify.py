@@ -505,13 +505,13 @@ def test_digest_is_that_of_ckpt_digest(verify, nets):
 def test_sample_that_depends_on_its_neighbours(verify, nets):
     found = verify(trained(nets["Net"]()).state_dict(), "Mixes", inputs=["4"])
     assert problems(found) == [("batch-dependent", "error")]
+    assert problems(verify(None, "Mixes", inputs=["4"], batch=3)) == [("batch-dependent", "error")]
     # where the sizes are complete, the first of them may be something else than the batch
     assert problems(verify(None, "Mixes", inputs=["1,4"], batch=0)) == []
 
 
 def test_model_that_counts_its_calls(verify, nets):
-    nets["Counts"].calls = 0
-    found = verify(trained(nets["Net"]()).state_dict(), "Counts", inputs=["4"], batch=3)
+    found = verify(trained(nets["Net"]()).state_dict(), "Counts", inputs=["3,4"], batch=0)
     assert problems(found) == [("not-deterministic", "warning")]
     assert "by up to 1," in problem(found, "not-deterministic").message
 
@@ -519,7 +519,9 @@ def test_model_that_counts_its_calls(verify, nets):
 def test_batch_of_two_is_refused(verify, nets):
     found = verify(trained(nets["Net"]()).state_dict(), "Alone", inputs=["4"])
     assert problems(found) == [("no-batch", "warning")]
-    assert problem(found, "no-batch").message.endswith("AssertionError: one at a time")
+    assert problem(found, "no-batch").message == (
+        "a batch of two is refused, one alone is not: AssertionError: one at a time"
+    )
 
 
 def test_input_of_the_wrong_size(verify, nets):

@@ -75,8 +75,7 @@ def runs(subject: Subject) -> Check:
         problems += _against(recorded[1], output, job.tolerance, f"the recording {job.reference}")
     if subject.module is not None and job.trust and job.model != PICKLE:
         problems += _against_pickle(subject, call, output, device)
-    if job.batch == 1:
-        problems += _rows(model, call, output, job.tolerance)
+    problems += _rows(model, call, output, job.batch, job.tolerance)
     problems += _training(model, call, output, recorded_training)
     if job.record is not None:
         _record(job.record, call, output)
@@ -234,10 +233,11 @@ def _same_twice(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> It
         )
 
 
-def _rows(model: nn.Module, call: Call, output: Mapping[str, Tensor], tolerance: float) -> Iterator[Problem]:
-    """Whether the first sample comes out the same where another stands beside it."""
-    tensors = call.tensors()
-    if not call.made_up or not tensors or any(not t.dim() or t.shape[0] != 1 for t in tensors):
+def _rows(
+    model: nn.Module, call: Call, output: Mapping[str, Tensor], batch: int, tolerance: float
+) -> Iterator[Problem]:
+    """Whether the first sample comes out the same alone and where others stand beside it; *batch* is what has run."""
+    if not call.made_up or not call.tensors() or not batch:
         return
     generator = torch.Generator().manual_seed(1)
 
@@ -248,22 +248,18 @@ def _rows(model: nn.Module, call: Call, output: Mapping[str, Tensor], tolerance:
         return torch.cat([tensor, other])
 
     try:
-        both = _run(model, call.mapped(two))
+        ran = _run(model, call.mapped(two if batch == 1 else lambda tensor: tensor[:1]))
     except Exception as error:
         message = textwrap.shorten(str(error), 200, placeholder=" …")
-        yield Problem(
-            "no-batch", "warning", f"a batch of two is refused, one alone is not: {type(error).__name__}: {message}"
-        )
+        other, first = ("a batch of two", "one alone") if batch == 1 else ("one alone", "a batch")
+        yield Problem("no-batch", "warning", f"{other} is refused, {first} is not: {type(error).__name__}: {message}")
         return
-    if any(path.startswith("[1]") for path in both) and not any(path.startswith("[1]") for path in output):
-        row = {path: both[path] for path in output if path in both}  # a list with an item a sample
+    alone, beside, size = (output, ran, 2) if batch == 1 else (ran, output, batch)
+    if any(path.startswith("[1]") for path in beside) and not any(path.startswith("[1]") for path in alone):
+        row = {path: beside[path] for path in alone if path in beside}  # a list with an item a sample
     else:
-        row = {
-            path: both[path][:1]
-            for path, t in output.items()
-            if path in both and t.dim() and both[path].shape[:1] == (2,)
-        }
-    apart = _apart({path: output[path] for path in row}, row, tolerance)
+        row = {path: beside[path][:1] for path in alone if path in beside and beside[path].shape[:1] == (size,)}
+    apart = _apart({path: alone[path] for path in row}, row, tolerance)
     if apart:
         yield Problem(
             "batch-dependent",

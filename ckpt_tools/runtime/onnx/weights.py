@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -24,10 +25,10 @@ FOLDED = 2
 class Weights:
     """What became of the model's tensors, by their names.
 
-    *equal* are there bit for bit, *elsewhere* too, but under another name, transposed or reshaped (the name in the
-    file is the value); *folded* were multiplied by one factor a channel, as where BatchNorm is folded into the layer
-    before it, *absorbed* are not in the file: the exporter computed with them. *altered* are none of these. *own* are
-    initializers that the model has no tensor for.
+    *equal* are there bit for bit, *elsewhere* too, but under another name (the value), as transposed matrices are and
+    tensors that are equal to another; *folded* were multiplied by one factor a channel, as where BatchNorm is folded
+    into the layer before it, *absorbed* are not in the file: the exporter computed with them, or eval mode needs none.
+    *altered* are none of these. *own* are initializers that the model has no tensor for.
     """
 
     equal: list[str]
@@ -64,17 +65,18 @@ def weights(path: str, model: nn.Module) -> Check:
     if found.absorbed:
         message = f"not in the file, computed with or not needed in eval mode: {listed(found.absorbed, 8)}"
         problems.append(Problem("absorbed-weights", "note", f"{count(len(found.absorbed), 'tensor')} {message}"))
+    elsewhere = set(found.elsewhere.values()) - set(found.equal)
     parts = [
         f"{len(names)} {what}"
         for names, what in (
-            ([*found.equal, *found.elsewhere], "bit for bit the checkpoint's"),
+            ([*found.equal, *elsewhere], "bit for bit the checkpoint's"),
             (found.folded, "folded"),
             (found.own, "the exporter's own"),
             (found.altered, "ALTERED"),
         )
         if names
     ]
-    total = len(found.equal) + len(found.elsewhere) + len(found.folded) + len(found.own) + len(found.altered)
+    total = len(found.equal) + len(elsewhere) + len(found.folded) + len(found.own) + len(found.altered)
     facts = {
         "equal": found.equal,
         "elsewhere": found.elsewhere,
@@ -114,7 +116,7 @@ def match(path: str, model: nn.Module) -> Weights:
         del found.altered[name]
         found.folded.append(name)
     missing = [name for name in own if name not in initializers]
-    _elsewhere(found, {name: own[name] for name in missing}, unmatched)
+    _elsewhere(found, {name: own[name] for name in missing}, unmatched, own)
     shared = {id(own[name]) for name in (*found.equal, *found.folded, *found.elsewhere)}
     found.absorbed.extend(name for name in missing if name not in found.elsewhere and id(own[name]) not in shared)
     taken = set(found.elsewhere.values())
@@ -175,25 +177,30 @@ def _how(tensor: Tensor, wanted: Tensor) -> str:
     return f"{different:,} of {tensor.numel():,} values differ"
 
 
-def _elsewhere(found: Weights, missing: Mapping[str, Tensor], initializers: list[TensorInfo]) -> None:
-    """Look for tensors by their content, as they are or transposed: matrices of linear layers are often turned."""
-    sizes = {(info.numel, info.dtype.name) for info in initializers if info.numel > 1}
-    by_content: dict[tuple[str, str], str] = {}
-    for name, tensor in missing.items():
-        kind = str(tensor.dtype).removeprefix("torch.")
-        if tensor.is_meta or (tensor.numel(), kind) not in sizes:
-            continue
-        for view in (tensor, tensor.t()) if tensor.dim() == 2 else (tensor,):
-            by_content.setdefault((kind, _hash(view)), name)
+def _elsewhere(
+    found: Weights, missing: Mapping[str, Tensor], initializers: list[TensorInfo], own: Mapping[str, Tensor]
+) -> None:
+    """Look for tensors by their content, as they are or transposed: exporters turn some, and keep equal ones once."""
+    wanted = {name: t for name, t in missing.items() if not t.is_meta and t.numel() > 1}
+    sizes = {(t.numel(), _kind(t)) for t in wanted.values()}
+    contents: dict[tuple[str, str], str] = {}
+    for name in found.equal:
+        if (own[name].numel(), _kind(own[name])) in sizes:
+            contents[_kind(own[name]), _hash(own[name])] = name
     for info in initializers:
-        if info.numel > 1 and by_content:
-            try:
-                content = _hash(Tensors().make(info))
-            except UnsupportedFeature:
-                continue
-            name = by_content.get((info.dtype.name, content), "")
-            if name and name not in found.elsewhere:
-                found.elsewhere[name] = info.name
+        if (info.numel, info.dtype.name) in sizes:
+            with contextlib.suppress(UnsupportedFeature):
+                contents[info.dtype.name, _hash(Tensors().make(info))] = info.name
+    for name, tensor in wanted.items():
+        for view in (tensor, tensor.t()) if tensor.dim() == 2 else (tensor,):
+            there = contents.get((_kind(view), _hash(view))) if contents else None
+            if there is not None:
+                found.elsewhere[name] = there
+                break
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _hash(tensor: Tensor) -> str:

@@ -224,8 +224,8 @@ def page(versions: dict[str, str], tables: list[str]) -> str:
             "What `ckpt audit` finds in benign files is none that it calls dangerous, but findings of other families "
             "(the bounds of an observer that has seen nothing are infinite). fickling calls every import from outside "
             "of the standard library unsafe, `torch._utils` included, by design. modelaudit warns of names of packages "
-            "that are not installed beside it, torch among them, and its exit code counts warnings; picklescan's and "
-            "modelscan's lists hold `functools.partial` and `getattr`, which whole models and hyperparameters use.",
+            "that are not installed beside it, torch among them, and its exit code counts warnings; picklescan's list "
+            "holds `functools.partial`, and modelscan's like it `getattr`, which whole models and hyperparameters use.",
         ]
     )
 

@@ -79,7 +79,7 @@ def _mark(mark: bytes) -> None:
 
 
 def _close_network() -> None:
-    """Refuse every connection to another machine, from whatever part of Python it is asked for."""
+    """Refuse every connection by network, from whatever part of Python it is asked for."""
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         host: object = None

@@ -93,6 +93,7 @@ def test_child_lives_through_what_is_only_an_error(tmp_path):
     assert "LookupError: no such thing" in raises.problems[0].message
     assert f"{tmp_path}/raises.py, line 1" in raises.problems[0].message
     assert "ckpt-tools lets nothing be downloaded (from weights.example)" in downloads.problems[0].message
+    assert downloads.codes == ["wants-download"]
     assert "EOFError" in asks.problems[0].message
     assert prints.codes == ["unexpected-tensors"]
     assert prints.output.endswith("built\n")

@@ -618,6 +618,10 @@ def test_optimizer_in_groups_of_weight_decay(verify, nets):
     assert found["resume"].facts["optimizers"][0]["over"] == [
         "body.0.weight", "body.2.weight", "head.weight", "body.0.bias", "body.2.bias", "head.bias",
     ]  # fmt: skip
+    # which also tells that every one of them is trained, in whatever order the model has them
+    assert problems(found) == []
+    assert "optimizer-order" in found.codes
+    assert problems(verify(None, trainable=["*"])) == []
 
 
 def test_optimizer_with_names(verify, nets):
@@ -626,6 +630,18 @@ def test_optimizer_with_names(verify, nets):
     found = verify(saved(model, stepped(model, optimizer)))
     assert found["resume"].facts["optimizers"][0]["over"] == list(dict(model.named_parameters()))[::-1]
     assert "optimizer-ambiguous" not in found.codes
+
+
+def test_two_optimizers_of_one_model(verify, nets):
+    model = trained(nets["Net"]())
+    first = stepped(model, torch.optim.Adam(model.body.parameters()))
+    second = stepped(model, torch.optim.Adam(model.head.parameters()))
+    found = verify({"model": model.state_dict(), "optimizers": [first.state_dict(), second.state_dict()]})
+    assert problems(found) == []
+    assert [optimizer["over"] for optimizer in found["resume"].facts["optimizers"]] == [
+        ["body.0.weight", "body.0.bias", "body.2.weight", "body.2.bias"],
+        ["head.weight", "head.bias"],
+    ]
 
 
 def test_optimizer_of_another_model(verify, nets):

@@ -93,7 +93,11 @@ def builds(subject: Subject) -> Check:
                 remedy = f"The file suggests {options}, but then {second.problem}"
         problems.append(Problem("arguments-missing", "error", error.problem, remedy))
     except CkptError as error:
-        code = "wants-download" if isinstance(error, WantsDownload) else "cannot-build"
+        # Hugging Face's libraries know that they are offline, and ask nobody
+        offline = any(
+            sign in error.problem for sign in ("lets nothing be downloaded", "OfflineMode", "LocalEntryNotFound")
+        )
+        code = "wants-download" if offline or isinstance(error, WantsDownload) else "cannot-build"
         problems.append(Problem(code, "error", str(error) if error.place else error.problem, error.remedy or ""))
     model = subject.model
     if model is None:

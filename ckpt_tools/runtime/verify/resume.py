@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,35 +58,74 @@ def resume(subject: Subject) -> Check:
 # --- which parameters
 
 
+def with_names(checkpoint: Checkpoint, subject: Subject) -> Checkpoint:
+    """*checkpoint* with the names of what its optimizer holds, as far as its state tells which parameters those are.
+
+    So that what follows from the optimizer does not depend on the order that the model happens to have.
+    """
+    run, model = checkpoint.training, subject.model
+    if run is None or model is None or len(run.optimizers) != 1:
+        return checkpoint
+    optimizer = run.optimizers[0]
+    fitting, other = _fitting(optimizer, model, subject)
+    if not fitting or other is not None or fitting[0].code == "names" or not any(map(_shape, optimizer.state.values())):
+        return checkpoint
+    names = iter(fitting[0].names)
+    groups = tuple(replace(g, names=tuple(itertools.islice(names, len(g.params)))) for g in optimizer.groups)
+    return replace(checkpoint, training=replace(run, optimizers=(replace(optimizer, groups=groups),)))
+
+
+def _fitting(optimizer: Optimizer, model: nn.Module, subject: Subject) -> tuple[list[Over], Over | None]:
+    """What it may be over, the likeliest first; and another part that fits as well, where the first is a guess."""
+    parameters = dict(model.named_parameters())
+    held = _held(optimizer)
+    wanted = _wanted(optimizer)
+    candidates = _candidates(parameters, _names(optimizer), subject)
+    fitting = [over for over in candidates if len(over.names) == len(held) and _same(over.names, wanted, parameters)]
+    return fitting, _other(fitting, wanted, parameters) if fitting else None
+
+
+def _held(optimizer: Optimizer) -> list[int | str]:
+    return [index for group in optimizer.groups for index in group.params]
+
+
+def _wanted(optimizer: Optimizer) -> list[Shape | None]:
+    return [_shape(optimizer.state.get(index, {})) for index in _held(optimizer)]
+
+
+def _names(optimizer: Optimizer) -> list[str]:
+    """The names that it records itself: beside its numbers, or in their place as FSDP has them."""
+    names = [name for group in optimizer.groups for name in group.names or ()]
+    return names or [index for index in _held(optimizer) if isinstance(index, str)]
+
+
 def _fit(optimizer: Optimizer, model: nn.Module, subject: Subject, alone: bool) -> tuple[Over | None, list[Problem]]:
     parameters = dict(model.named_parameters())
-    named = [name for group in optimizer.groups for name in group.names or ()]
-    held = [index for group in optimizer.groups for index in group.params]
-    wanted = [_shape(optimizer.state.get(index, {})) for index in held]
-    candidates = _candidates(parameters, named, subject)
-    fitting = [over for over in candidates if len(over.names) == len(held) and _same(over.names, wanted, parameters)]
-    if fitting:
-        problems = [*_accepted(optimizer, fitting[0], parameters)]
-        other = _other(fitting, wanted, parameters)
-        if other is not None:
-            problems.append(_either(fitting[0], other))
-        if fitting[0].what == "all of the model's" or named:
-            return fitting[0], problems
+    held, wanted = _held(optimizer), _wanted(optimizer)
+    fitting, other = _fitting(optimizer, model, subject)
+    if not fitting:
+        window = None if alone else next(_windows(wanted, parameters), None)
+        if window is not None:
+            return window, [*_accepted(optimizer, window, parameters)]
+        return None, [_misfit(optimizer, held, wanted, parameters, subject)]
+    over = fitting[0]
+    problems = [*_accepted(optimizer, over, parameters)]
+    if other is not None:
+        problems.append(_either(over, other))
+    if len(held) == len(parameters) and over.code not in ("all", "names"):
+        message = f"its parameters come in another order than the model's: {over.what} ({listed(over.names, 3)})"
+        problems.append(Problem("optimizer-order", "note", message, "Make it over the same groups, in the same order"))
+    elif alone and over.code not in ("all", "names"):
         problems.append(
             Problem(
                 "optimizer-filtered",
-                "note" if fitting[0].code in ("flags", "names") else "warning",
-                f"the optimizer holds {len(held):,} of {count(len(parameters), 'parameter')}: {fitting[0].what} "
-                f"({listed(fitting[0].names, 3)}); one over all of model.parameters() would refuse its state",
-                f"Make it over the same again: {_code(fitting[0])}",
+                "note" if over.code == "flags" else "warning",
+                f"the optimizer holds {len(held):,} of {count(len(parameters), 'parameter')}: {over.what} "
+                f"({listed(over.names, 3)}); one over all of model.parameters() would refuse its state",
+                f"Make it over the same again: {_code(over)}",
             )
         )
-        return fitting[0], problems
-    if not alone and len(held) < len(parameters):
-        window = next(_windows(wanted, parameters), None)
-        if window is not None:
-            return window, [*_accepted(optimizer, window, parameters)]
-    return None, [_misfit(optimizer, held, wanted, parameters, subject)]
+    return over, problems
 
 
 def _candidates(parameters: Mapping[str, nn.Parameter], named: Sequence[str], subject: Subject) -> list[Over]:

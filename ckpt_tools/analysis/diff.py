@@ -552,8 +552,8 @@ def _entries(state_dict: StateDict) -> Iterator[tuple[KeyPath, Leaf]]:
 
 def _kept_by_format(checkpoint: Checkpoint) -> Iterator[tuple[KeyPath, Leaf]]:
     """What the format keeps beside the tensors: safetensors' ``__metadata__``, GGUF's keys."""
-    if checkpoint.metadata:
-        yield from leaves(dict(checkpoint.metadata))
+    # which files lie beside those of a checkpoint is no part of it
+    yield from leaves(dict(checkpoint.metadata), without={("not described",)}) if checkpoint.metadata else ()
 
 
 def _beside(checkpoint: Checkpoint, taken: Collection[tuple[str, ...]]) -> Iterator[tuple[KeyPath, Leaf]]:

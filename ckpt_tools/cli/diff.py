@@ -12,9 +12,8 @@ import click
 from ckpt_tools.atomic import replacing
 from ckpt_tools.checkpoint import Checkpoint
 from ckpt_tools.cli.git import is_external_diff, report_external_diff
-from ckpt_tools.cli.output import emit, output_options
+from ckpt_tools.cli.output import emit, output_options, the_one
 from ckpt_tools.cli.progress import progress
-from ckpt_tools.formats import open_checkpoint
 from ckpt_tools.report import Report
 
 if TYPE_CHECKING:
@@ -122,7 +121,7 @@ def diff(
         emit([made], command="diff", format=format, output=output)
         return
     a, b = paths
-    found, broken, made = compared(open_checkpoint(a), open_checkpoint(b))
+    found, broken, made = compared(the_one(a), the_one(b))
     if write_key_map is not None:
         with replacing(write_key_map) as file:
             file.write((json.dumps(dict(found.key_map), indent=2) + "\n").encode())

@@ -10,8 +10,8 @@ from ckpt_tools.analysis.digest import ALGORITHM
 from ckpt_tools.analysis.digest import digest as digest_of
 from ckpt_tools.analysis.summary import pick
 from ckpt_tools.atomic import replacing
+from ckpt_tools.cli.output import the_one
 from ckpt_tools.errors import CkptError
-from ckpt_tools.formats import open_checkpoint
 
 
 @click.command()
@@ -26,7 +26,7 @@ def digest(path: str, select: str | None, tensors: bool, write: str | None, chec
     It is the same for one model as .pt, legacy file, safetensors or shards. docs/digest.md says how it is
     computed.
     """
-    found = digest_of(pick(open_checkpoint(path), select)[0].tensors)
+    found = digest_of(pick(the_one(path), select)[0].tensors)
     lines = [line.line for line in found.tensors]
     if write is not None:
         with replacing(write) as file:

@@ -11,10 +11,10 @@ import click
 
 from ckpt_tools.atomic import replacing
 from ckpt_tools.checkpoint import Checkpoint
-from ckpt_tools.errors import CkptError, NotACheckpoint, NotFound
+from ckpt_tools.errors import Ambiguous, CkptError, NotACheckpoint, NotFound
 from ckpt_tools.formats import looks_like_checkpoint, open_checkpoint
 from ckpt_tools.render import render
-from ckpt_tools.report import Report
+from ckpt_tools.report import Report, listed
 from ckpt_tools.sources import is_url
 
 
@@ -75,6 +75,20 @@ def expand(path: str) -> Iterator[str]:
             yield from _in_folder(match)
         else:
             yield match
+
+
+def the_one(path: str) -> Checkpoint:
+    """The checkpoint that *path* names: of a folder that is none itself, the only one in it.
+
+    Raises `Ambiguous` where there are several, and what `expand` raises.
+    """
+    if not os.path.isdir(path) or looks_like_checkpoint(path):
+        return open_checkpoint(path)
+    first, *more = expand(path)
+    if more:
+        names = [os.path.relpath(other, path) for other in (first, *more)]
+        raise Ambiguous(f"{len(names):,} checkpoints are in this folder: {listed(names)}", path=path, remedy="Name one")
+    return open_checkpoint(first)
 
 
 def _in_folder(folder: str) -> Iterator[str]:

@@ -12,9 +12,8 @@ import click
 from ckpt_tools.analysis.summary import summarize
 from ckpt_tools.checkpoint import Checkpoint
 from ckpt_tools.cli.model import ModelChoice, model_options
-from ckpt_tools.cli.output import emit, output_options, report_each
+from ckpt_tools.cli.output import emit, output_options, report_each, the_one
 from ckpt_tools.cli.progress import progress
-from ckpt_tools.formats import open_checkpoint
 from ckpt_tools.report import PAGE_ROWS, Report
 
 
@@ -62,7 +61,7 @@ def summary(
     record it; an optimizer in the same file, or a --base to compare with, allow to infer it. With --model, the
     class that is built tells its flags, and with --input also the shapes and multiply-adds of each layer.
     """
-    older = open_checkpoint(base) if base is not None else None
+    older = the_one(base) if base is not None else None
     options: dict[str, Any] = {"select": select, "base": older, "depth": depth, "sort": sort, "keys": keys}
     if format == "html":
         options["screen"] = PAGE_ROWS

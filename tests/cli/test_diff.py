@@ -279,3 +279,16 @@ def test_git_lfs_pointer_and_truncated_file_are_no_difference(run, fixtures_dir,
         file.truncate(cut.stat().st_size // 2)
     done = run("diff", transfer["base"], cut)
     assert (done.exit_code, done.stdout) == (2, "")
+
+
+def test_a_folder_with_one_checkpoint_in_it_is_that_checkpoint(run, transfer, tmp_path):
+    (tmp_path / "model").mkdir()
+    shutil.copy(transfer["base"], tmp_path / "model" / "weights.pt")
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert run("diff", tmp_path / "model", transfer["base"]).exit_code == 0
+    digests = [run("digest", path).stdout.split()[0] for path in (tmp_path / "model", transfer["base"])]
+    assert digests[0] == digests[1]
+    shutil.copy(transfer["tuned"], tmp_path / "model" / "tuned.pt")
+    done = run("diff", tmp_path / "model", transfer["base"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "2 checkpoints are in this folder: tuned.pt, weights.pt. Name one" in done.stderr

@@ -121,6 +121,13 @@ def test_torchs_casts_are_recognised(pair, first, second):
     assert not compare(*pair(a, changed)).cast
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_torch_rounds_float64_twice(pair, dtype):
+    a = torch.tensor([1 + torch.finfo(dtype).eps / 2 + 2.0**-40], dtype=torch.float64)  # past the middle, by less
+    assert a.to(dtype).item() == 1
+    assert compare(*pair(a, a.to(dtype))).cast
+
+
 def test_what_is_not_a_cast(pair):
     a = torch.tensor([1.0, 449.0, math.nan])
     assert compare(*pair(a, torch.tensor([1.0, 448.0, math.nan]).to(torch.float8_e4m3fn))).cast

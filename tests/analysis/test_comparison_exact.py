@@ -179,16 +179,25 @@ def test_more_than_a_block(dtype, block):
     check(a, c, compare(a, c))
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e-8, 1.0, 1e18, 1e30])
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 3e-21, 1e-18, 1e-8, 1.0, 1e18, 1e30])
 @pytest.mark.parametrize("change", [1e-7, 1e-3, 1.0])
 def test_float32_of_any_size(scale, change):
     rng = np.random.default_rng(9)
-    x = (rng.standard_normal(3000) * scale).astype(np.float32)
-    y = (x + rng.standard_normal(3000) * scale * change).astype(np.float32)
+    x = (rng.standard_normal(9000) * scale).astype(np.float32)
+    y = (x + rng.standard_normal(9000) * scale * change).astype(np.float32)
     a, b = of(x), of(y)
     check(a, b, compare(a, b))
     a, b = of(x), of(y * np.float32(1e3))
     check(a, b, compare(a, b))
+
+
+@pytest.mark.parametrize("first", [4610, 4800])
+def test_the_largest_of_those_that_round_alike(first):
+    x, y = np.zeros((2, 5000), np.float32)
+    y[[4610, 4800]] = 1
+    x[first] = -(2.0**-26)
+    found = compare(of(x), of(y))
+    assert (found.max_index, found.max_abs) == ((first,), 1 + 2.0**-26)
 
 
 @pytest.mark.parametrize("value", [1.1, 1 / 3, 1.9999999, 3e9])

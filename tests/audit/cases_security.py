@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ckpt_tools.audit.subject import Subject
-from tests.audit.cases import Case, Cases, fixture, made
+from tests.audit.cases import FIXTURES, Case, Cases, Make, fixture, made
 from tests.hostile.attacks import (
     ZEROS,
     Attack,
@@ -27,16 +27,28 @@ GOOD = made(checkpoint(tensors(), ZEROS))
 OBJECT = made(stream({"epoch": 3}), "model.pkl")
 
 
-def attacked(attack_name: str, says: str, member: str = "pickle", clean=OBJECT) -> Case:
+def attacked(attack_name: str, says: str, member: str = "pickle", clean: Make = OBJECT) -> Case:
     """The attack of that name as a file."""
     attack = ATTACKS[attack_name]
     return Case(made(attack.data, f"model{attack.suffix}"), clean, says, member)
 
 
-def _folder(attack: Attack) -> object:
+def _folder(attack: Attack) -> Make:
     def make(folder: Path) -> Subject:
         for file, data in attack.files:
             (folder / file).write_bytes(data)
+        return Subject.open(str(folder))
+
+    return make
+
+
+def _model_folder(config: str) -> Make:
+    """A sharded model with this ``config.json`` beside it."""
+
+    def make(folder: Path) -> Subject:
+        for source in (FIXTURES / "sharded/safetensors").iterdir():
+            (folder / source.name).write_bytes(source.read_bytes())
+        (folder / "config.json").write_text(config)
         return Subject.open(str(folder))
 
     return make
@@ -110,6 +122,12 @@ CASES: Cases = {
         "tokenizer.chat_template refers to '__class__'",
         "",
         made(gguf("{% for message in messages %}{{ message['content'] }}{% endfor %}"), "model.gguf"),
+    ),
+    "S129": Case(
+        _model_folder('{"auto_map": {"AutoModel": "modeling.Net"}}'),
+        _model_folder('{"architectures": ["BertModel"], "auto_map": {}}'),
+        "auto_map has AutoModel: modeling.Net imported",
+        "config.json",
     ),
     "S128": Case(
         made(checkpoint(stream({"x": call(name("_codecs:encode"), "x", "latin1")}, protocol=2))),

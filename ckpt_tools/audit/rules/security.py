@@ -19,7 +19,7 @@ from ckpt_tools.formats.archive import Archive, Member
 from ckpt_tools.formats.json_text import JSON_LIMIT
 from ckpt_tools.pickles.weights_only import SINCE
 from ckpt_tools.report import count, shortened
-from ckpt_tools.sources import Source
+from ckpt_tools.sources import Folder, Source
 
 # --- what the pickles do
 
@@ -783,6 +783,31 @@ def recent_global(subject: Subject) -> Iterator[Finding]:
             )
 
 
+@rule("S129", "remote-code", "warning")
+def remote_code(subject: Subject) -> Iterator[Finding]:
+    """A model's folder names Python files that its loader is to import.
+
+    Why: Transformers imports what ``auto_map`` names, from the folder or from another repository, if it is told to
+    trust remote code. The weights may be safetensors, and the model runs code all the same.
+
+    Example: ``"auto_map": {"AutoModel": "modeling.Net"}`` in ``config.json``.
+
+    Remedy: load it without ``trust_remote_code``, or read the files that it names, at that revision.
+    """
+    if not isinstance(subject.source, Folder):
+        return
+    for name in ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
+        try:
+            file = subject.source.open(name)
+            text = json.loads(file.read(0, file.size)) if file.size <= JSON_LIMIT else {}
+        except (CkptError, ValueError, RecursionError):
+            continue
+        wanted = text.get("auto_map") if isinstance(text, dict) else None
+        if isinstance(wanted, dict) and wanted:
+            named = ", ".join(shortened(f"{key}: {value}", 60) for key, value in list(wanted.items())[:3])
+            yield subject.finding(f"auto_map has {named} imported", member=name, evidence={"name": name})
+
+
 RULES: tuple[Rule, ...] = (
     code_execution,
     reflection,
@@ -812,4 +837,5 @@ RULES: tuple[Rule, ...] = (
     template_injection,
     code_in_model,
     recent_global,
+    remote_code,
 )

@@ -144,6 +144,16 @@ def test_nan_never_passes(made: Path, tmp_path: Path) -> None:
     assert found["numbers"].verdict == "failed"
 
 
+def test_an_output_that_is_always_the_same_proves_little(made: Path, tmp_path: Path) -> None:
+    state = torch.load(made / "Net.pt")
+    state["fc.weight"].zero_()
+    torch.save(state, tmp_path / "Net.pt")
+    assert done(tmp_path / "Net.pt", "Net", tmp_path / "net.onnx", inputs=["2,3,8,8"], seeds=1).passed
+    found = checked(tmp_path, tmp_path / "net.onnx")
+    assert (found.passed, found["numbers"].verdict) == (True, "warning")
+    assert message(found, "constant-output").startswith("output: torch returns the same for other inputs")
+
+
 def after(proto: Any, operator: str, inputs: list[str], **attributes: Any) -> None:
     """Put a node behind the only output, under whose name the graph returns it."""
     (node,) = [node for node in proto.graph.node if node.output[0] == "output"]

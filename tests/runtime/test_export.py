@@ -128,6 +128,30 @@ def test_the_checkpoint_and_an_existing_file_stay_as_they_are(tmp_path: Path) ->
     assert onnx.load(target).graph.node
 
 
+def test_data_of_the_file_that_is_replaced_goes_with_it(tmp_path: Path) -> None:
+    path, target = saved(tmp_path), tmp_path / "net.onnx"
+    assert done(path, "Net", target, inputs=SIZES, seeds=1, external_data="always").passed
+    assert done(path, "Net", target, inputs=SIZES, seeds=1).passed
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["Net.pt", "net.onnx"]
+
+
+def test_a_folder_that_is_not_there_or_stands_in_the_way(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    with pytest.raises(CkptError, match="cannot be written: No such file or directory"):
+        done(path, "Net", tmp_path / "no" / "net.onnx", inputs=SIZES)
+    (tmp_path / "net.onnx").mkdir()
+    with pytest.raises(CkptError, match="cannot be written: Is a directory"):
+        done(path, "Net", tmp_path / "net.onnx", inputs=SIZES, seeds=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["Net.pt", "net.onnx"]
+
+
+def test_a_list_of_images(tmp_path: Path) -> None:
+    target = tmp_path / "listed.onnx"
+    found = done(saved(tmp_path, "Listed"), "Listed", target, inputs=["[3,8,8]"], seeds=1)
+    assert found.passed, found.codes
+    assert [value.name for value in onnx.load(target).graph.output] == ["output_0_boxes", "output_0_scores"]
+
+
 # --- faults
 
 

@@ -92,6 +92,22 @@ def test_second_fallback_a_library_that_does_not_load(capfd: pytest.CaptureFixtu
     assert "libcublasLt.so.12" in capfd.readouterr().err  # what libraries say is passed on
 
 
+@pytest.mark.parametrize(
+    "library, remedy",
+    [
+        ("libcuda.so.1", "libcuda.so.1 comes with NVIDIA's driver"),
+        ("libnvinfer.so.10", "libnvinfer is TensorRT"),
+        ("libcudnn.so.9", "Install the CUDA and cuDNN"),
+    ],
+)
+def test_the_remedy_is_of_the_library_that_is_missing(library: str, remedy: str) -> None:
+    runtime = Runtime(refuses="Please install TensorRT libraries")  # as TensorRT's provider refuses
+    runtime.says = f"Failed to load library x.so with error: {library}: cannot open shared object file: No such file"
+    error = refused(runtime)
+    assert error.kind == "provider-library"
+    assert error.remedy.startswith(remedy)
+
+
 def test_third_fallback_a_provider_that_cannot_start() -> None:
     runtime = Runtime(refuses="CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version")
     error = refused(runtime)

@@ -174,21 +174,32 @@ def open_session(
         options.add_provider_for_devices(webgpu_devices(runtime)[:1], dict(where.options))
     else:
         arguments["providers"] = _providers(where)
+    said: list[str] = []
     try:
-        with _native_output() as said:
+        with _native_output(said):
             raw = runtime.InferenceSession(model, options, **arguments)
     except Exception as error:
-        raise _refusal(error, where) from None
+        why = _library_error("".join(said))
+        raise (_not_loaded(execution, why) if why else _refusal(error, where)) from None
     raw.disable_fallback()
     if execution not in raw.get_providers():
-        why = _library_error("".join(said))
-        raise Refused(
-            "provider-library",
-            f"onnxruntime calls {execution} available, but its library did not load{f': {why}' if why else ''}; the "
-            "session would have run on the CPU",
-            "Install the CUDA and cuDNN that this onnxruntime-gpu needs: pip install 'onnxruntime-gpu[cuda,cudnn]'",
-        )
+        raise _not_loaded(execution, _library_error("".join(said)))
     return Session(raw, where)
+
+
+def _not_loaded(execution: str, why: str) -> Refused:
+    """The error of a provider whose library did not load, for which the log says *why*, if it says anything."""
+    remedy = "Install the CUDA and cuDNN that this onnxruntime-gpu needs: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    if "libcuda.so" in why:
+        remedy = "libcuda.so.1 comes with NVIDIA's driver: this machine, or its container, has none"
+    elif "libnvinfer" in why:
+        remedy = "libnvinfer is TensorRT, which has to be installed: pip install tensorrt"
+    return Refused(
+        "provider-library",
+        f"onnxruntime calls {execution} available, but its library did not load{f': {why}' if why else ''}; the "
+        "session would have run on the CPU",
+        remedy,
+    )
 
 
 def _providers(where: Target) -> list[Any]:
@@ -212,15 +223,14 @@ def _refusal(error: Exception, where: Target) -> Refused:
 
 
 @contextlib.contextmanager
-def _native_output() -> Iterator[list[str]]:
-    """What libraries write to standard error meanwhile: there at the end of the block, and passed on."""
-    said: list[str] = []
+def _native_output(said: list[str]) -> Iterator[None]:
+    """What libraries write to standard error meanwhile is in *said* at the end of the block, and passed on."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
         try:
-            yield said
+            yield
         finally:
             os.dup2(kept, 2)
             os.close(kept)

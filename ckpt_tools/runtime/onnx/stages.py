@@ -292,6 +292,16 @@ def numbers(state: State) -> Check:
         problems.append(_permuted(next(run for run in wrong if run.order)))
     elif wrong:
         problems += _attributed(state, wrong)
+    vacuous = sorted({run.output for run in compared if run.constant})
+    if vacuous:
+        problems.append(
+            Problem(
+                "constant-output",
+                "warning",
+                f"{listed(vacuous)}: torch returns the same for other inputs, so that little is proven by comparing it",
+                "Are these trained weights? A head of zeros gives nothing else; --range or --inputs give other inputs",
+            )
+        )
     facts = {"runs": [_told(run) for run in compared], "tolerance": str(_tolerance(state, state.provider))}
     differences = [run.difference for run in compared if run.difference is not None]
     share = max(found.worst / found.scale if found.scale else found.worst for found in differences)
@@ -533,9 +543,15 @@ def put_in_place(state: State) -> None:
     """Give the file and its data their names. What had them goes first: never does a model meet the other's data."""
     goal = os.path.realpath(state.job.onnx)
     folder = os.path.dirname(goal)
+    data = f"{goal}.data"
+    left = False
+    with contextlib.suppress(CkptError):  # what is replaced need not be a model
+        left = data in onnx_file.read(goal).data_files()
     try:
         if os.path.lexists(goal):
             os.unlink(goal)
+        if left and os.path.lexists(data):
+            os.unlink(data)
         for path in state.model().data_files():
             os.replace(path, os.path.join(folder, os.path.basename(path)))
         os.replace(state.onnx, goal)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import permutations
 
 import torch
@@ -23,7 +23,8 @@ class Run:
     """One output of one run on one provider, against torch.
 
     *shape* says why shape or type are not torch's, *refused* why the file was not run, *unfit* why torch itself does
-    not take the input; *difference* is there where none of these is.
+    not take the input; *difference* is there where none of these is. *constant* is whether torch has returned the same
+    for another input of these sizes.
     """
 
     case: Case
@@ -34,6 +35,7 @@ class Run:
     unfit: str = ""
     difference: Difference | None = None
     order: str = ""
+    constant: bool = False
 
     @property
     def fault(self) -> str:
@@ -57,6 +59,7 @@ def sweep(
     sessions: Sequence[tuple[Session, Tolerance]],
 ) -> Iterator[Run]:
     """Each output of each case in each session."""
+    before: dict[tuple[str, tuple[int, ...]], Tensor] = {}
     for case in cases:
         try:
             wanted = reference(model, made, case.tensors)
@@ -64,11 +67,19 @@ def sweep(
             text = textwrap.shorten(f"{type(error).__name__}: {error}", 240, placeholder=" …")
             yield Run(case, "torch", "", unfit=text)
             continue
+        constant = {
+            path
+            for path, tensor in wanted.items()
+            if (earlier := before.get((path, tuple(tensor.shape)))) is not None and torch.equal(earlier, tensor)
+        }
+        before |= {(path, tuple(tensor.shape)): tensor for path, tensor in wanted.items()}
         for session, allowed in sessions:
-            yield from _one(case, wanted, session, allowed)
+            yield from _one(case, wanted, session, allowed, constant)
 
 
-def _one(case: Case, wanted: Mapping[str, Tensor], session: Session, allowed: Tolerance) -> Iterator[Run]:
+def _one(
+    case: Case, wanted: Mapping[str, Tensor], session: Session, allowed: Tolerance, constant: Collection[str]
+) -> Iterator[Run]:
     on = session.target.provider
     try:
         found = session.run(case.tensors)
@@ -81,12 +92,13 @@ def _one(case: Case, wanted: Mapping[str, Tensor], session: Session, allowed: To
         return
     references = list(wanted.values())
     order = _order(references, found, allowed, session.outputs)
-    for name, expected, value in zip(session.outputs, references, found, strict=True):
+    for name, (path, expected), value in zip(session.outputs, wanted.items(), found, strict=True):
         wrong = mismatch(expected, value)
         if wrong:
             yield Run(case, on, name, shape=wrong, order=order)
         else:
-            yield Run(case, on, name, difference=compare(expected, value, allowed), order=order)
+            difference = compare(expected, value, allowed)
+            yield Run(case, on, name, difference=difference, order=order, constant=path in constant)
 
 
 def _order(references: Sequence[Tensor], found: Sequence[Tensor], allowed: Tolerance, names: Sequence[str]) -> str:

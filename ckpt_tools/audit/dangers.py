@@ -12,6 +12,7 @@ modules and functions, and bytes that are pickles themselves are judged too.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Iterable, Iterator
@@ -37,9 +38,10 @@ from ckpt_tools.audit.gadgets import (
 )
 from ckpt_tools.checkpoint import GlobalUse, Pickle, Storage
 from ckpt_tools.errors import CkptError, LimitExceeded
+from ckpt_tools.formats.base import HEAD_BYTES
 from ckpt_tools.formats.unpickled import Pickles, pickle_of
 from ckpt_tools.pickles.arrays import byte_source
-from ckpt_tools.pickles.machine import Evaluation, evaluate
+from ckpt_tools.pickles.machine import Evaluation, Truncated, evaluate
 from ckpt_tools.pickles.torch_objects import View
 from ckpt_tools.pickles.values import Blob, Budget, Call, Global, OrderedDict, PersistentId, as_global, brief
 from ckpt_tools.pickles.weights_only import ALLOWED_GLOBALS, refusals
@@ -673,9 +675,14 @@ def _kept(source: Source, member: str, depth: int) -> PickleVerdict | None:
         looks_so = source.peek(0, 1) == b"\x80"
         return PickleVerdict(member, "unknown", complete=False) if looks_so else None
     try:
+        with contextlib.suppress(Truncated):
+            evaluate(source.peek(0, HEAD_BYTES))  # most of what is no pickle shows it here, and may be large
         evaluation = evaluate(source.read(0, source.size))
-    except CkptError:
-        return None
+    except CkptError as error:
+        partial = getattr(error, "partial", None)
+        if not isinstance(partial, Evaluation) or not partial.calls:
+            return None
+        evaluation = partial  # it would act, and then break off
     return _judge(pickle_of(evaluation, member, source), depth + 1)
 
 

@@ -1424,6 +1424,12 @@ def gadgets() -> list[Attack]:
         Attack("a pickle in a byte string", stream({"x": stream(SYSTEM)}), "S101", cites=("modelaudit#153",)),
         Attack("a pickle in a long byte string", stream({"x": stream(b"x" * 10_000, SYSTEM)}), "S101"),
         Attack("a pickle of protocol 0 in a byte string", stream({"x": b"cos\nsystem\n(Vtrue\ntR."}), "S101"),
+        Attack("a pickle in a byte string that breaks off", stream({"x": stream(SYSTEM)[:-1] + b"\xff"}), "S101"),
+        Attack(
+            "a long pickle in a byte string that breaks off",
+            stream({"x": stream("pad" * 3000, SYSTEM)[:-1] + b"\xff"}),
+            "S101",
+        ),
         Attack("a pickle deep in pickles", deep, "S115", answer="unknown"),
         Attack("a pickle in a pickle in a pickle", stream({"x": stream({"y": stream(SYSTEM)})}), "S101"),
         Attack("a callback for regular expressions", stream(call("re:sub", "x", tool, "x")), "S107"),

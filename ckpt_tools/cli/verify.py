@@ -20,7 +20,7 @@ from ckpt_tools.verification.reports import findings_of, report_of
 from ckpt_tools.verification.results import Verification
 from ckpt_tools.verification.run import verify_each
 
-_FINDINGS = ("github", "gitlab", "junit")
+_FINDINGS = ("sarif", "github", "gitlab", "junit")
 
 
 def _share(ctx: click.Context, param: click.Parameter, value: str) -> float:
@@ -103,7 +103,7 @@ def _share(ctx: click.Context, param: click.Parameter, value: str) -> float:
     show_default=True,
     help="The mildest severity that makes the exit code 1.",
 )
-@output_options("text", "json", "junit", "github", "gitlab", "markdown", "html")
+@output_options("text", "json", "sarif", "junit", "github", "gitlab", "markdown", "html")
 def verify(
     paths: tuple[str, ...],
     model: ModelChoice,

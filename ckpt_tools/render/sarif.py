@@ -21,14 +21,15 @@ from ckpt_tools.report import Report, printable
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
-_INDEX = {rule.code: index for index, rule in enumerate(RULES)}
-
 
 def render(reports: Sequence[Report], command: str, width: int, color: bool) -> str:
     """One log with one run; files that were skipped are left out."""
     artifacts = _Artifacts()
     results: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
+    checks: dict[str, str] = next((r.data["rules"] for r in reports if "rules" in r.data), {})  # type: ignore[misc]
+    rules = [{"id": name, "shortDescription": {"text": what}} for name, what in checks.items()] or _rules()
+    positions = {rule["id"]: position for position, rule in enumerate(rules)}
     for report in reports:
         data: Any = report.data
         if data["skipped"]:
@@ -44,19 +45,10 @@ def render(reports: Sequence[Report], command: str, width: int, color: bool) -> 
     driver = {
         "name": "ckpt-tools",
         "version": version("ckpt-tools"),
-        "rules": [
-            {
-                "id": rule.code,
-                "name": rule.name,
-                "shortDescription": {"text": rule.summary},
-                "fullDescription": {"text": " ".join(rule.section("Why").split()) or rule.summary},
-                "help": {"text": rule.page, "markdown": rule.page},
-                "defaultConfiguration": {"level": rule.severity},
-                "properties": _properties(rule),
-            }
-            for rule in RULES
-        ],
+        "rules": rules,
     }
+    for result in results:
+        result["ruleIndex"] = positions[result["ruleId"]]
     invocation = {"executionSuccessful": not failures, "toolExecutionNotifications": failures}
     run = {
         "tool": {"driver": driver},
@@ -66,6 +58,22 @@ def render(reports: Sequence[Report], command: str, width: int, color: bool) -> 
     }
     document = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _rules() -> list[dict[str, Any]]:
+    """Every rule of the audit."""
+    return [
+        {
+            "id": rule.code,
+            "name": rule.name,
+            "shortDescription": {"text": rule.summary},
+            "fullDescription": {"text": " ".join(rule.section("Why").split()) or rule.summary},
+            "help": {"text": rule.page, "markdown": rule.page},
+            "defaultConfiguration": {"level": rule.severity},
+            "properties": _properties(rule),
+        }
+        for rule in RULES
+    ]
 
 
 def _properties(rule: Rule) -> dict[str, Any]:
@@ -112,7 +120,6 @@ def _result(finding: Mapping[str, Any], path: str, prefix: str, file: int, artif
     location: dict[str, Any] = {"physicalLocation": place}
     result: dict[str, Any] = {
         "ruleId": finding["code"],
-        "ruleIndex": _INDEX[finding["code"]],
         "level": finding["severity"],
         "message": {"text": printable(f"{finding['message']}. {finding['remedy']}".rstrip(". ") + ".")},
         "locations": [location],

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 from ckpt_tools.report import Block, Facts, Report, Table, count
-from ckpt_tools.verification.results import Verification
+from ckpt_tools.verification.results import CHECKS, Verification
 
 _MARKS = {"passed": "passed", "warning": "warning", "failed": "FAILED", "skipped": "skipped"}
 
@@ -57,6 +57,10 @@ def findings_of(found: Verification) -> dict[str, object]:
         "failure": "",
         "skipped": "",
         "container": "",
+        "waived": [],
+        "answer": "passed" if found.passed else "failed",
+        "size": 0,
+        "rules": CHECKS,
         "findings": [
             {
                 "code": check.name,
@@ -67,7 +71,7 @@ def findings_of(found: Verification) -> dict[str, object]:
                 "member": "",
                 "offset": None,
                 "tensor": "",
-                "evidence": {},
+                "evidence": {"problem": problem.code},
                 "fingerprint": hashlib.sha256(f"{found.path}\0{check.name}\0{problem.code}".encode()).hexdigest()[:32],
             }
             for check in found.checks

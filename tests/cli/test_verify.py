@@ -203,6 +203,7 @@ def test_command_line(run, fixtures_dir, tmp_path):
         ("html", ["wrapped-names", "<!doctype html>"]),
         ("github", ["::error file=", "title=keys wrapped-names::names begin with module."]),
         ("gitlab", ['"check_name": "keys wrapped-names"', '"severity": "critical"']),
+        ("sarif", ['"ruleId": "keys"', '"ruleIndex": 2', '"problem": "wrapped-names"', '"id": "round-trip"']),
         ("junit", ['<failure type="error" message="loaded 0 of 10 tensors', "error wrapped-names: names begin"]),
     ],
 )

@@ -360,8 +360,9 @@ def _category(entry: TensorDiff) -> Category:
 def _compared(
     entries: Sequence[TensorDiff], options: Options, advance: Callable[[int], object] | None
 ) -> Iterator[TensorDiff]:
-    """*entries* with the pairs of one shape compared; renames found by content need not be read again."""
-    pending = [e for e in entries if e.a and e.b and e.a.shape == e.b.shape and e.how != "content"]
+    """*entries* with the pairs of one shape compared; what was paired by content is known to be the same."""
+    known = () if options.values else ("content",)  # but its norm is not, of which a share is taken
+    pending = [e for e in entries if e.a and e.b and e.a.shape == e.b.shape and e.how not in known]
 
     def tolerance(entry: TensorDiff) -> Tolerance | None:
         return next((t for glob, t in options.tolerances if fnmatch.fnmatchcase(entry.name, glob)), None)

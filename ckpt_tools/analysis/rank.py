@@ -63,7 +63,7 @@ class Rank:
 
 
 def change_rank(a: TensorInfo, b: TensorInfo) -> Rank | None:
-    """The rank of the change from *a* to *b*; reads them two to four times.
+    """The rank of the change from *a* to *b*; reads them one to three times.
 
     Kernels of convolutions count as out × rest, elements that are not finite on one side as unchanged. None where
     they are no matrices of floats of at least two rows and columns and at most `MOST_COLUMNS`. Raises ValueError for

@@ -179,6 +179,15 @@ def test_densenet121s_old_names(compared, trained):
     assert all(entry.a and entry.b for entry in found.tensors)
 
 
+def test_what_was_renamed_is_part_of_the_norm(compared):
+    a = {"x.weight": torch.tensor([3.0, 0.0]), "y.weight": torch.tensor([[4.0]])}
+    b = {"z.weight": torch.tensor([3.0, 0.0]), "y.weight": torch.tensor([[4.5]])}
+    found = compared(a, b)
+    assert found.key_map == {"x.weight": "z.weight"}
+    assert moved(found.tensors) == pytest.approx(0.1)
+    assert changes(compared(a, b, values=False)) == {"x.weight": "identical", "y.weight": "value"}
+
+
 # --- ties
 
 

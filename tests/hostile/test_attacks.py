@@ -121,7 +121,7 @@ def test_python_looks_names_up() -> None:
         with contextlib.suppress(Exception):
             unpickler.load()
         without += attack.suffix == ".pkl" and not unpickler.names
-    assert without < 15
+    assert without < len(ATTACK_NAMES) // 20
 
 
 def test_each_has_a_name_of_its_own() -> None:

@@ -372,20 +372,7 @@ def _compared(
     waiting = {id(entry) for entry in pending}
     for entry in entries:
         if id(entry) in waiting:
-            found = next(results)
-            # the integers of quantized tensors are compared, and their scales are parts
-            alike = isinstance(found, Comparison) and found.identical
-            if (
-                entry.a is not None
-                and entry.b is not None
-                and (isinstance(found, UnsupportedFeature) or (alike and (parts_of(entry.a) or parts_of(entry.b))))
-            ):
-                same = _same_parts(entry.a, entry.b)
-                found = (
-                    found
-                    if same is None
-                    else Comparison(entry.a.numel, same, entry.a.numel if same else None, within=same)
-                )
+            found = _with_parts(entry.a, entry.b, next(results))
             if isinstance(found, CkptError):
                 yield replace(entry, problem=str(found))
             else:
@@ -394,6 +381,23 @@ def _compared(
             yield replace(entry, comparison=Comparison(entry.a.numel, True, entry.a.numel))
         else:
             yield entry
+
+
+def _with_parts(
+    a: TensorInfo | None, b: TensorInfo | None, found: Comparison | CkptError | None
+) -> Comparison | CkptError | None:
+    """*found*, or what the parts say: the scales of equal quantized integers, the indices and values of sparse ones."""
+    alike = isinstance(found, Comparison) and found.identical
+    if (
+        a is None
+        or b is None
+        or not (isinstance(found, UnsupportedFeature) or (alike and (parts_of(a) or parts_of(b))))
+    ):
+        return found
+    same = _same_parts(a, b)
+    if same is None or (same and alike):
+        return found
+    return Comparison(a.numel, same, a.numel if same else None, within=same)
 
 
 def _same_parts(a: TensorInfo, b: TensorInfo) -> bool | None:

@@ -173,9 +173,10 @@ def _plan(
         _sort_out(format_path(path), value, values, left)
     if own is not None:
         _leave_module(own, left)
-    kept = {key: value for key, value in checkpoint.metadata.items() if key != NOTE and isinstance(value, str)}
-    if checkpoint.format != "safetensors":
-        kept = {}
+    kept: dict[str, str] = {}
+    if checkpoint.format in ("safetensors", "sharded"):
+        strings = ((key, value) for key, value in checkpoint.metadata.items() if isinstance(value, str))
+        kept = {key: value for key, value in strings if key not in (NOTE, "not described")}
     note = note_of(checkpoint)
     for alias in aliases_of(note):
         kept.pop(alias, None)  # the plain line that stood beside our note

@@ -104,6 +104,8 @@ def test_our_reader_finds_the_aliases_again(tmp_path: Path) -> None:
     assert found.anomalies == ()
     assert found.metadata["out.weight"] == "embed.weight"
     assert found.metadata["licence"] == "MIT"
+    carry_out(*prepare(str(tmp_path / "out"), str(tmp_path / "whole.safetensors")))
+    assert open_checkpoint(tmp_path / "whole.safetensors").metadata["licence"] == "MIT"
     note = json.loads(str(found.metadata[NOTE]))
     assert note["source"] == {"name": "source.pt", "digest": done.source.sha256, "complete": True}
     assert note["values"] == {"epoch": 7}

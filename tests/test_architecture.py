@@ -36,7 +36,7 @@ LAYERS = (
 )
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 
-RUNTIME_ONLY = {"torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript"}
+RUNTIME_ONLY = {"torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxruntime", "onnxscript"}
 EXTRAS = RUNTIME_ONLY | {"fsspec", "aiohttp", "requests", "dask", "distributed"}
 
 

@@ -83,3 +83,28 @@ def test_the_table(tmp_path: Path, model: str, sizes: str) -> None:
     found = exported(tmp_path, model, sizes, dynamic=["batch"])
     assert found.passed, found.codes
     assert "constant-output" not in found.codes
+
+
+class Large(nn.Module):
+    """2.4 GB in one matrix, more than protobuf holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(24_500, 24_500, bias=False)
+
+    def forward(self, x: Any) -> Any:
+        return self.fc(x)
+
+
+@pytest.mark.full
+def test_more_than_two_gigabytes(tmp_path: Path) -> None:
+    torch.save({"fc.weight": torch.rand(24_500, 24_500)}, tmp_path / "large.pt")
+    job = Job(str(tmp_path / "large.pt"), f"{HERE}:Large", str(tmp_path / "large.onnx"), inputs=["1,24500"], seeds=1)
+    found = Export(job.path, job.model, job.onnx, True, list(checks(job)))
+    assert found.passed, found.codes
+    assert (tmp_path / "large.onnx").stat().st_size < 1_000_000
+    assert (tmp_path / "large.onnx.data").stat().st_size == 24_500 * 24_500 * 4
+    never = Job(job.path, job.model, str(tmp_path / "x.onnx"), inputs=["1,24500"], external_data="never")
+    found = Export(never.path, never.model, never.onnx, True, list(checks(never)))
+    assert (found.reason, found.codes) == ("export", ["export-failed"])
+    assert found.problems[0].message.endswith("do not fit into one file, which protobuf limits to 2 GiB")

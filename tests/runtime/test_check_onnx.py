@@ -119,6 +119,20 @@ def test_external_data_that_is_cut_absent_or_of_another_export(made: Path, tmp_p
     assert message(found, "external-data-missing") == "outside.onnx.data, where weights are, is not there"
 
 
+@pytest.mark.parametrize("location", ["../outside.onnx.data", "/etc/hostname", "a/../../b"])
+def test_external_data_outside_the_folder_is_not_touched(made: Path, tmp_path: Path, location: str) -> None:
+    proto = onnx.load(made / "outside.onnx", load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    (tmp_path / "x.onnx").write_bytes(proto.SerializeToString())
+    found = checked(made, tmp_path / "x.onnx")
+    assert (found.reason, found["weights"].verdict, found["shapes"].verdict) == ("file", "skipped", "skipped")
+    text = f"its weights would be read from outside its folder: {location}"
+    assert message(found, "external-data-outside") == text
+
+
 def test_outputs_in_another_order(made: Path, tmp_path: Path) -> None:
     def swap(proto: Any) -> None:
         first, second, third = [value.__class__.FromString(value.SerializeToString()) for value in proto.graph.output]

@@ -208,6 +208,20 @@ def test_an_input_that_torch_does_not_take(tmp_path: Path) -> None:
     assert found["file"].verdict == "skipped"
 
 
+@pytest.mark.parametrize("step", ["export", "save"])
+def test_an_exporter_that_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    from ckpt_tools.runtime.onnx import export as exporter
+
+    def give_up(*arguments: Any, **options: Any) -> Any:
+        raise exporter.ExportFailed("RuntimeError: no way")
+
+    monkeypatch.setattr(exporter, step, give_up)
+    found = done(saved(tmp_path), "Net", tmp_path / "net.onnx", inputs=SIZES)
+    assert (found.reason, found.codes) == ("export", ["export-failed"])
+    assert problem(found, "export-failed").message == "RuntimeError: no way"
+    assert [p.name for p in tmp_path.iterdir()] == ["Net.pt"]
+
+
 def test_weights_of_another_class(tmp_path: Path) -> None:
     found = done(saved(tmp_path, "Tied"), "Net", tmp_path / "net.onnx", inputs=SIZES)
     assert found.reason == "model"

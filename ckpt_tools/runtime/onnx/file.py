@@ -11,9 +11,10 @@ from typing import Any
 import onnx
 from onnx import external_data_helper, helper
 
-from ckpt_tools.errors import CkptError
+from ckpt_tools.errors import CkptError, CorruptFile
 from ckpt_tools.records import record
 from ckpt_tools.report import count, listed, size
+from ckpt_tools.sources import Folder
 from ckpt_tools.verification.results import Problem
 
 SMALL = 256
@@ -109,6 +110,11 @@ def _port(value: Any) -> Port:
 
 def damage(model: Model) -> Iterator[Problem]:
     """What is missing or cut; ``onnx.checker`` accepts a cut file of external data."""
+    outside = sorted({info.location for _, info in model.external() if _is_outside(info.location)})
+    if outside:
+        text = f"its weights would be read from outside its folder: {listed(outside, 3)}"
+        yield Problem("external-data-outside", "error", text, "Such a path reads whatever lies there: do not load it")
+        return
     lengths = {path: os.path.getsize(path) if os.path.isfile(path) else None for path in model.data_files()}
     folder = os.path.dirname(os.path.abspath(model.path))
     short: dict[str, list[str]] = {}
@@ -133,6 +139,14 @@ def damage(model: Model) -> Iterator[Problem]:
     problem = _other_data(model) if all(have is not None for have in lengths.values()) and not short else None
     if problem is not None:
         yield problem
+
+
+def _is_outside(location: str) -> bool:
+    try:
+        Folder("").inside(location)
+    except CorruptFile:
+        return True
+    return False
 
 
 def _bits(data_type: int) -> int:

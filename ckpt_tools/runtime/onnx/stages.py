@@ -115,19 +115,20 @@ def exports(state: State) -> Check:
             model, state.made, state.outputs, opset=job.opset, keep_stack_traces=job.keep_stack_traces
         )
         changed = state_digest(model) != before
-        state.onnx = os.path.join(state.folder, os.path.basename(os.path.realpath(job.onnx)))
+        path = os.path.join(state.folder, os.path.basename(os.path.realpath(job.onnx)))
         assert state.subject.state_dict is not None
         about = exporter.provenance(job.path, digest(state.subject.state_dict.tensors).sha256, wanted, job.dtype)
-        written = exporter.save(made, state.onnx, job.external_data, about)
+        written = exporter.save(made, path, job.external_data, about)
     except exporter.ExportFailed as error:
         remedy = "torch's page on torch.export tells what a model may not do; an axis in --dynamic may be the cause"
         return Check("exports", "it failed", [Problem("export-failed", "error", str(error), remedy)])
+    state.onnx = path
     problems = []
     if changed:
         text = "exporting changed the model: a buffer or parameter is another than before"
         problems.append(Problem("model-changed", "warning", text, "Something in forward writes to the module"))
-    files = [state.onnx, *written.data_files()]
-    total = size(sum(os.path.getsize(path) for path in files))
+    files = [path, *written.data_files()]
+    total = size(sum(os.path.getsize(file) for file in files))
     facts: dict[str, Any] = {"nodes": len(written.proto.graph.node), "files": [os.path.basename(f) for f in files]}
     message = f"{exporter.described(written)}, {total} in {count(len(files), 'file')}"
     return Check("exports", message, problems, facts)

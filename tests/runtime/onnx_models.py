@@ -62,6 +62,20 @@ class Named(Net):
         return {"logits": y * mask, "aux": {"mean": y.mean(1, keepdim=True)}, "more": y + 1}
 
 
+class Counting(Net):
+    """Writes to buffers of its own in every pass, in place and by another tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+        self.register_buffer("last", torch.ones(1))
+
+    def forward(self, x: Any) -> Any:
+        self.calls += 1
+        self.last = self.last * 2
+        return super().forward(x) * self.calls * self.last
+
+
 class Listed(Net):
     """Takes images in a list and returns a dict for each, as detection models do."""
 

@@ -152,6 +152,15 @@ def test_a_list_of_images(tmp_path: Path) -> None:
     assert [value.name for value in onnx.load(target).graph.output] == ["output_0_boxes", "output_0_scores"]
 
 
+def test_a_model_with_a_memory_is_exported_as_the_checkpoint_has_it(tmp_path: Path) -> None:
+    found = done(saved(tmp_path, "Counting"), "Counting", tmp_path / "net.onnx", inputs=SIZES)
+    assert found.passed, found.codes
+    assert problem(found, "stateful").message == (
+        "forward writes to calls, last: the file has no memory, each run begins with the checkpoint's"
+    )
+    assert "model-changed" not in found.codes
+
+
 # --- faults
 
 

@@ -17,6 +17,7 @@ from ckpt_tools.runtime.onnx.compare import Tolerance, compare
 from ckpt_tools.runtime.onnx.file import Model, read
 from ckpt_tools.runtime.onnx.inputs import Argument, call
 from ckpt_tools.runtime.onnx.sessions import LEVELS, Target, open_session
+from ckpt_tools.runtime.onnx.sweep import untouched
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -45,7 +46,7 @@ def against_torch(
     exporters take steps of their own in between.
     """
     recorder = _Recorder()
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), recorder:
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), untouched(model), recorder:
         call(model, made, {name: t.float() if t.dtype in _HALF else t for name, t in tensors.items()})
     found, file = values(path, tensors, Target("cpu"))
     right = {

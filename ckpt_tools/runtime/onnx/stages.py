@@ -33,7 +33,7 @@ from ckpt_tools.runtime.onnx.sessions import (
     target,
 )
 from ckpt_tools.runtime.onnx.state import State
-from ckpt_tools.runtime.onnx.sweep import Run, reference, sweep
+from ckpt_tools.runtime.onnx.sweep import Run, reference, sweep, untouched
 from ckpt_tools.runtime.onnx.weights import state_digest
 from ckpt_tools.runtime.onnx.weights import weights as weights_of
 from ckpt_tools.runtime.replica import replica
@@ -103,7 +103,8 @@ def exports(state: State) -> Check:
     state.made = arguments(job.inputs, job.dynamic, job.ranges, job.input_names, model)
     example = next(iter(cases(state.made, 1))).tensors
     try:
-        paths = list(reference(wanted, state.made, example))
+        with untouched(wanted) as writes:
+            paths = list(reference(wanted, state.made, example))
     except Exception as error:
         remedy = "--input gives complete sizes, batch included: 1,3,224,224"
         text = f"torch does not take the input: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -111,9 +112,10 @@ def exports(state: State) -> Check:
     state.outputs = list(job.output_names) or exporter.output_names(paths)
     before = state_digest(model)
     try:
-        made = exporter.export(
-            model, state.made, state.outputs, opset=job.opset, keep_stack_traces=job.keep_stack_traces
-        )
+        with untouched(model):
+            made = exporter.export(
+                model, state.made, state.outputs, opset=job.opset, keep_stack_traces=job.keep_stack_traces
+            )
         changed = state_digest(model) != before
         path = os.path.join(state.folder, os.path.basename(os.path.realpath(job.onnx)))
         assert state.subject.state_dict is not None
@@ -125,8 +127,11 @@ def exports(state: State) -> Check:
     state.onnx = path
     problems = []
     if changed:
-        text = "exporting changed the model: a buffer or parameter is another than before"
-        problems.append(Problem("model-changed", "warning", text, "Something in forward writes to the module"))
+        text = "exporting changed the model: a parameter is another than before, and the file is of either"
+        problems.append(Problem("model-changed", "error", text, "Something in forward writes to the module"))
+    if writes:
+        text = f"forward writes to {listed(writes, 3)}: the file has no memory, each run begins with the checkpoint's"
+        problems.append(Problem("stateful", "warning", text))
     files = [path, *written.data_files()]
     total = size(sum(os.path.getsize(file) for file in files))
     facts: dict[str, Any] = {"nodes": len(written.proto.graph.node), "files": [os.path.basename(f) for f in files]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import permutations
@@ -14,6 +15,7 @@ from ckpt_tools.runtime.forward import tensors_in
 from ckpt_tools.runtime.onnx.compare import Difference, Tolerance, compare, mismatch
 from ckpt_tools.runtime.onnx.inputs import Argument, Case, call
 from ckpt_tools.runtime.onnx.sessions import Refused, Session
+from ckpt_tools.runtime.onnx.weights import same_bits
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -43,6 +45,27 @@ class Run:
         return self.difference.fault if self.difference is not None else ""
 
 
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[list[str]]:
+    """Buffers that are written to inside are as before at the end; their names are in the list then."""
+    kept = [
+        (f"{path}.{name}".lstrip("."), module, name, buffer, buffer.detach().clone())
+        for path, module in model.named_modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    changed: list[str] = []
+    try:
+        yield changed
+    finally:
+        with torch.no_grad():
+            for title, module, name, buffer, copy in kept:
+                if module._buffers[name] is not buffer or not same_bits(buffer, copy):
+                    changed.append(title)
+                    buffer.copy_(copy)
+                    module._buffers[name] = buffer
+
+
 def reference(model: nn.Module, made: Sequence[Argument], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What torch returns, by the paths of the outputs; inputs of half precision are widened for it."""
     native = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
@@ -62,7 +85,8 @@ def sweep(
     before: dict[tuple[str, tuple[int, ...]], Tensor] = {}
     for case in cases:
         try:
-            wanted = reference(model, made, case.tensors)
+            with untouched(model):
+                wanted = reference(model, made, case.tensors)
         except Exception as error:
             text = textwrap.shorten(f"{type(error).__name__}: {error}", 240, placeholder=" …")
             yield Run(case, "torch", "", unfit=text)

@@ -6,9 +6,12 @@ import re
 import struct
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 from ckpt_tools.audit.subject import Subject
 from tests.audit.archives import MLP, contents, directory_entries, local_header, packed, patched, with_member
-from tests.audit.cases import FIXTURES, Case, Cases, fixture, made
+from tests.audit.cases import FIXTURES, Case, Cases, Make, fixture, made
 
 PLAIN = packed(contents())
 DEFLATED = packed(contents(), deflated=True)
@@ -35,6 +38,27 @@ def _wrong_total(folder: Path) -> Subject:
         text = source.read_bytes()
         (folder / source.name).write_bytes(re.sub(rb'"total_size": ?\d+', b'"total_size": 1', text))
     return Subject.open(str(folder))
+
+
+def _external(nbytes: int) -> Make:
+    """An ONNX model of 16 bytes of weights in a file beside it, which has *nbytes*."""
+
+    def make(folder: Path) -> Subject:
+        onnx = pytest.importorskip("onnx")
+        weight = onnx.numpy_helper.from_array(np.arange(4, dtype=np.float32), "w")
+        graph = onnx.helper.make_graph([], "g", [], [], [weight])
+        path = folder / "model.onnx"
+        onnx.save_model(
+            onnx.helper.make_model(graph),
+            path,
+            save_as_external_data=True,
+            location="model.data",
+            size_threshold=0,
+        )
+        (folder / "model.data").write_bytes((folder / "model.data").read_bytes()[:nbytes])
+        return Subject.open(str(path))
+
+    return make
 
 
 CASES: Cases = {
@@ -77,6 +101,7 @@ CASES: Cases = {
         "the member has 20 bytes, the storage 12",
         member="mlp/data/3",
     ),
+    "I208": Case(_external(10), _external(16), "model.data ends at byte 10", tensor="w"),
     "I301": Case(
         made((FIXTURES / "legacy/state_dict.pt").read_bytes() + bytes(8)),
         fixture("legacy/state_dict.pt"),

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from functools import partial
 
 from ckpt_tools.analysis.streaming import in_order
-from ckpt_tools.audit.coverage import MemberState, members
+from ckpt_tools.audit.coverage import MemberState, all_tensors, members
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import SMALL, Subject
 from ckpt_tools.checkpoint import Anomaly
 from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded, NotACheckpoint, UnsupportedFeature
 from ckpt_tools.formats.archive import Archive, Member
-from ckpt_tools.report import count, shortened
+from ckpt_tools.report import count, listed, shortened
 
 MAX_INFLATED = 1 << 32
 """The most bytes that are inflated to compare checksums."""
@@ -336,6 +336,31 @@ def storage_too_long(subject: Subject) -> Iterator[Finding]:
             )
 
 
+@rule("I208", "missing-storage", "error")
+def missing_storage(subject: Subject) -> Iterator[Finding]:
+    """The bytes of a tensor are not where the file says that they are.
+
+    Why: what loads the file fails, or with it the service that starts from it. The file alone looks whole: it is
+    small, and its graph and names are there.
+
+    Example: ``model.onnx`` without its ``model.onnx.data``, or with one that a copy cut short.
+
+    Remedy: fetch the file that the message names, and keep it beside this one.
+    """
+    checkpoint = subject.checkpoint
+    found: dict[str, list[str]] = {}
+    for tensor in all_tensors(checkpoint) if checkpoint is not None else ():
+        for storage in tensor.storages():
+            if storage.missing is not None:
+                found.setdefault(storage.missing, []).append(tensor.name)
+    for why, names in found.items():
+        yield subject.finding(
+            f"the bytes of {count(len(names), 'tensor')} are missing: {why} ({listed(names, 3)})",
+            tensor=names[0],
+            evidence={"tensors": names[:100]},
+        )
+
+
 # --- what readers pass over
 
 
@@ -407,6 +432,7 @@ RULES: tuple[Rule, ...] = (
     overlapping_members,
     orphaned_storage,
     storage_too_long,
+    missing_storage,
     oddity,
     index_mismatch,
 )

@@ -73,6 +73,7 @@ def test_what_counts(tmp_path, weights, change):
     assert of(tmp_path / "a.pt") != of(tmp_path / "b.pt")
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize", "ignore:Sparse CSR")
 def test_tensors_of_other_kinds_count_as_their_parts(tmp_path):
     dense = torch.tensor([[0.0, 1.0, 0.0], [2.0, 0.0, 3.0]])
     quantized = torch.quantize_per_tensor(dense, 0.5, 1, torch.qint8)

@@ -239,6 +239,7 @@ def test_hyperparameters_without_end_are_cut_off(monkeypatch: pytest.MonkeyPatch
     assert found["hyper_parameters.self.self.lr"] == 0.1
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_the_real_thing(tmp_path: Path) -> None:
     lightning = pytest.importorskip("pytorch_lightning")
 

@@ -167,7 +167,7 @@ def test_every_error_goes_through_a_pipe() -> None:
         MissingDependency("dask", "dask", "this"),
         *(
             cls("x", path="p")
-            for cls in vars(errors).values()
+            for cls in vars(ckpt_tools.errors).values()
             if isinstance(cls, type) and cls is not MissingDependency
         ),
     ):

@@ -19,7 +19,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ckpt_tools.analysis import streaming
 from ckpt_tools.analysis.statistics import byte_numbers, finite_float16
 from ckpt_tools.analysis.streaming import Span, even_spans, in_order, in_storage_order
 from ckpt_tools.checkpoint import TensorInfo
@@ -27,12 +26,14 @@ from ckpt_tools.contents import numpy_dtype
 from ckpt_tools.dtypes import BY_NAME, DType
 from ckpt_tools.errors import CkptError
 
-BLOCK = 3 << 15
-"""Numbers of each tensor worked on at once: so few that they stay in a core's cache, with the changes and the bytes
-just read; so many that threads do not wait for the interpreter much.
+BLOCK = 1 << 19
+"""Numbers of each tensor worked on at once. Fewer would stay in a core's own cache and take a third less time; but
+with every step a thread gives up the interpreter and has to wait for it, so that two would be slower than one.
 """
-BLOCK_BYTES = 3 << 17
+BLOCK_BYTES = 1 << 21
 """Bytes of each tensor worked on at once."""
+SPAN = 16 << 20
+"""Bytes of each tensor that a thread takes at a time."""
 
 _FEW = 4096
 """Elements of a tensor that is small enough for float64 in any case."""
@@ -418,7 +419,7 @@ class _Pair:
         self.ulps = self.same_type and self.signed and kinds == {"float"} and self.reals == 1
         self.count = self.a.numel
         self.widths = a.dtype.itemsize, b.dtype.itemsize
-        self.step = streaming.SPAN // max(self.widths)
+        self.step = SPAN // max(self.widths)
         self.different = self.done = False
         self.error: CkptError | None = None
 

@@ -74,8 +74,8 @@ def in_storage_order(tensor: TensorInfo) -> tuple[TensorInfo, int]:
     return replace(tensor, stride=tuple(a[0] for a in axes), shape=tuple(a[1] for a in axes)), repeats
 
 
-def spans(tensor: TensorInfo) -> Iterator[Span]:
-    """The bytes of *tensor* as `contents.chunks` gives them, cut into spans that threads may read.
+def spans(tensor: TensorInfo, nbytes: int = SPAN) -> Iterator[Span]:
+    """The bytes of *tensor* as `contents.chunks` gives them, cut into spans that threads may read, of *nbytes* or less.
 
     What does not lie as it is wanted in a local file is read here, as the iterator goes on. Raises
     `UnsupportedFeature` for a tensor without bytes of its own, and for one that repeats a short storage to more
@@ -92,8 +92,8 @@ def spans(tensor: TensorInfo) -> Iterator[Span]:
         packed = tensor.nbytes != tensor.numel * tensor.dtype.itemsize
         if place is not None and not (packed and tensor.storage_offset):
             path, offset = place
-            for start in range(0, tensor.nbytes, SPAN):
-                yield Span(start, min(SPAN, tensor.nbytes - start), path=path, offset=offset + start)
+            for start in range(0, tensor.nbytes, nbytes):
+                yield Span(start, min(nbytes, tensor.nbytes - start), path=path, offset=offset + start)
             return
     start = 0
     for chunk in chunks(tensor):
@@ -102,17 +102,15 @@ def spans(tensor: TensorInfo) -> Iterator[Span]:
 
 
 def even_spans(tensor: TensorInfo, nbytes: int) -> Iterator[Span]:
-    """`spans`, but of *nbytes* each, up to `SPAN`, and what is left in the last: so those of two tensors go together.
+    """`spans`, but of *nbytes* each, and what is left in the last: so those of two tensors go together.
 
     It ends early where `contents.chunks` does; that all of a tensor came is the caller's to see.
     """
     held = bytearray()
     start = 0
-    for span in spans(tensor):
+    for span in spans(tensor, nbytes):
         if span.path:
-            for at in range(0, span.nbytes, nbytes):
-                count = min(nbytes, span.nbytes - at)
-                yield Span(span.start + at, count, path=span.path, offset=span.offset + at)
+            yield span
             continue
         if not held and span.nbytes == nbytes:
             yield Span(start, nbytes, span.data)

@@ -37,7 +37,7 @@ def block(request, monkeypatch):
     if request.param == "small blocks":
         monkeypatch.setattr(module, "BLOCK", 64)
         monkeypatch.setattr(module, "BLOCK_BYTES", 256)
-        monkeypatch.setattr(streaming, "SPAN", 1024)
+        monkeypatch.setattr(module, "SPAN", 1024)
         monkeypatch.setattr(module, "_FEW", 0)
     return request.param
 
@@ -540,7 +540,7 @@ def test_identity_alone_reads_no_further_than_to_the_first_difference(tmp_path, 
     a = of(values, path=tmp_path / "a")
     values[0] = 1
     b = of(values, path=tmp_path / "b")
-    monkeypatch.setattr(streaming, "SPAN", 1 << 16)
+    monkeypatch.setattr(module, "SPAN", 1 << 16)
     read = []
     blocks = streaming.Span.blocks
     monkeypatch.setattr(streaming.Span, "blocks", lambda span, buffer: (read.append(span), blocks(span, buffer))[1])

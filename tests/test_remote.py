@@ -98,14 +98,14 @@ class Handler(BaseHTTPRequestHandler):
         if server.cut:
             stop = start + (stop - start) // 2
             self.close_connection = True
+        server.sent += stop - start  # before the client has them, who may look at once
         try:
             with file.open("rb") as opened:
                 opened.seek(start)
                 self.wfile.write(opened.read(stop - start))
         except OSError:
+            server.sent -= stop - start
             self.close_connection = True
-        else:
-            server.sent += stop - start
         return None
 
     def refuse(self, status: int) -> None:

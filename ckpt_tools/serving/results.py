@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ckpt_tools.records import record
-from ckpt_tools.verification.results import Check, Problem
+from ckpt_tools.verification.results import Check, Checked
 
 CHECKS: dict[str, str] = {
     "environment": "the packages are there, and the provider that was asked for",
@@ -35,7 +35,7 @@ _REASONS = {
 
 
 @record
-class Export:
+class Export(Checked):
     """What came of one file: the checks, all of `CHECKS` in order.
 
     *path* is the checkpoint, *model* the class as it was named, *onnx* the file; *written* is whether it was made
@@ -68,22 +68,6 @@ class Export:
         failed = [check.name for check in self.checks if check.verdict == "failed"]
         # with --require-gpu the placement has failed too: that there is no GPU is then an answer
         return 2 if failed == ["environment"] else 1 if failed else 0
-
-    @property
-    def problems(self) -> list[Problem]:
-        """Every problem of every check, in the order of the checks."""
-        return [problem for check in self.checks for problem in check.problems]
-
-    @property
-    def codes(self) -> list[str]:
-        """The codes of the `problems`."""
-        return [problem.code for problem in self.problems]
-
-    def __getitem__(self, name: str) -> Check:
-        for check in self.checks:
-            if check.name == name:
-                return check
-        raise KeyError(name)
 
     def as_json(self) -> dict[str, Any]:
         """As it stands in ``--format json``."""

@@ -88,8 +88,32 @@ def worst_first(problems: Sequence[Problem]) -> list[Problem]:
     return sorted(problems, key=lambda problem: SEVERITIES.index(problem.severity))
 
 
+class Checked:
+    """What has *checks*: their problems, and each check by its name."""
+
+    __slots__ = ()
+
+    checks: Sequence[Check]
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Every problem of every check, in the order of the checks."""
+        return [problem for check in self.checks for problem in check.problems]
+
+    @property
+    def codes(self) -> list[str]:
+        """The codes of the `problems`."""
+        return [problem.code for problem in self.problems]
+
+    def __getitem__(self, name: str) -> Check:
+        for check in self.checks:
+            if check.name == name:
+                return check
+        raise KeyError(name)
+
+
 @record
-class Verification:
+class Verification(Checked):
     """The checks of one file against one class, all of `CHECKS` in order.
 
     *model* is the class as it was named; *output* what it printed, the last of it where that was long.
@@ -105,26 +129,10 @@ class Verification:
         """Whether no check failed; warnings do not count."""
         return not self.at_least("error")
 
-    @property
-    def problems(self) -> list[Problem]:
-        """Every problem of every check, in the order of the checks."""
-        return [problem for check in self.checks for problem in check.problems]
-
-    @property
-    def codes(self) -> list[str]:
-        """The codes of the `problems`."""
-        return [problem.code for problem in self.problems]
-
     def at_least(self, severity: Severity) -> list[Problem]:
         """The problems that are of *severity* or worse."""
         limit = SEVERITIES.index(severity)
         return [problem for problem in self.problems if SEVERITIES.index(problem.severity) <= limit]
-
-    def __getitem__(self, name: str) -> Check:
-        for check in self.checks:
-            if check.name == name:
-                return check
-        raise KeyError(name)
 
     def __str__(self) -> str:
         lines = [f"{self.path} {'verifies' if self.passed else 'does not verify'} with {self.model}"]

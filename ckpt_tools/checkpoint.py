@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 from ckpt_tools.dtypes import DType
-from ckpt_tools.records import record
+from ckpt_tools.records import comparable, record
 from ckpt_tools.sources import Folder, Source
 
 KeyPath = tuple[object, ...]
@@ -239,7 +239,7 @@ class Module:
         return StateDict((), "model", entries, versions)
 
 
-@dataclass(frozen=True, slots=True)
+@comparable
 class Found:
     """A value together with the key path, or the part of the file name, that it came from."""
 
@@ -291,7 +291,7 @@ class TrainingState:
     arguments: Found | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@comparable
 class GlobalUse:
     """A global that a pickle names, as text.
 
@@ -330,7 +330,7 @@ class Pickle:
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@comparable
 class Anomaly:
     """Something a lenient loader would swallow: *what* is odd, and *where*."""
 
@@ -338,7 +338,7 @@ class Anomaly:
     where: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@comparable
 class Refusal:
     """A reason why ``torch.load(weights_only=True)`` refuses a file.
 

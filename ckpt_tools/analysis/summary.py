@@ -13,6 +13,7 @@ from ckpt_tools.analysis.tree import Node, fitting_depth, fold, grow, rows_at
 from ckpt_tools.checkpoint import Checkpoint, Module, StateDict, TensorInfo, format_path, is_extra_state
 from ckpt_tools.errors import Ambiguous, CkptError
 from ckpt_tools.pickles.values import plain
+from ckpt_tools.records import comparable
 from ckpt_tools.report import Block, Facts, Report, Table, Tree, count, number, plain_json, size
 
 SCREEN_ROWS = 40
@@ -49,7 +50,7 @@ class Row:
         return self.trainable + self.frozen + self.unknown
 
 
-@dataclass(frozen=True, slots=True)
+@comparable
 class Subject:
     """The model that is summed up: its tensors, its module tree where one is pickled, and its verdicts."""
 

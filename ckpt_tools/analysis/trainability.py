@@ -7,13 +7,13 @@ Sources that disagree are reported as contradictions; none of them is dropped in
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from ckpt_tools.analysis.counting import looks_like_buffer
 from ckpt_tools.checkpoint import Checkpoint, Module, Optimizer, StateDict, TensorInfo
 from ckpt_tools.contents import chunks
 from ckpt_tools.errors import UnsupportedFeature
+from ckpt_tools.records import comparable
 
 Verdict = Literal["trainable", "frozen", "unknown"]
 EvidenceSource = Literal["recorded", "class", "base", "optimizer", "none"]
@@ -23,7 +23,7 @@ Confidence = Literal["certain", "likely", "unclear"]
 _STRENGTH: tuple[EvidenceSource, ...] = ("recorded", "class", "base", "optimizer", "none")
 
 
-@dataclass(frozen=True, slots=True)
+@comparable
 class Evidence:
     """One source's word on one parameter, and why."""
 
@@ -36,7 +36,7 @@ class Evidence:
 NO_EVIDENCE = Evidence("unknown", "none", "certain", "the file does not record it")
 
 
-@dataclass(frozen=True, slots=True)
+@comparable
 class Judgement:
     """The *verdict* on a parameter, the *evidence* for it strongest first, and the *contradictions* in that."""
 
@@ -50,7 +50,7 @@ class Judgement:
         return self.evidence[0]
 
 
-@dataclass(frozen=True, slots=True)
+@comparable
 class Mistake:
     """A stray attribute that was probably meant to freeze or unfreeze: *where* it is, *what* it does."""
 
@@ -60,7 +60,7 @@ class Mistake:
     what: str
 
 
-@dataclass(frozen=True, slots=True)
+@comparable
 class Trainability:
     """The judgement on each parameter by name, and what holds for the file as a whole."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from ckpt_tools.checkpoint import Checkpoint, Pickle, Storage, TensorInfo
@@ -20,7 +20,7 @@ from ckpt_tools.formats.base import HEAD_BYTES
 from ckpt_tools.formats.torch_tar import BLOCK, entries, is_header
 from ckpt_tools.formats.unpickled import load_buffer, pickle_of
 from ckpt_tools.pickles.machine import Evaluation, Truncated, evaluate
-from ckpt_tools.records import record
+from ckpt_tools.records import comparable, record
 from ckpt_tools.sources import Folder, Inflated, Source
 
 How = Literal["examined", "tensor data", "inert", "unread"]
@@ -36,7 +36,7 @@ TEXT_BYTES = 1 << 20
 """The longest member of which all is read to see that it is text; of longer ones, the beginning and the end."""
 
 
-@dataclass(frozen=True, slots=True)
+@comparable
 class Region:
     """*size* bytes of a file, or of the archive member *member*; *what* says what they are."""
 
@@ -47,7 +47,7 @@ class Region:
     what: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@comparable
 class MemberState:
     """A zip member by both of its headers: *local* has the fields of the local one, None where there is none.
 

@@ -16,7 +16,6 @@ import contextlib
 import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
 
@@ -45,7 +44,7 @@ from ckpt_tools.pickles.machine import Evaluation, Truncated, evaluate
 from ckpt_tools.pickles.torch_objects import View
 from ckpt_tools.pickles.values import Blob, Budget, Call, Global, OrderedDict, PersistentId, as_global, brief
 from ckpt_tools.pickles.weights_only import ALLOWED_GLOBALS, refusals
-from ckpt_tools.records import record
+from ckpt_tools.records import comparable, record
 from ckpt_tools.sources import MemorySource, Source
 
 Answer = Literal["tensors only", "needs classes", "dangerous", "unknown"]
@@ -82,7 +81,7 @@ class NameVerdict:
     called: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@comparable
 class Danger:
     """Something that a stream would do: *subject* says what of it, *what* the deed, at the opcode at *offset*."""
 
@@ -231,7 +230,7 @@ def _judge_name(use: GlobalUse, stream: _Stream) -> NameVerdict:
     )
     path = f"{module}.{name}"
     called = "call" in use.uses or path in stream.called
-    kind, category, danger = classify(module, name, called)
+    kind, category, danger = classify(module, name, called, made="new" in use.uses)
     if kind == "unknown class" and path in stream.wrapped and _LOWER.match(name):
         kind = "unknown function"
     if category is None and use.uses & _CHANGES:
@@ -239,6 +238,8 @@ def _judge_name(use: GlobalUse, stream: _Stream) -> NameVerdict:
     elif category is None and path in stream.wrapped and _LOWER.match(name) and _is_impure(module):
         kind, category, danger = "dangerous", "library", SAYS["library"]
     elif category is not None and (fits := _HARMLESS_CALLS.get(path)) and stream.only_calls(path, fits):
+        kind, category, danger = "class" if module.partition(".")[0] in _OWN else "inert", None, ""
+    elif path in RECONSTRUCTED and not called and "new" not in use.uses and path not in stream.wrapped:
         kind, category, danger = "inert", None, ""
     allowed = path in ALLOWED_GLOBALS
     purpose = "" if category is not None else _purpose(path, kind, stream)
@@ -266,11 +267,11 @@ _WEIGHTS = re.compile(r"torchvision\.models\.[a-z0-9_.]+\.\w+Weights")
 
 
 @lru_cache(maxsize=4096)
-def classify(module: str, name: str, called: bool) -> tuple[Kind, Category | None, str]:
+def classify(module: str, name: str, called: bool, *, made: bool = False) -> tuple[Kind, Category | None, str]:
     """What *module*.*name* is; where it is dangerous, the category and what it does, in words.
 
-    *called* is whether the stream calls it as a function; a class may also be instantiated by its ``__new__``
-    alone.
+    *called* is whether the stream calls it as a function, *made* whether it instantiates it as a class, by its
+    ``__new__`` alone. That runs no constructor, but the class's ``__setstate__``, and its ``__del__`` in the end.
     """
     path = f"{module}.{name}"
     if path in ALLOWED_GLOBALS:
@@ -288,8 +289,12 @@ def classify(module: str, name: str, called: bool) -> tuple[Kind, Category | Non
     standard, own = top in STANDARD_LIBRARY, top in _OWN
     function = bool(_LOWER.match(name))
     known = entry(path, KNOWN_DANGERS)
-    # below a package that is no part of Python, classes whose constructor is not called are but classes
-    if known and (standard or known == path or function or called):
+    of_classes = entry(path, CLASS_MODULES)
+    # numpy.lib._datasource.DataSource removes the folder that its state names, in its __del__: of torch and numpy,
+    # only the modules whose classes checkpoints hold may be restored by their state. Below other packages, classes
+    # whose constructor is not called are but classes.
+    acts = own and made and len(of_classes) < len(known)
+    if known and (standard or known == path or function or called or acts):
         category = KNOWN_DANGERS[known]
         return "dangerous", category, SAYS[category]
     for part in (*(() if top in _PLAIN_DUNDERS else (top,)), *below, *parts):
@@ -303,7 +308,7 @@ def classify(module: str, name: str, called: bool) -> tuple[Kind, Category | Non
         return "dangerous", "reflection", what
     if function and bare in _MODULES:
         return "dangerous", "reflection", f"hands out the module {bare}"
-    if standard or (own and called):
+    if standard or (own and (called or (made and not of_classes))):
         return "dangerous", "library", SAYS["library"]
     if own or path in MAKERS or name.startswith("__pyx_unpickle_"):
         return "class", None, ""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
-from ckpt_tools.records import record
+from ckpt_tools.records import comparable, record
 
 Severity = Literal["error", "warning", "note"]
 
@@ -14,7 +14,7 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 """The worst first."""
 
 
-@dataclass(frozen=True, slots=True)
+@comparable
 class Location:
     """The file as the user named it; the archive member or part in it; the byte there; the tensor concerned.
 

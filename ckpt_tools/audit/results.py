@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any
 
 from ckpt_tools.audit.coverage import Coverage
 from ckpt_tools.audit.dangers import Danger, NameVerdict, PickleVerdict
 from ckpt_tools.audit.findings import SEVERITIES, Finding, Location, Severity
-from ckpt_tools.records import record
+from ckpt_tools.records import comparable, record
 from ckpt_tools.report import plain_json
 
 UNREAD = "I102"
 """The rule whose findings no ``--fail-on`` passes over: something loadable was not looked at."""
 
 
-@dataclass(frozen=True, slots=True)
+@comparable
 class Bytes:
     """How many bytes of a file were examined, are tensor data, are of a kind that nothing runs, were not read."""
 

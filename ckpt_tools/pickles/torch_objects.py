@@ -8,7 +8,7 @@ meaning; they remain visible as calls.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ckpt_tools.checkpoint import Module, Storage, TensorInfo
@@ -17,6 +17,7 @@ from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded, Unsupported
 from ckpt_tools.pickles import arrays
 from ckpt_tools.pickles.machine import Evaluation
 from ckpt_tools.pickles.values import UNSET, Budget, Call, Global, OrderedDict, PersistentId, brief, key_text, plain
+from ckpt_tools.records import record
 from ckpt_tools.sources import Source
 
 MAX_NESTING = 64
@@ -42,7 +43,7 @@ _TENSOR_CLASSES = {
 _Parts = tuple[tuple[str, TensorInfo], ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class View:
     """A run of bytes within a storage that is used as a storage of its own; *offset* and *nbytes* are bytes."""
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded, NotACheckpoint, UnsupportedFeature
 from ckpt_tools.formats.archive import Archive
-from ckpt_tools.formats.torch_tar import BLOCK, entries, is_header
+from ckpt_tools.formats.tar import BLOCK, entries, is_header
 from ckpt_tools.records import record
 from ckpt_tools.sources import CHUNK, Folder, Source
 

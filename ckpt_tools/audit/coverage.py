@@ -17,7 +17,7 @@ from ckpt_tools.errors import CkptError
 from ckpt_tools.formats import FORMATS
 from ckpt_tools.formats.archive import LOCAL, Archive, Member, MissingDirectory, prefix
 from ckpt_tools.formats.base import HEAD_BYTES
-from ckpt_tools.formats.torch_tar import BLOCK, entries, is_header
+from ckpt_tools.formats.tar import BLOCK, entries, is_header
 from ckpt_tools.formats.unpickled import load_buffer, pickle_of
 from ckpt_tools.pickles.machine import Evaluation, Truncated, evaluate
 from ckpt_tools.records import comparable, record

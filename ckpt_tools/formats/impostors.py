@@ -19,7 +19,7 @@ from typing import NamedTuple
 from ckpt_tools.errors import CorruptFile, NotACheckpoint, UnsupportedFeature
 from ckpt_tools.formats.archive import Archive
 from ckpt_tools.formats.base import HEAD_BYTES
-from ckpt_tools.formats.torch_tar import BLOCK, entries, is_header
+from ckpt_tools.formats.tar import BLOCK, entries, is_header
 from ckpt_tools.report import count
 from ckpt_tools.sources import MemorySource, Source
 

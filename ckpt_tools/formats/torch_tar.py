@@ -5,112 +5,31 @@ as int64 and the raw bytes, and at last a pickle of views: (key, key of the stor
 elements). ``tensors`` is a pickled count, and for each a pickle of (key, storage's key, class), the number of
 dimensions in 8 bytes of which 4 count, sizes, strides and the offset as int64. ``pickle`` refers to either by
 key. All numbers are little-endian (torch/serialization.py, ``legacy_load`` in ``_legacy_load``).
-
-Tar headers: POSIX ustar, with pax records for what does not fit (IEEE Std 1003.1, pax). Nothing is unpacked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from struct import Struct
-from typing import NamedTuple
 
 from ckpt_tools.checkpoint import Anomaly, Checkpoint, GlobalUse, Pickle, Refusal, Storage, TensorInfo
 from ckpt_tools.dtypes import BY_STORAGE
-from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded
+from ckpt_tools.errors import CkptError, CorruptFile
 from ckpt_tools.formats import torch_legacy
 from ckpt_tools.formats.base import HEAD_BYTES, Format
+from ckpt_tools.formats.tar import BLOCK, entries, is_header
 from ckpt_tools.formats.unpickled import describe, load_buffer, pickle_of, run_machine
 from ckpt_tools.pickles.machine import Evaluation, Truncated, evaluate
 from ckpt_tools.pickles.torch_objects import MAX_RANK, View, strided
 from ckpt_tools.pickles.values import Global, brief
 from ckpt_tools.sources import Source
 
-BLOCK = 512
-"""Everything in a tar archive begins at a multiple of this many bytes."""
-MAX_ENTRIES = 10_000
-"""The most entries an archive may have; torch wrote four."""
-_MAX_PAX = 1 << 20
+_MAX_ROW = 1 << 20
+"""The longest pickle of a row, in bytes."""
 
 _I32 = Struct("<i")
 _I64 = Struct("<q")
-_REGULAR = (b"0", b"\0", b"7")
-
-
-class Entry(NamedTuple):
-    """A file in a tar archive: *offset* and *size* of its bytes."""
-
-    name: str
-    offset: int
-    size: int
-    regular: bool
-
-
-def entries(source: Source) -> Iterator[Entry]:
-    """The entries in order, up to the first block that is no header, as Python's tarfile reads them."""
-    position = 0
-    renamed: dict[str, str] = {}
-    for _ in range(MAX_ENTRIES):
-        header = source.peek(position, BLOCK)
-        if not is_header(header):
-            return
-        kind = header[156:157]
-        size = _number(header[124:136])
-        assert size is not None  # is_header has looked
-        start = position + BLOCK
-        position = start + -(-size // BLOCK) * BLOCK
-        if kind in (b"x", b"g"):  # pax: records for the next header, or for all
-            records = _pax(source.peek(start, size)) if size <= _MAX_PAX else {}
-            renamed = records if kind == b"x" else renamed
-            continue
-        if kind == b"L":  # GNU: the next entry's name
-            renamed = {"path": _name(source.peek(start, min(size, _MAX_PAX)))}
-            continue
-        prefix = _name(header[345:500]) if header[257:263] == b"ustar\0" else ""
-        name = renamed.get("path") or (f"{prefix}/" if prefix else "") + _name(header[:100])
-        if renamed.get("size", "").isdecimal():
-            size = int(renamed["size"][:20])
-            position = start + -(-size // BLOCK) * BLOCK
-        renamed = {}
-        yield Entry(name.rstrip("/"), start, size, kind in _REGULAR)
-    raise LimitExceeded(f"a tar archive of more than {MAX_ENTRIES:,} entries", path=source.name)
-
-
-def is_header(block: bytes) -> bool:
-    """Whether *block* is a tar header: its checksum is right, and its size a number."""
-    if len(block) < BLOCK or not any(block[:100]) or _number(block[124:136]) is None:
-        return False
-    return _number(block[148:156]) == sum(block[:148]) + 8 * 32 + sum(block[156:512])
-
-
-def _name(field: bytes) -> str:
-    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
-
-
-def _number(field: bytes) -> int | None:
-    """Octal digits, or GNU's base 256 where the top bit is set; None where it is neither, or negative."""
-    if field[0] & 0x80:
-        return int.from_bytes(field[1:]) if field[0] == 0x80 else None
-    digits = field.partition(b"\0")[0].strip()
-    if not digits:
-        return 0
-    return int(digits, 8) if digits.isdigit() and not digits.strip(b"01234567") else None
-
-
-def _pax(data: bytes) -> dict[str, str]:
-    """The path and the size among the records, each of which is its length, a key and a value."""
-    found: dict[str, str] = {}
-    while data:
-        digits, space, _ = data[:20].partition(b" ")
-        if not space or not digits.isdigit() or int(digits) <= len(digits) + 1:
-            break
-        record, data = data[len(digits) + 1 : int(digits)], data[int(digits) :]
-        key, _, value = record.rstrip(b"\n").partition(b"=")
-        if key in (b"path", b"size"):
-            found[key.decode()] = value.decode("utf-8", "surrogateescape")
-    return found
 
 
 def detect(source: Source, head: bytes) -> bool:
@@ -252,7 +171,7 @@ class Tar:
                 evaluation = evaluate(data)
                 break
             except Truncated as error:
-                if len(data) < window or window >= _MAX_PAX:
+                if len(data) < window or window >= _MAX_ROW:
                     error.offset = position + (error.offset or 0)
                     raise
                 window *= 4

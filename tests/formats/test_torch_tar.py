@@ -18,8 +18,8 @@ from ckpt_tools.checkpoint import Checkpoint
 from ckpt_tools.contents import read_bytes
 from ckpt_tools.errors import CkptError, CorruptFile
 from ckpt_tools.formats import open_checkpoint
+from ckpt_tools.formats.tar import entries, is_header
 from ckpt_tools.formats.torch_legacy import MAGIC
-from ckpt_tools.formats.torch_tar import entries, is_header
 from ckpt_tools.sources import MemorySource
 from tests.formats.as_torch import assert_only_ckpt_errors, assert_same_tensors, by_name, dense_bytes
 

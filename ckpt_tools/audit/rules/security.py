@@ -14,7 +14,7 @@ from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.checkpoint import Checkpoint, Pickle
 from ckpt_tools.errors import CkptError, CorruptFile
-from ckpt_tools.formats import torch_tar
+from ckpt_tools.formats import tar
 from ckpt_tools.formats.archive import Archive, Member
 from ckpt_tools.formats.json_text import JSON_LIMIT
 from ckpt_tools.pickles.weights_only import SINCE
@@ -611,11 +611,11 @@ def climbing_path(subject: Subject) -> Iterator[Finding]:
             if _climbs(name):
                 yield subject.finding(f"the archive has a member {name!r:.200}", member=name)
         yield from _links(subject, archive)
-    elif torch_tar.is_header(source.peek(0, torch_tar.BLOCK)):
-        for entry in torch_tar.entries(source):
+    elif tar.is_header(source.peek(0, tar.BLOCK)):
+        for entry in tar.entries(source):
             if _climbs(entry.name):
                 yield subject.finding(f"the archive has a member {entry.name!r:.200}", member=entry.name)
-            header = source.peek(entry.offset - torch_tar.BLOCK, torch_tar.BLOCK)
+            header = source.peek(entry.offset - tar.BLOCK, tar.BLOCK)
             if header[156:157] in (b"1", b"2"):
                 target = header[157:257].partition(b"\0")[0].decode("utf-8", "replace")
                 yield subject.finding(f"the archive has a link to {target!r:.200}", member=entry.name)

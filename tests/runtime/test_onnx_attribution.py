@@ -1,7 +1,6 @@
 """Whose fault a difference is: the export's, the optimizer's of onnxruntime, or the provider's."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +10,9 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from ckpt_tools.runtime.onnx import bisect, stages  # noqa: E402
+from ckpt_tools.runtime.onnx import attribution, bisect, environment, outputs, placement, stages  # noqa: E402
 from ckpt_tools.runtime.onnx.compare import Tolerance  # noqa: E402
-from ckpt_tools.runtime.onnx.sessions import LEVELS, Placement, Refused, Session, Target, open_session  # noqa: E402
-from ckpt_tools.serving.job import Job  # noqa: E402
+from ckpt_tools.runtime.onnx.sessions import LEVELS, Refused, Session, Target, open_session  # noqa: E402
 from tests.runtime.onnx_models import done, saved  # noqa: E402
 
 
@@ -37,10 +35,10 @@ def stand_in(model: Any, where: Target, **options: Any) -> Any:
 
 
 def test_a_difference_of_the_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages.environment, "faults", lambda provider: [])
+    monkeypatch.setattr(environment, "faults", lambda provider: [])
     monkeypatch.setattr(stages, "target", lambda provider, options, *, tf32: Target(provider))
-    monkeypatch.setattr(stages, "open_session", stand_in)
-    monkeypatch.setattr(bisect, "open_session", stand_in)
+    for module in (outputs, placement, bisect):
+        monkeypatch.setattr(module, "open_session", stand_in)
     options: dict[str, Any] = {"inputs": ["2,3,8,8"], "provider": "webgpu", "bisect": True, "seeds": 1}
     found = done(saved(tmp_path), "Net", tmp_path / "net.onnx", **options)
     assert found.reason == "numbers"
@@ -57,44 +55,13 @@ def test_a_difference_of_the_optimizer(tmp_path: Path, monkeypatch: pytest.Monke
         session = open_session(model, where, level=level)
         return Off(session, where) if level == LEVELS[-1] else session
 
-    monkeypatch.setattr(stages, "open_session", optimizing)
+    for module in (outputs, attribution):
+        monkeypatch.setattr(module, "open_session", optimizing)
     found = done(saved(tmp_path), "Net", tmp_path / "net.onnx", inputs=["2,3,8,8"], seeds=1)
     (problem,) = [p for p in found.problems if p.code == "export-differs"]
     assert problem.message.endswith(
         "With ORT_ENABLE_EXTENDED the numbers are torch's: onnxruntime's optimizer changes them, not the export"
     )
-
-
-def misplaced(found: Placement, **options: Any) -> list[tuple[str, str, str]]:
-    job = Job("x.pt", "net.py:Net", "x.onnx", provider="cuda", **options)
-    state: Any = SimpleNamespace(job=job)
-    return [(problem.code, problem.severity, problem.message) for problem in stages._misplaced(state, found)]
-
-
-def test_nodes_that_compute_sizes_may_be_allowed_on_the_cpu() -> None:
-    cuda = "CUDAExecutionProvider"
-    sizes = [("shape", "Shape"), ("gather", "Gather")]
-    found = Placement(cuda, {cuda: 10, "CPUExecutionProvider": 2}, sizes, sizes, 2, {cuda: 12})
-    assert misplaced(found) == [
-        (
-            "cpu-nodes",
-            "error",
-            f"2 nodes of 12 did not run on {cuda}: Shape shape, Gather gather; all of them compute sizes, which "
-            "--allow-cpu-shape-ops allows",
-        ),
-        ("memcpy", "warning", "2 Memcpy nodes move values between the device and the CPU within a run"),
-    ]
-    assert [found[:2] for found in misplaced(found, allow_cpu_shape_ops=True)] == [("memcpy", "note")]
-    other = Placement(cuda, {cuda: 10, "CPUExecutionProvider": 3}, [*sizes, ("det", "Det")], sizes, 0, {cuda: 13})
-    text = f"1 node of 13 did not run on {cuda}: Det det"
-    assert misplaced(other, allow_cpu_shape_ops=True) == [("cpu-nodes", "error", text)]
-
-
-def test_a_profile_without_the_device_and_one_that_contradicts_the_assignment() -> None:
-    cuda = "CUDAExecutionProvider"
-    assert ("cpu-nodes", "error", f"no node ran on {cuda}") in misplaced(Placement(cuda, {}, [], [], 0, {}))
-    (problem,) = misplaced(Placement(cuda, {cuda: 3}, [], [], 0, {cuda: 1, "CPUExecutionProvider": 2}))
-    assert problem[0] == "assignment-differs"
 
 
 def test_bisect_finds_nothing_where_nothing_differs(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sessions that never fall back, and the proof of where nodes run; the fallbacks are acted out by a stand-in."""
+"""Sessions that never fall back; the fallbacks are acted out by a stand-in."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from ckpt_tools.runtime.onnx import environment  # noqa: E402
-from ckpt_tools.runtime.onnx.sessions import Refused, Session, Target, open_session, placement, register  # noqa: E402
+from ckpt_tools.runtime.onnx.sessions import Refused, Session, Target, open_session, register  # noqa: E402
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
@@ -183,32 +183,6 @@ def test_webgpu_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert codes("webgpu", Runtime()) == [("provider-not-available", "error")]
     versions(monkeypatch, onnxruntime="1.20", onnxruntime_ep_webgpu="0.4")
     assert codes("webgpu", Runtime()) == [("runtime-too-old", "error")]
-
-
-# --- placement
-
-
-def event(name: str, operator: str, provider: str, *outputs: Any) -> dict[str, Any]:
-    about = {"op_name": operator, "provider": provider, "output_type_shape": list(outputs)}
-    return {"cat": "Node", "name": f"{name}_kernel_time", "args": about}
-
-
-def test_placement_counts_nodes_once_copies_apart_and_knows_sizes() -> None:
-    events = [
-        event("conv", "Conv", CUDA, {"float": [1, 8, 8, 8]}),
-        event("conv", "Conv", CUDA, {"float": [1, 8, 8, 8]}),  # a second run, or a loop
-        event("shape", "Shape", CPU, {"int64": [4]}),
-        event("gather", "Gather", CPU, {"int64": []}),
-        event("where", "NonZero", CPU, {"int64": [1, 500]}),
-        event("copy", "MemcpyToHost", CUDA, {"float": [1]}),
-        {"cat": "Session", "name": "model_run", "args": {}},
-        {"cat": "Node", "name": "conv_fence_before", "args": {"op_name": "Conv"}},
-    ]
-    found = placement(events, [SimpleNamespace(ep_name=CUDA, get_nodes=lambda: [1])], CUDA)
-    assert (found.nodes, found.total, found.copies) == ({CUDA: 1, CPU: 3}, 4, 1)
-    assert found.on_cpu == [("shape", "Shape"), ("gather", "Gather"), ("where", "NonZero")]
-    assert found.shape_only == [("shape", "Shape"), ("gather", "Gather")]
-    assert found.assigned == {CUDA: 1}
 
 
 def test_values_of_every_type_go_through_onnxruntime(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ def checks(job: Job, before: Callable[[str], object] = lambda name: None) -> Ite
     has passed. Raises `CkptError` for what is wrong with the question.
     """
     environment.require(exporting=job.write)
-    from ckpt_tools.runtime.onnx.stages import FUNCTIONS, put_in_place
+    from ckpt_tools.runtime.onnx.export import put_in_place
+    from ckpt_tools.runtime.onnx.stages import FUNCTIONS
     from ckpt_tools.runtime.onnx.state import State
     from ckpt_tools.runtime.verify.subject import Stop, Subject
     from ckpt_tools.verification.job import Job as Verification

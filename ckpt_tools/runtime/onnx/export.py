@@ -1,7 +1,8 @@
-"""``torch.onnx.export``, and the file that it makes: without paths of this machine, with where it comes from."""
+"""The check ``exports``: ``torch.onnx.export``, and its file, without paths of this machine, with where it is from."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import textwrap
@@ -13,9 +14,16 @@ import onnx
 import torch
 from torch import nn
 
-from ckpt_tools.report import count
-from ckpt_tools.runtime.onnx.file import DIGEST, SMALL, Model, digest, read
-from ckpt_tools.runtime.onnx.inputs import Argument, placed, traced
+from ckpt_tools.analysis.digest import digest
+from ckpt_tools.errors import CkptError
+from ckpt_tools.report import count, listed, size
+from ckpt_tools.runtime.onnx.file import DIGEST, SMALL, Model, digest_of_files, read
+from ckpt_tools.runtime.onnx.inputs import Argument, arguments, cases, placed, traced
+from ckpt_tools.runtime.onnx.state import State
+from ckpt_tools.runtime.onnx.sweep import reference, untouched
+from ckpt_tools.runtime.onnx.weights import state_digest
+from ckpt_tools.runtime.verify.subject import Stop
+from ckpt_tools.verification.results import Check, Problem
 
 INLINE = 256 << 20
 """Bytes of weights that stay in the model itself with ``--external-data auto``."""
@@ -25,6 +33,52 @@ STACK_TRACE = "pkg.torch.onnx.stack_trace"
 
 class ExportFailed(Exception):
     """The exporter gave up; the text says why, in a sentence."""
+
+
+def exports(state: State) -> Check:
+    """The export, in eval mode; the model must be the same afterwards."""
+    job = state.job
+    wanted, model = state.models()
+    if not job.write:
+        state.onnx = job.onnx
+        raise Stop("not asked to: the file exists")
+    if not job.inputs:
+        raise CkptError("there is no input to export with", remedy="--input gives its sizes, such as 1,3,224,224")
+    state.made = arguments(job.inputs, job.dynamic, job.ranges, job.input_names, model)
+    example = next(iter(cases(state.made, 1))).tensors
+    try:
+        with untouched(wanted) as writes:
+            paths = list(reference(wanted, state.made, example))
+    except Exception as error:
+        remedy = "--input gives complete sizes, batch included: 1,3,224,224"
+        text = f"torch does not take the input: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return Check("exports", "the forward pass fails", [Problem("forward-fails", "error", text, remedy)])
+    state.outputs = list(job.output_names) or output_names(paths)
+    before = state_digest(model)
+    try:
+        with untouched(model):
+            made = export(model, state.made, state.outputs, opset=job.opset, keep_stack_traces=job.keep_stack_traces)
+        changed = state_digest(model) != before
+        path = os.path.join(state.folder, os.path.basename(os.path.realpath(job.onnx)))
+        assert state.subject.state_dict is not None
+        about = provenance(job.path, digest(state.subject.state_dict.tensors).sha256, wanted, job.dtype)
+        written = save(made, path, job.external_data, about)
+    except ExportFailed as error:
+        remedy = "torch's page on torch.export tells what a model may not do; an axis in --dynamic may be the cause"
+        return Check("exports", "it failed", [Problem("export-failed", "error", str(error), remedy)])
+    state.onnx = path
+    problems = []
+    if changed:
+        text = "exporting changed the model: a parameter is another than before, and the file is of either"
+        problems.append(Problem("model-changed", "error", text, "Something in forward writes to the module"))
+    if writes:
+        text = f"forward writes to {listed(writes, 3)}: the file has no memory, each run begins with the checkpoint's"
+        problems.append(Problem("stateful", "warning", text))
+    files = [path, *written.data_files()]
+    total = size(sum(os.path.getsize(file) for file in files))
+    facts: dict[str, Any] = {"nodes": len(written.proto.graph.node), "files": [os.path.basename(f) for f in files]}
+    message = f"{described(written)}, {total} in {count(len(files), 'file')}"
+    return Check("exports", message, problems, facts)
 
 
 def export(
@@ -123,7 +177,7 @@ def save(model: Any, path: str, external_data: str, provenance: Mapping[str, str
     written = read(path)
     about = dict(provenance)
     if files := written.data_files():
-        about[DIGEST] = digest(files)
+        about[DIGEST] = digest_of_files(files)
     for key, value in about.items():
         entry = written.proto.metadata_props.add()
         entry.key, entry.value = key, value
@@ -164,3 +218,24 @@ def provenance(path: str, checkpoint_digest: str, model: nn.Module, dtype: str |
 def described(model: Model) -> str:
     """``49 nodes, opset 20``."""
     return f"{count(len(model.proto.graph.node), 'node')}, opset {model.opset}"
+
+
+def put_in_place(state: State) -> None:
+    """Give the file and its data their names. What had them goes first: never does a model meet the other's data."""
+    goal = os.path.realpath(state.job.onnx)
+    folder = os.path.dirname(goal)
+    data = f"{goal}.data"
+    left = False
+    with contextlib.suppress(CkptError):  # what is replaced need not be a model
+        left = data in read(goal).data_files()
+    try:
+        if os.path.lexists(goal):
+            os.unlink(goal)
+        if left and os.path.lexists(data):
+            os.unlink(data)
+        for path in state.model().data_files():
+            os.replace(path, os.path.join(folder, os.path.basename(path)))
+        os.replace(state.onnx, goal)
+    except OSError as error:
+        raise CkptError(f"cannot be written: {error.strerror}", path=state.job.onnx) from None
+    state.onnx = goal

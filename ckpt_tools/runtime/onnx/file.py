@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import onnx
@@ -121,7 +121,7 @@ def damage(model: Model) -> Iterator[Problem]:
     for tensor, info in model.external():
         path = os.path.join(folder, info.location)
         have = lengths[path]
-        needed = math.prod(tensor.dims) * _bits(tensor.data_type) // 8
+        needed = math.prod(tensor.dims) * bits_of(tensor.data_type) // 8
         start, length = info.offset or 0, info.length if info.length is not None else needed
         if have is not None and (start + length > have or length < needed):
             short.setdefault(info.location, []).append(tensor.name)
@@ -149,7 +149,8 @@ def _is_outside(location: str) -> bool:
     return False
 
 
-def _bits(data_type: int) -> int:
+def bits_of(data_type: int) -> int:
+    """Bits of one element of ONNX's type of that number; 0 where there is none."""
     try:
         return int(helper.tensor_dtype_to_np_dtype(data_type).itemsize) * 8
     except (KeyError, TypeError, ValueError):
@@ -159,7 +160,7 @@ def _bits(data_type: int) -> int:
 def _other_data(model: Model) -> Problem | None:
     wanted = model.metadata.get(DIGEST)
     files = model.data_files()
-    if wanted is None or not files or digest(files) == wanted:
+    if wanted is None or not files or digest_of_files(files) == wanted:
         return None
     return Problem(
         "external-data-differs",
@@ -170,7 +171,7 @@ def _other_data(model: Model) -> Problem | None:
     )
 
 
-def digest(paths: Sequence[str]) -> str:
+def digest_of_files(paths: Sequence[str]) -> str:
     """The SHA-256 of the bytes of *paths*, one after the other."""
     found = hashlib.sha256()
     for path in paths:
@@ -215,69 +216,3 @@ def in_training(model: Model) -> Iterator[Problem]:
             f"it was exported in training mode: {which} {what}",
             "Export it in eval mode, as ckpt export does; in forward, functional.dropout needs training=self.training",
         )
-
-
-# --- what was asked
-
-
-def not_as_asked(
-    model: Model,
-    *,
-    opset: int | None,
-    dynamic: Mapping[str, Mapping[int, str]],
-    dtype: str | None,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    external: bool | None,
-) -> Iterator[Problem]:
-    """Where the file is not what *opset*, *dynamic* axes, *dtype*, names and *external* data were to be."""
-    if opset is not None and model.opset != opset:
-        yield Problem(
-            "opset-not-reached",
-            "error",
-            f"opset {opset} was asked for, the exporter made opset {model.opset}",
-            f"Without --opset it makes what it can; or ask for {model.opset}",
-        )
-    yield from _axes(model, dynamic)
-    if dtype is not None:
-        wrong = [t.name for t in model.proto.graph.initializer if _is_wide(t, dtype)]
-        if wrong:
-            message = f"{dtype} was asked for, but {count(len(wrong), 'initializer')} ({listed(wrong, 3)}) are wider"
-            yield Problem("dtype-not-reached", "error", message)
-        wide = [str(p) for p in (*model.inputs, *model.outputs) if p.dtype in {"float32", "float64"}]
-        if wide:
-            yield Problem("dtype-not-reached", "warning", f"{dtype} was asked for, but {listed(wide, 3)} is not")
-    for what, asked, ports in (("inputs", inputs, model.inputs), ("outputs", outputs, model.outputs)):
-        names = [port.name for port in ports]
-        if asked and names != list(asked):
-            yield Problem(
-                f"other-{what}", "error", f"the {what} are {listed(names) or 'none'}, where {listed(asked)} was wanted"
-            )
-    beside = bool(model.data_files())
-    large = any(math.prod(t.dims) * _bits(t.data_type) // 8 >= SMALL for t in model.proto.graph.initializer)
-    if external is not None and external != beside and (large or beside):
-        have = "in a file beside the model" if not external else "in the model itself"
-        yield Problem("external-data-not-as-asked", "error", f"the weights are {have}, which was not asked for")
-
-
-def _axes(model: Model, dynamic: Mapping[str, Mapping[int, str]]) -> Iterator[Problem]:
-    ports = {port.name: port for port in model.inputs}
-    for name, axes in dynamic.items():
-        port = ports.get(name)
-        if port is None or port.axes is None:
-            continue
-        for axis, dim in axes.items():
-            found = port.axes[axis]
-            if isinstance(found, int):
-                yield Problem(
-                    "axis-not-dynamic",
-                    "error",
-                    f"axis {axis} of {name} was to be dynamic ({dim}), but the exporter made it {found} for good: "
-                    "something in forward depends on that size, such as a Python loop over it or int(x.shape[0])",
-                    "Write it with tensor operations; a loop over the batch is a batched operator",
-                )
-
-
-def _is_wide(tensor: Any, dtype: str) -> bool:
-    """Whether it is a weight, not a constant, of a type that is wider than *dtype*."""
-    return dtype_name(tensor.data_type) in {"float32", "float64"} and math.prod(tensor.dims) > 1

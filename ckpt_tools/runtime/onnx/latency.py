@@ -1,4 +1,4 @@
-"""How long a run takes: the first, and those after it, with and without the copies of the inputs."""
+"""The check ``latency``: the first run and those after it, with and without copies of the inputs, beside torch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,47 @@ import torch
 from torch import Tensor, nn
 
 from ckpt_tools.records import record
-from ckpt_tools.runtime.onnx.inputs import Argument, call
-from ckpt_tools.runtime.onnx.sessions import Session, Target, open_session, ort_value
+from ckpt_tools.report import size
+from ckpt_tools.runtime.onnx.inputs import Argument, call, cases
+from ckpt_tools.runtime.onnx.sessions import Refused, Session, Target, open_session, ort_value
+from ckpt_tools.runtime.onnx.state import State
+from ckpt_tools.runtime.verify.subject import Stop
+from ckpt_tools.verification.results import Check
 
 BUDGET = 5.0
 """Seconds that the runs of one kind may take together, once three have been made."""
 
 RUNS = 50
+
+
+def latency(state: State) -> Check:
+    """How long the first run takes and those after it, beside torch."""
+    if not state.job.latency:
+        raise Stop("not asked for: --latency measures it")
+    state.model()
+    assert state.target is not None
+    _, model = state.models()
+    tensors = next(iter(cases(state.made, 1))).tensors
+    try:
+        found, memory = onnx_times(state.onnx, state.target, tensors)
+    except Refused as error:
+        raise Stop(str(error)) from None
+    found["torch eager"] = torch_times(model, state.made, tensors, state.target)
+    facts: dict[str, Any] = {name: times.as_json() for name, times in found.items()}
+    facts["device_bytes"] = memory
+    own, eager = found["with copies"], found["torch eager"]
+    bound = found["without copies"]
+    message = (
+        f"onnxruntime {_ms(own.p50)} (p95 {_ms(own.p95)}; {_ms(bound.p50)} without copying inputs; the first, with its "
+        f"start, {_ms(own.cold)}), torch eager {_ms(eager.p50)} (p95 {_ms(eager.p95)})"
+    )
+    if memory is not None:
+        message += f", {size(memory)} of the device"
+    return Check("latency", message, facts=facts)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms"
 
 
 @record

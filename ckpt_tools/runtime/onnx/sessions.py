@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import field
 from typing import Any
 
@@ -281,67 +281,3 @@ def torch_tensor(value: Any) -> Tensor:
         found = torch.frombuffer(bits, dtype=torch.bfloat16) if count else torch.empty(0, dtype=torch.bfloat16)
         return found.reshape(value.shape()).clone()
     return torch.from_numpy(numpy.array(value.numpy(), copy=True))
-
-
-# --- placement
-
-
-@record
-class Placement:
-    """Where the nodes of a real run were: names by provider, and those on the CPU with their operator.
-
-    *copies* are Memcpy nodes between devices. *assigned* is how many nodes onnxruntime said it would give each
-    provider. *shape_only* of the CPU's nodes compute sizes: small integers, nothing of the data.
-    """
-
-    device: str
-    nodes: Mapping[str, int]
-    on_cpu: Sequence[tuple[str, str]]
-    shape_only: Sequence[tuple[str, str]]
-    copies: int
-    assigned: Mapping[str, int]
-
-    @property
-    def total(self) -> int:
-        """All nodes that ran, copies aside."""
-        return sum(self.nodes.values())
-
-
-def placement(events: Sequence[Mapping[str, Any]], assignment: Sequence[Any] | None, device: str) -> Placement:
-    """What a profile of onnxruntime and its own account of the assignment say about where nodes run."""
-    ran: dict[str, tuple[str, str]] = {}
-    shapes: dict[str, bool] = {}
-    copies: set[str] = set()
-    for event in events:
-        name = str(event.get("name", ""))
-        about = event.get("args") or {}
-        if event.get("cat") != "Node" or not name.endswith("_kernel_time"):
-            continue
-        node, operator = name.removesuffix("_kernel_time"), str(about.get("op_name", ""))
-        if operator.startswith("Memcpy"):
-            copies.add(node)
-            continue
-        ran[node] = (str(about.get("provider", "")), operator)
-        shapes[node] = shapes.get(node, True) and _computes_sizes(about.get("output_type_shape") or [])
-    counts: dict[str, int] = {}
-    for provider, _ in ran.values():
-        counts[provider] = counts.get(provider, 0) + 1
-    on_cpu = [(node, operator) for node, (provider, operator) in ran.items() if provider != device]
-    assigned: dict[str, int] = {}
-    for group in assignment or ():
-        assigned[group.ep_name] = assigned.get(group.ep_name, 0) + len(group.get_nodes())
-    return Placement(device, counts, on_cpu, [(node, op) for node, op in on_cpu if shapes[node]], len(copies), assigned)
-
-
-def _computes_sizes(outputs: Sequence[Mapping[str, Sequence[int]]]) -> bool:
-    """Whether everything that comes out is a handful of integers, as sizes are."""
-    found = False
-    for output in outputs:
-        for kind, sizes in output.items():
-            elements = 1
-            for axis in sizes:
-                elements *= axis
-            found = True
-            if kind not in ("int64", "int32", "bool") or len(sizes) > 1 or elements > 64:
-                return False
-    return found

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from ckpt_tools.runtime.onnx.compare import Tolerance, tolerance
 from ckpt_tools.runtime.onnx.file import Model
 from ckpt_tools.runtime.onnx.inputs import Argument
 from ckpt_tools.runtime.onnx.sessions import Target
@@ -49,3 +50,14 @@ class State:
         if self.file is None:
             raise Stop("there is no file that can be run")
         return self.file
+
+    def tolerance(self, provider: str) -> Tolerance:
+        """How far apart values may be that *provider* computes: as was asked, or as types and device have it."""
+        job = self.job
+        kinds = [port.dtype for port in self.model().inputs + self.model().outputs]
+        narrow = job.dtype or next((kind for kind in ("bfloat16", "float16") if kind in kinds), "float32")
+        found = tolerance(narrow, "cpu" if provider == "cpu" else "gpu", tf32=job.tf32)
+        return Tolerance(
+            found.absolute if job.absolute is None else job.absolute,
+            found.relative if job.relative is None else job.relative,
+        )

@@ -18,8 +18,9 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from ckpt_tools.checkpoint import Checkpoint
 from ckpt_tools.errors import CkptError, MissingDependency
@@ -102,10 +103,7 @@ def _is_file(place: str) -> bool:
 
 
 def _torchvision(name: str, kwargs: dict[str, object]) -> tuple[object, dict[str, object]]:
-    try:
-        from torchvision import models
-    except ImportError:
-        raise MissingDependency("torchvision", "torch", "a model of torchvision") from None
+    models = _torchvision_models()
     try:
         builder = models.get_model_builder(name)
     except ValueError:
@@ -115,6 +113,32 @@ def _torchvision(name: str, kwargs: dict[str, object]) -> tuple[object, dict[str
         if option in accepted:
             kwargs.setdefault(option, None)
     return builder, kwargs
+
+
+def _torchvision_models() -> Any:
+    """``torchvision.models``, imported without torch's compiler where that is still to come.
+
+    torchvision/ops/roi_align.py takes one function from the compiler at import, which is most of what importing
+    torchvision takes. It stands in for itself here, and comes when it is called.
+    """
+    package, name = "torch._dynamo", "torch._dynamo.utils"
+    if package not in sys.modules:
+        later: Any = ModuleType(name)
+        later.is_compile_supported = lambda device: importlib.import_module(name).is_compile_supported(device)
+        sys.modules |= {package: ModuleType(package), name: later}
+        try:
+            from torchvision import models
+        except (ImportError, AttributeError):  # there is no torchvision, or one that takes more: again, with all
+            pass
+        else:
+            return models
+        finally:
+            del sys.modules[package], sys.modules[name]
+    try:
+        from torchvision import models
+    except ImportError:
+        raise MissingDependency("torchvision", "torch", "a model of torchvision") from None
+    return models
 
 
 def _timm(name: str, kwargs: dict[str, object]) -> tuple[object, dict[str, object]]:
@@ -271,9 +295,29 @@ def _empty_parameters() -> Iterator[None]:
 
     handle = register_module_parameter_registration_hook(empty)
     try:
-        yield
+        with _Undrawn():
+            yield
     finally:
         handle.remove()
+
+
+class _Undrawn(TorchFunctionMode):  # type: ignore[misc]
+    """Drawing values into what has no data does nothing; torch would bring in its compiler to do as much."""
+
+    def __torch_function__(
+        self, function: Any, types: object, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")
+        if function in _DRAWS and isinstance(target, Tensor) and target.is_meta:
+            return target
+        return function(*args, **kwargs)
+
+
+_DRAWS = {
+    Tensor.normal_, Tensor.uniform_, Tensor.bernoulli_, Tensor.exponential_, Tensor.geometric_, Tensor.log_normal_,
+    Tensor.cauchy_, Tensor.random_, nn.init.normal_,
+}  # fmt: skip
 
 
 # --- the surroundings

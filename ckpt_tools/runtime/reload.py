@@ -221,7 +221,7 @@ def _start_statistics(model: nn.Module) -> None:
             for name, value in _INITIAL_STATISTICS.items():
                 buffer = module._buffers.get(name)
                 if buffer is not None and buffer.is_meta:
-                    module._buffers[name] = torch.full_like(buffer, value, device="cpu")
+                    module._buffers[name] = torch.full(buffer.shape, value, dtype=buffer.dtype)
 
 
 def _blank(tensor: TensorInfo) -> Tensor:

@@ -44,4 +44,9 @@ def empty_like(parameter: nn.Parameter) -> nn.Parameter:
     """The same parameter on the meta device."""
     if nn.parameter.is_lazy(parameter):
         return type(parameter)(requires_grad=parameter.requires_grad, device="meta", dtype=parameter.dtype)
-    return nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
+    if parameter.is_meta and parameter.layout == torch.strided:
+        # empty_like of what is there already would bring in sympy
+        made = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device="meta")
+    else:
+        made = torch.empty_like(parameter, device="meta")
+    return nn.Parameter(made, requires_grad=parameter.requires_grad)

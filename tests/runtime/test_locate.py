@@ -3,7 +3,9 @@
 import os
 import random
 import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -238,6 +240,46 @@ def test_torchvision_backbones_come_without_weights():
     pytest.importorskip("torchvision")
     assert type(locate("torchvision:lraspp_mobilenet_v3_large")).__name__ == "LRASPP"
     assert type(locate("torchvision:ssdlite320_mobilenet_v3_large")).__name__ == "SSD"
+
+
+LIGHT = """
+import sys
+from ckpt_tools.runtime.verify import checks
+from ckpt_tools.verification.job import Job
+
+found = list(checks(Job(sys.argv[1], "torchvision:resnet18", inputs=["3,32,32"])))
+assert [c.verdict for c in found] == [*["passed"] * 3, "warning", *["passed"] * 3, "skipped"], found
+print([name for name in ("torch._dynamo", "torch._dynamo.utils", "sympy") if name in sys.modules])
+from torchvision.ops import roi_align
+print(sys.modules[roi_align.__module__].is_compile_supported("meta"), hasattr(sys.modules["torch._dynamo"], "optimize"))
+"""
+
+
+def alone(code, *arguments, cwd=None):
+    """What *code* prints in a Python of its own."""
+    path = os.pathsep.join([str(cwd or ""), str(Path(__file__).resolve().parents[2])])
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=True, capture_output=True, text=True)
+
+
+def test_the_compiler_of_torch_is_not_imported_for_a_model_of_torchvision(tmp_path):
+    models = pytest.importorskip("torchvision").models
+    torch.save(models.resnet18().state_dict(), tmp_path / "resnet.pt")
+    # but comes where torchvision calls it
+    assert alone(LIGHT, tmp_path / "resnet.pt").stdout == "[]\nFalse True\n"
+
+
+def test_a_torchvision_that_takes_more_of_the_compiler_gets_it(tmp_path):
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "models.py").write_text(
+        "import torch._dynamo.utils\nfrom torch import nn\ncounted = torch._dynamo.utils.counters\n"
+        "def list_models(): return ['one']\n"
+        "def get_model_builder(name): return lambda: nn.Linear(2, 3)\n"
+    )
+    code = "from ckpt_tools.runtime.locate import locate; print(locate('torchvision:one').out_features)"
+    assert alone(code, cwd=tmp_path).stdout == "3\n"
 
 
 def test_timm_by_name():

@@ -5,20 +5,31 @@ This is where numpy is imported, and only when bytes are asked for that do not a
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tools.checkpoint import Storage, TensorInfo
 from ckpt_tools.dtypes import BY_NAME, DType
 from ckpt_tools.errors import CorruptFile, LimitExceeded, UnsupportedFeature
-from ckpt_tools.sources import CHUNK, MemorySource
+from ckpt_tools.sources import CHUNK, MemorySource, Source
 
 if TYPE_CHECKING:
     import numpy
 
 GATHER_BYTES = 16 << 20
-"""The most storage bytes held at once to gather a tensor whose elements lie scattered."""
+"""The most that is gathered at once of a tensor whose elements lie scattered: what lies near is read for each again."""
+
+WINDOW_BYTES = 1 << 20
+"""The most that is read at once for that."""
+
+GAP_BYTES = 16 << 10
+"""What lies between two runs of elements is read along up to here: that takes no longer than to ask for each run."""
+
+HELD_BYTES = 256 << 20
+"""The most that is held of what cannot be read here and there without beginning anew, such as a deflated file."""
 
 EXPANDED_BYTES = 1 << 30
 """The longest tensor that `read_bytes` makes of a shorter storage."""
@@ -114,9 +125,11 @@ def chunks(tensor: TensorInfo, size: int = CHUNK) -> Iterator[bytes]:
     if tensor.contiguous and not swap_width(tensor) and not _bits(tensor):
         start = storage.offset + tensor.storage_offset * itemsize
         yield from storage.source.chunks(start, tensor.nbytes, size)
-    else:
-        for block in _blocks(tensor, max(size // itemsize, 1)):
-            yield _gather(tensor, block)
+        return
+    step = max(size // itemsize, 1) * itemsize
+    for gathered in _gathered(tensor, step):
+        for start in range(0, len(gathered), step):
+            yield _resolved(gathered[start : start + step], tensor)
 
 
 def read_bytes(tensor: TensorInfo) -> bytes:
@@ -196,37 +209,97 @@ def _blocks(tensor: TensorInfo, limit: int) -> Iterator[tuple[int, tuple[int, ..
         yield offset, (min(step, shape[0]), *shape[1:]), stride
 
 
-def _gather(tensor: TensorInfo, block: tuple[int, tuple[int, ...], tuple[int, ...]]) -> bytes:
-    """The dense bytes of one block."""
+def _gathered(tensor: TensorInfo, step: int) -> Iterator[numpy.ndarray[Any, Any]]:
+    """The elements in row-major order, as the file has them, in flat arrays of bytes, each good until the next.
+
+    An array has *step* bytes at most, or `GATHER_BYTES` where elements lie far apart: what lies near them is read anew
+    for each.
+    """
     import numpy
 
     storage = tensor.storage
     assert storage is not None
-    offset, shape, stride = block
     itemsize = tensor.dtype.itemsize
-    span = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-    located = storage.source.locate(storage.offset)
-    if span * itemsize > GATHER_BYTES and located is not None:
-        # far apart: let the page cache, not us, hold what lies between
-        path, start = located
-        raw: Any = numpy.memmap(path, numpy.uint8, "r", start + offset * itemsize, (span * itemsize,))
-    else:
-        raw = numpy.frombuffer(storage.read(offset * itemsize, span * itemsize), numpy.uint8)
-    # numpy has fewer dimensions than torch, of which those of size 1 can go
-    axes = [(size, step * itemsize) for size, step in zip(shape, stride, strict=True) if size != 1]
-    items = numpy.lib.stride_tricks.as_strided(
-        raw, (*(size for size, _ in axes), itemsize), (*(step for _, step in axes), 1), writeable=False
-    )
-    dense = numpy.ascontiguousarray(items)
+    low, high = (storage.offset + element * itemsize for element in tensor.extent)
+    source, shift = storage.source, storage.offset
+    block_bytes = step
+    if high - low > GATHER_BYTES:
+        block_bytes = max(GATHER_BYTES, step)
+        if high - low <= HELD_BYTES and source.locate(low) is None:
+            source, shift = MemorySource(source.read(low, high - low), source.name), storage.offset - low
+    room = numpy.empty(min(block_bytes, tensor.nbytes), numpy.uint8)
+    for offset, shape, stride in _blocks(tensor, block_bytes // itemsize):
+        # numpy has fewer dimensions than torch, of which those of size 1 can go
+        axes = [(size, by * itemsize) for size, by in zip(shape, stride, strict=True) if size != 1]
+        dense = room[: math.prod(shape) * itemsize]
+        sizes = (*(size for size, _ in axes), itemsize)
+        _fill(dense.reshape(sizes), source, shift + offset * itemsize, [by for _, by in axes])
+        yield dense
+
+
+def _fill(dense: numpy.ndarray[Any, Any], source: Source, start: int, steps: list[int]) -> None:
+    """Fill *dense*, the last axis of which is an element's bytes, with those that lie at *start* and by *steps*.
+
+    `WINDOW_BYTES` at most are held of what is read for it.
+    """
+    import numpy
+
+    itemsize = dense.shape[-1]
+    order = sorted(range(len(steps)), key=lambda axis: -steps[axis])
+    pending = [(start, dense)]
+    while pending:
+        at, part = pending.pop()
+        sizes = part.shape
+        # what a run of the axes that lie close together spans, and the axes along which runs lie far apart
+        span = itemsize + sum((sizes[axis] - 1) * steps[axis] for axis in order)
+        far: list[int] = []
+        for axis in order:
+            rest = span - (sizes[axis] - 1) * steps[axis]
+            if sizes[axis] > 1 and steps[axis] - rest <= GAP_BYTES:
+                break
+            far.append(axis)
+            span = rest
+        runs = math.prod(sizes[axis] for axis in far)
+        if runs * span > max(WINDOW_BYTES, itemsize):
+            cut = next(axis for axis in order if sizes[axis] > 1)
+            if cut in far:
+                some = WINDOW_BYTES * sizes[cut] // (runs * span)
+            else:
+                some = (WINDOW_BYTES - span + (sizes[cut] - 1) * steps[cut]) // steps[cut] + 1
+            some = min(max(some, 1), sizes[cut] - 1)
+            index: list[Any] = [slice(None)] * len(sizes)
+            for first, last in ((some, sizes[cut]), (0, some)):
+                index[cut] = slice(first, last)
+                pending.append((at + first * steps[cut], part[tuple(index)]))
+            continue
+        laid = list(steps)
+        by = runs * span
+        for axis in far:
+            by //= sizes[axis]
+            laid[axis] = by
+        if runs == 1:
+            raw: bytes | bytearray = source.read(at, span)
+        else:
+            raw = bytearray(runs * span)
+            for number, where in enumerate(product(*(range(sizes[axis]) for axis in far))):
+                run = at + sum(i * steps[axis] for i, axis in zip(where, far, strict=True))
+                raw[number * span : (number + 1) * span] = source.read(run, span)
+        part[...] = numpy.lib.stride_tricks.as_strided(
+            numpy.frombuffer(raw, numpy.uint8), sizes, (*laid, 1), writeable=False
+        )
+
+
+def _resolved(items: numpy.ndarray[Any, Any], tensor: TensorInfo) -> bytes:
+    """*items*, bytes of whole elements, little-endian and with conj and neg resolved."""
     width = swap_width(tensor)
     if width:
-        dense = numpy.ascontiguousarray(dense.reshape(-1, width)[:, ::-1])
+        items = items.reshape(-1, width)[:, ::-1]
     if _bits(tensor):
-        dense = _resolve(dense.copy(), tensor)  # it may still be the read-only bytes themselves
-    return dense.tobytes()
+        items = _flipped(items.flatten(), tensor)
+    return items.tobytes()
 
 
-def _resolve(dense: numpy.ndarray[Any, Any], tensor: TensorInfo) -> numpy.ndarray[Any, Any]:
+def _flipped(dense: numpy.ndarray[Any, Any], tensor: TensorInfo) -> numpy.ndarray[Any, Any]:
     """Flip the signs that a conj or neg bit stands for."""
     half = tensor.dtype.itemsize // 2
     negative = bool(tensor.details.get("neg"))

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import struct
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,8 +22,8 @@ from ckpt_tools import TensorInfo, contents, open_checkpoint
 from ckpt_tools.checkpoint import Storage
 from ckpt_tools.contents import chunks, read_bytes, scalar, to_numpy
 from ckpt_tools.dtypes import BY_NAME
-from ckpt_tools.errors import LimitExceeded, UnsupportedFeature
-from ckpt_tools.sources import MemorySource
+from ckpt_tools.errors import CorruptFile, LimitExceeded, UnsupportedFeature
+from ckpt_tools.sources import FileSource, MemorySource
 
 torch = pytest.importorskip("torch")
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int8", "int64", "uint16", "bool", "complex64", "float8_e5m2")
@@ -75,13 +81,103 @@ def test_what_a_description_derives(tensor: Any) -> None:
     assert (low, high) == ((min(touched), max(touched) + 1) if touched else (tensor.storage_offset(),) * 2)
 
 
-def test_far_apart_elements_of_a_file_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contents, "GATHER_BYTES", 16)
-    tensor = torch.arange(10_000.0).reshape(100, 100).t()
-    torch.save([tensor], tmp_path / "x.pt")
-    ((_, found),) = open_checkpoint(tmp_path / "x.pt").loose
-    assert read_bytes(found) == dense(tensor)
-    assert b"".join(chunks(found, 64)) == dense(tensor)
+class Watched(FileSource):
+    """A file, and how much of it was read at a time; *here_and_there* is whether it can be."""
+
+    def __init__(self, path: Path, here_and_there: bool) -> None:
+        super().__init__(path)
+        self.here_and_there = here_and_there
+        self.read_at_once: list[int] = []
+
+    def peek(self, offset: int, count: int) -> bytes:
+        self.read_at_once.append(count)
+        return super().peek(offset, count)
+
+    def locate(self, offset: int) -> tuple[str, int] | None:
+        return super().locate(offset) if self.here_and_there else None
+
+
+@settings(max_examples=300)
+@given(
+    tensor=strided(),
+    size=st.sampled_from([1, 64, 1 << 20]),
+    gather=st.sampled_from([16, 100, 1 << 20]),
+    window=st.sampled_from([1, 40, 200]),
+    gap=st.sampled_from([0, 9, 1 << 20]),
+    here_and_there=st.booleans(),
+)
+def test_any_strides_far_apart(
+    tensor: Any, size: int, gather: int, window: int, gap: int, here_and_there: bool
+) -> None:
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        for name, value in (("GATHER", gather), ("WINDOW", window), ("GAP", gap)):
+            patch.setattr(contents, f"{name}_BYTES", value)
+        raw = tensor.untyped_storage()
+        path = Path(folder, "raw")
+        path.write_bytes(b"before" + bytes(torch.tensor(raw, dtype=torch.uint8, device="cpu").numpy()))
+        source = Watched(path, here_and_there)
+        found = replace(described(tensor), storage=Storage(source, 6, raw.nbytes(), None, "cpu", "0"))
+        pieces = list(chunks(found, size))
+        assert b"".join(pieces) == dense(tensor)
+        itemsize = tensor.element_size()
+        assert all(len(piece) <= max(size, itemsize) for piece in pieces)
+        if here_and_there and not tensor.is_contiguous():
+            assert max(source.read_at_once) <= max(window, itemsize)
+        source.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.t(),
+        lambda x: x.view(64, 256, 2048).permute(2, 0, 1),
+        lambda x: x[:, ::2],
+        lambda x: x.view(2, -1).t(),
+        lambda x: x.t()[::512],
+    ],
+    ids=["transposed", "channels last", "every other", "two long rows", "few columns"],
+)
+def test_memory_is_bounded_whatever_the_strides(tmp_path: Path, view: Any) -> None:
+    whole = torch.zeros(8192, 4096)
+    torch.save([view(whole)], tmp_path / "x.pt")
+    program = [sys.executable, "-c", READ, str(tmp_path / "x.pt")]
+    told = subprocess.run(program, check=True, capture_output=True, text=True)
+    before, after = map(int, told.stdout.split())
+    assert after - before < 24 << 10  # kB; the file has 131,072
+
+
+READ = """
+import sys
+import numpy
+from ckpt_tools import chunks, open_checkpoint
+
+def peak():
+    return next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+((_, tensor),) = open_checkpoint(sys.argv[1]).loose
+before = peak()
+assert sum(map(len, chunks(tensor))) == tensor.nbytes
+print(before, peak())
+"""
+
+
+@pytest.mark.parametrize("through", ["zip", "deflated"])
+def test_a_source_that_is_cut_meanwhile_is_an_error(tmp_path: Path, through: str) -> None:
+    path = tmp_path / "x.npz"
+    array = numpy.arange(6_000_000.0).reshape(2000, 3000).T
+    (numpy.savez if through == "zip" else numpy.savez_compressed)(path, x=array)
+    (tensor,) = open_checkpoint(path).state_dicts[0].tensors
+    assert not tensor.contiguous
+    found = chunks(tensor)
+    first = next(found)
+    assert first == array.tobytes()[: len(first)]
+    os.truncate(path, path.stat().st_size // 2)
+    if through == "zip":
+        with pytest.raises(CorruptFile, match="came up short"):
+            list(found)
+    else:  # which was read to its end at once
+        assert first + b"".join(found) == array.tobytes()
 
 
 def complexes() -> list[Any]:

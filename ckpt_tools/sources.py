@@ -84,10 +84,11 @@ class Source:
 class FileSource(Source):
     """A local regular file, opened when it is first read."""
 
-    __slots__ = ("_fd",)
+    __slots__ = ("_fd", "_held")
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._fd = -1
+        self._held: bytes | None = None
         name = os.fspath(path)
         try:
             status = os.stat(name)
@@ -99,7 +100,14 @@ class FileSource(Source):
             raise NotFound("is not a regular file", path=name)
         super().__init__(name, status.st_size)
 
+    def hold(self) -> None:
+        """Read all of it, and serve every later read from memory: for a short file of which much is wanted."""
+        self._held = self.peek(0, self.size)
+        self.close()
+
     def peek(self, offset: int, count: int) -> bytes:
+        if self._held is not None and offset >= 0:
+            return self._held[offset : offset + count]
         if self._fd < 0:
             try:
                 self._fd = os.open(self.name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))

@@ -23,30 +23,36 @@ class Tally:
 
 def distinct(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
     """The tensors without those that name the very elements of an earlier one, transposed or not."""
-    seen: set[object] = set()
-    kept: list[TensorInfo] = []
-    for tensor in tensors:
-        key = _memory(tensor)
-        if key is None or key not in seen:
-            seen.add(key)
-            kept.append(tensor)
-    return kept
+    return [group[0] for group in _groups(tensors)]
 
 
 def tied(tensors: Iterable[TensorInfo]) -> list[list[str]]:
     """Groups of names for the same elements, in file order."""
-    groups: dict[object, list[str]] = {}
+    return [[t.name for t in group] for group in _groups(tensors) if len(group) > 1 and group[0].numel]
+
+
+def _groups(tensors: Iterable[TensorInfo]) -> list[list[TensorInfo]]:
+    """The tensors, those together that name the very same elements, in file order."""
+    groups: list[list[TensorInfo]] = []
+    # which elements a tensor has is worked out for the second one of a storage: most storages have one
+    alone: dict[int, list[TensorInfo]] = {}
+    known: dict[tuple[int, object], list[TensorInfo]] = {}
     for tensor in tensors:
-        key = _memory(tensor)
-        if key is not None and tensor.numel:
-            groups.setdefault(key, []).append(tensor.name)
-    return [names for names in groups.values() if len(names) > 1]
+        place = id(tensor.storage)
+        first = alone.get(place)
+        if first is not None and tensor.storage is not None:
+            known.setdefault((place, _elements(first[0])), first)
+            group = known.setdefault((place, _elements(tensor)), [])
+        else:
+            group = alone[place] = []
+        if not group:
+            groups.append(group)
+        group.append(tensor)
+    return groups
 
 
-def _memory(tensor: TensorInfo) -> object:
-    if tensor.storage is None:
-        return None
-    return (id(tensor.storage), tensor.extent, tensor.numel)
+def _elements(tensor: TensorInfo) -> object:
+    return tensor.extent, tensor.numel
 
 
 def tally(tensors: Iterable[TensorInfo]) -> Tally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from ckpt_tools.analysis.counting import distinct, tied
 from ckpt_tools.analysis.overview import wrapper_prefix
@@ -59,7 +59,11 @@ class Subject:
     parameters: Sequence[TensorInfo]
     buffers: Sequence[TensorInfo]
     trainability: Trainability
-    tied: Sequence[Sequence[str]] = field(default=())
+
+    @property
+    def tied(self) -> list[list[str]]:
+        """Groups of parameters that are the same memory."""
+        return tied(self.parameters)
 
 
 def summarize(
@@ -133,7 +137,7 @@ def subject_of(
     else:
         buffers = [tensor for tensor in state_dict.tensors if tensor.name not in names]
     trust = judge(checkpoint, state_dict, module, base=compared, from_class=from_class)
-    return Subject(state_dict, module, parameters, buffers, trust, tied(parameters))
+    return Subject(state_dict, module, parameters, buffers, trust)
 
 
 def pick(checkpoint: Checkpoint, select: str | None) -> tuple[StateDict, Module | None]:

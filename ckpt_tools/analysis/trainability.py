@@ -102,7 +102,7 @@ def judge(
         drifted = _compare(parameters, state_dict, base, by_name)
     run = checkpoint.training
     if run is not None and len(run.optimizers) == 1:
-        notes += _from_optimizer(parameters, run.optimizers[0], by_name)
+        notes += _from_optimizer(parameters, run.optimizers[0], from_class, by_name)
     elif run is not None and len(run.optimizers) > 1:
         notes.append(f"the file holds {len(run.optimizers)} optimizers; which one trains this model is not recorded")
     judgements = {name: _weigh(evidence) for name, evidence in by_name.items()}
@@ -126,6 +126,8 @@ def parameters_of(state_dict: StateDict, module: Module | None) -> list[TensorIn
 
 def _weigh(evidence: list[Evidence]) -> Judgement:
     ordered = sorted(evidence, key=lambda e: _STRENGTH.index(e.source)) or [NO_EVIDENCE]
+    if len(evidence) == 1:
+        return Judgement(evidence[0].verdict, (evidence[0],), ())
     decided = next((e for e in ordered if e.verdict != "unknown"), ordered[0])
     ordered = [decided, *(e for e in ordered if e is not decided)]
     contradictions = tuple(
@@ -211,7 +213,10 @@ def same_bytes(a: TensorInfo, b: TensorInfo) -> bool:
 
 
 def _from_optimizer(
-    parameters: Sequence[TensorInfo], optimizer: Optimizer, by_name: Mapping[str, list[Evidence]]
+    parameters: Sequence[TensorInfo],
+    optimizer: Optimizer,
+    from_class: Mapping[str, bool] | None,
+    by_name: Mapping[str, list[Evidence]],
 ) -> list[str]:
     """Add what the optimizer's groups and state say; returns remarks on how sure the mapping is."""
     indexes = [index for group in optimizer.groups for index in group.params]
@@ -225,6 +230,7 @@ def _from_optimizer(
     elif indexes and all(isinstance(index, str) for index in indexes):
         mapping = {str(index): index for index in indexes}
         confidence, notes, ambiguous = "certain", ["the optimizer's parameters go by name"], set()
+    stateful = any(optimizer.state.values())
     else:
         mapping, ambiguous, notes = _by_order(parameters, indexes, optimizer)
         confidence = "likely"

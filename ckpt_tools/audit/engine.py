@@ -208,8 +208,7 @@ def _found(rule: Rule, severity: Severity, subject: Subject) -> Iterator[Finding
     if policy.per_path_ignores and not policy.counts(rule.code, subject.path):
         return
     try:
-        for finding in rule.findings(subject):
-            yield finding if finding.severity == severity else replace(finding, severity=severity)
+        yield from rule.findings(subject, severity)
     except CkptError as error:
         unread = BY_CODE[UNREAD]
         yield Finding(

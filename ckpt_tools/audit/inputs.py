@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Iterator
 
@@ -36,6 +35,8 @@ def targets(path: str) -> Iterator[Target]:
     if path == "-" or is_url(path) or os.path.lexists(path):
         matches = [path]
     else:
+        import glob  # shells have mostly done this
+
         matches = sorted(glob.glob(path, recursive=True))
     if not matches:
         yield Target(path, error=NotFound("no such file", path=path))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from functools import cache
+from inspect import getdoc
 from typing import TYPE_CHECKING, Literal
 
 from ckpt_tools.audit.findings import Finding, Severity
@@ -25,21 +25,31 @@ SECTIONS = ("Why", "Example", "Remedy")
 
 @record
 class Rule:
-    """A rule: *code* and *name* are stable, *check* finds, *page* is the docstring of *check*."""
+    """A rule: *code* and *name* are stable, *check* finds, and its docstring is the rule's *page*."""
 
     code: str
     name: str
     severity: Severity
     check: Check
-    page: str
     needs: Needs
 
-    def findings(self, subject: Subject) -> Iterator[Finding]:
-        """What the rule finds in *subject*, under the rule's code, name and severity."""
+    def findings(self, subject: Subject, severity: Severity | None = None) -> Iterator[Finding]:
+        """What the rule finds in *subject*, under the rule's code and name and, unless another is given, severity."""
         for found in self.check(subject):
-            yield replace(
-                found, code=self.code, name=self.name, severity=self.severity, remedy=found.remedy or self.remedy
+            yield Finding(
+                self.code,
+                self.name,
+                severity or self.severity,
+                found.message,
+                found.location,
+                found.evidence,
+                found.remedy or self.remedy,
             )
+
+    @property
+    def page(self) -> str:
+        """What there is to know of the rule: the docstring of *check*."""
+        return _page(self.check)
 
     @property
     def summary(self) -> str:
@@ -49,13 +59,30 @@ class Rule:
     @property
     def remedy(self) -> str:
         """What the page advises, on one line."""
-        return " ".join(self.section("Remedy").split())
+        return _remedy(self.check)
 
     def section(self, title: str) -> str:
         """The text of a section of the page; "" where it has none."""
-        others = "|".join(SECTIONS)
-        found = re.search(rf"^{title}: *(.*?)(?=\n\n(?:{others}): |\Z)", self.page, re.S | re.M)
-        return found[1].strip() if found else ""
+        return _section(self.page, title)
+
+
+# worked out when they are first asked for: most runs ask for few of them
+
+
+@cache
+def _page(check: Check) -> str:
+    return getdoc(check) or ""
+
+
+@cache
+def _remedy(check: Check) -> str:
+    return " ".join(_section(_page(check), "Remedy").split())
+
+
+def _section(page: str, title: str) -> str:
+    others = "|".join(SECTIONS)
+    found = re.search(rf"^{title}: *(.*?)(?=\n\n(?:{others}): |\Z)", page, re.S | re.M)
+    return found[1].strip() if found else ""
 
 
 def rule(code: str, name: str, severity: Severity, *, needs: Needs = "header") -> Callable[[Check], Rule]:
@@ -66,7 +93,7 @@ def rule(code: str, name: str, severity: Severity, *, needs: Needs = "header") -
     """
 
     def make(check: Check) -> Rule:
-        return Rule(code, name, severity, check, inspect.getdoc(check) or "", needs)
+        return Rule(code, name, severity, check, needs)
 
     return make
 

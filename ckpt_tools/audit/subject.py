@@ -15,11 +15,13 @@ from ckpt_tools.audit.policy import Options
 from ckpt_tools.checkpoint import Checkpoint, Pickle, StateDict, TensorInfo
 from ckpt_tools.errors import CkptError, NotFound
 from ckpt_tools.formats import open_checkpoint
-from ckpt_tools.sources import Folder, Source, is_url, open_source
+from ckpt_tools.sources import FileSource, Folder, Source, is_url, open_source
 
 if TYPE_CHECKING:
     from ckpt_tools.analysis.statistics import Statistics
 
+HELD = 1 << 18
+"""Bytes of a file up to which one read of all of it costs less than those of its headers one by one."""
 SMALL = 4 << 20
 """Bytes of a file up to which a thread of its own costs more than it saves."""
 
@@ -63,6 +65,8 @@ class Subject:
         if isinstance(source, Folder):
             source = Opening(source)
         try:
+            if isinstance(source, FileSource) and source.size <= HELD:
+                source.hold()
             return cls(path, source, open_checkpoint(source), None, options)
         except NotFound:
             raise
@@ -101,6 +105,11 @@ class Subject:
     def coverage(self) -> Coverage:
         """What of the file has been looked at."""
         return cover(self.source, self.checkpoint, self.error)
+
+    @cached_property
+    def tensor_members(self) -> frozenset[str]:
+        """The members of the archive that are tensors' bytes."""
+        return frozenset(region.member for region in self.coverage.regions if region.how == "tensor data")
 
     @cached_property
     def pickles(self) -> tuple[Pickle, ...]:

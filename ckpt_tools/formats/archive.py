@@ -9,6 +9,7 @@ PKWARE APPNOTE 4.3.7 to 4.3.16.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from struct import Struct
 from typing import NamedTuple
 
@@ -27,7 +28,10 @@ _U32 = 0xFFFFFFFF
 
 
 class Member(NamedTuple):
-    """An entry of the central directory. *method* is 0 for stored, 8 for deflated; sizes are in bytes."""
+    """An entry of the central directory. *method* is 0 for stored, 8 for deflated; sizes are in bytes.
+
+    *attributes* are the external ones, in whose upper half Unix programs keep a file's mode.
+    """
 
     name: str
     header_offset: int
@@ -36,6 +40,7 @@ class Member(NamedTuple):
     method: int
     crc: int
     flags: int
+    attributes: int = 0
 
 
 class MissingDirectory(CorruptFile):
@@ -105,6 +110,11 @@ class Archive:
         if not isinstance(known, Archive):
             known = source.memo[cls] = cls(source)
         return known
+
+    @cached_property
+    def listing(self) -> str:
+        """All names, each on a line: what none of them has is seen at one look."""
+        return "\n".join(["", *(member.name for member in self.members), ""])
 
     @property
     def root(self) -> str:
@@ -225,7 +235,7 @@ def _parse(source: Source, offset: int, size: int, count: int) -> list[Member]:
                 path=source.name,
                 member=name,
             )
-        members.append(Member(name, header_offset, unpacked, packed, method, crc, flags))
+        members.append(Member(name, header_offset, unpacked, packed, method, crc, flags, fields[17]))
     return members
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from ckpt_tools.errors import CorruptFile, LimitExceeded
 from ckpt_tools.sources import Source
 
@@ -18,6 +16,8 @@ def read_json(source: Source, limit: int = JSON_LIMIT) -> dict[str, object]:
     """
     if source.size > limit:
         raise LimitExceeded(f"{source.size:,} bytes of JSON, of which {limit:,} are read at most", path=source.name)
+    import json
+
     try:
         value = json.loads(source.read(0, source.size))
     except RecursionError:

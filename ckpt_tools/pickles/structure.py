@@ -132,6 +132,30 @@ def _children(value: object, path: KeyPath, spend: Callable[[int], None]) -> Ite
             yield plain(child), path
 
 
+def value_at(root: object, path: KeyPath) -> object:
+    """The value that `survey` found at *path* below *root*, which is the first of several; None where there is none."""
+    level = [plain(root)]
+    seen: set[int] = set()
+    for step in path:
+        below: list[object] = []
+        for value in level:
+            if isinstance(value, dict) and type(step) is str:
+                below += [plain(value[step])] if step in value else []
+                continue
+            for child, place in _children(value, (), _free):
+                if place:
+                    below += [child] if place[0] == step else []
+                elif id(child) not in seen:  # an argument of a call, whose place is the call's own
+                    seen.add(id(child))
+                    level.append(child)
+        level = below
+    return level[0] if level else None
+
+
+def _free(amount: int) -> None:
+    """Nothing to pay: the walk along one path."""
+
+
 def _step(key: object) -> object:
     """A mapping's key as a step of a path."""
     return key if isinstance(key, str | int) else brief(key)

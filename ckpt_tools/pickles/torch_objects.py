@@ -81,7 +81,8 @@ class Interpreter:
         """Give every persistent id and every call its meaning; returns what the root stands for."""
         self._spend = Budget(evaluation.end - evaluation.start).spend
         for reference in evaluation.persistent:
-            self.meaning(reference)
+            if reference.meaning is UNSET:
+                reference.meaning = self._persistent(reference.pid)
         # parents are made before the children that their state holds: children first keeps recursion flat
         for call in reversed(evaluation.calls):
             self.meaning(call)
@@ -116,7 +117,8 @@ class Interpreter:
         return value.meaning
 
     def _interpret(self, call: Call) -> object:
-        reader = _READERS.get(call.target)
+        func = call.func
+        reader = _READERS.get(func.path if type(func) is Global else call.target)
         if reader is not None:
             return reader(self, call)
         attributes = call.attributes
@@ -130,6 +132,8 @@ class Interpreter:
 
     def storage(self, value: object) -> Storage | View:
         """The storage that *value* stands for."""
+        if type(value) is PersistentId and type(value.meaning) is Storage:
+            return value.meaning
         for _ in range(MAX_NESTING):
             if type(value) is PersistentId:
                 found = self.meaning(value)
@@ -171,6 +175,14 @@ class Interpreter:
         shape, stride = _sizes(args[2], self), _sizes(args[3], self)
         return strided(self.storage(args[0]), args[1], shape, stride, dtype)
 
+    def _flagged(
+        self, args: tuple[object, ...], dtype: DType | None, requires_grad: object, metadata: object
+    ) -> TensorInfo:
+        """The same with the flag, and the conj and neg bits that torch keeps in *metadata*."""
+        shape, stride = _sizes(args[2], self), _sizes(args[3], self)
+        details = {str(k): v for k, v in metadata.items()} if isinstance(metadata, dict) and metadata else {}
+        return strided(self.storage(args[0]), args[1], shape, stride, dtype, _flag(requires_grad), False, details)
+
     # --- tensors
 
     def _rebuild_tensor(self, call: Call) -> TensorInfo:
@@ -178,13 +190,11 @@ class Interpreter:
 
     def _rebuild_tensor_v2(self, call: Call) -> TensorInfo:
         args = _arguments(call, 6)
-        tensor = self._strided(args)
-        return _flagged(tensor, args[4], args[6] if len(args) > 6 else None)
+        return self._flagged(args, None, args[4], args[6] if len(args) > 6 else None)
 
     def _rebuild_tensor_v3(self, call: Call) -> TensorInfo:
         args = _arguments(call, 7)
-        tensor = self._strided(args, _dtype(args[6]))
-        return _flagged(tensor, args[4], args[7] if len(args) > 7 else None)
+        return self._flagged(args, _dtype(args[6]), args[4], args[7] if len(args) > 7 else None)
 
     def _rebuild_parameter(self, call: Call) -> TensorInfo:
         args = _arguments(call, 2)
@@ -572,41 +582,54 @@ def strided(
 ) -> TensorInfo:
     """A tensor over *storage*, from element *offset* on; *dtype* is the storage's own unless given.
 
-    Raises `CorruptFile` where the tensor does not lie in the storage.
+    *stride* has nothing below 0. Raises `CorruptFile` where the tensor does not lie in the storage.
     """
-    view = storage if isinstance(storage, View) else View(storage, 0, storage.nbytes, storage.dtype)
-    whole, found = view.storage, dtype or view.dtype or UINT8
+    if type(storage) is View:
+        whole, begins, found = storage.storage, storage.offset, dtype or storage.dtype or UINT8
+    else:
+        assert type(storage) is Storage
+        whole, begins, found = storage, 0, dtype or storage.dtype or UINT8
     if type(offset) is not int or not 0 <= offset < 1 << 63 or len(shape) != len(stride):
         raise CorruptFile(f"a tensor of shape {shape} has the stride {stride} and the offset {brief(offset)}")
-    start, rest = divmod(view.offset, found.itemsize)
+    start, rest = divmod(begins, found.itemsize)
     if rest:
         raise UnsupportedFeature(
-            f"a view of storage {whole.key!r} begins at byte {view.offset:,}, within an element of {found.name}"
+            f"a view of storage {whole.key!r} begins at byte {begins:,}, within an element of {found.name}"
         )
-    tensor = TensorInfo("", found, shape, stride, start + offset, whole, whole.device)
-    packing = _PACKED.get(found.name, 1)
-    needed = -(-(tensor.extent[1] - start) // packing) * found.itemsize
-    if tensor.numel and needed > view.nbytes:
+    end = offset + 1
+    for size, step in zip(shape, stride, strict=True):
+        end += (size - 1) * step
+    needed = -(-end // _PACKED.get(found.name, 1)) * found.itemsize
+    if needed > storage.nbytes and 0 not in shape:
         raise CorruptFile(
-            f"a tensor of shape {shape} reaches byte {needed:,} of storage {whole.key!r}, which has {view.nbytes:,}"
+            f"a tensor of shape {shape} reaches byte {needed:,} of storage {whole.key!r}, which has {storage.nbytes:,}"
         )
-    return tensor
+    return TensorInfo(
+        "",
+        found,
+        shape,
+        stride,
+        start + offset,
+        whole,
+        whole.device,
+        requires_grad,
+        is_parameter,
+        details={} if details is None else details,
+    )
 
+    requires_grad: bool | None = None,
+    is_parameter: bool | None = None,
+    details: Mapping[str, object] | None = None,
 
 def _arguments(call: Call, least: int) -> tuple[Any, ...]:
-    if len(call.arguments) < least:
-        raise CorruptFile(f"{call.target} is given {len(call.arguments)} arguments where it takes {least}")
-    return call.arguments
+    args = call.arguments
+    if len(args) < least:
+        raise CorruptFile(f"{call.target} is given {len(args)} arguments where it takes {least}")
+    return args
 
 
 def _flag(value: object) -> bool | None:
     return value if isinstance(value, bool) else bool(value) if isinstance(value, int) else None
-
-
-def _flagged(tensor: TensorInfo, requires_grad: object, metadata: object) -> TensorInfo:
-    """*tensor* with the flag, and the conj and neg bits that torch keeps in *metadata*."""
-    details = {str(k): v for k, v in metadata.items()} if isinstance(metadata, dict) and metadata else {}
-    return replace(tensor, requires_grad=_flag(requires_grad), is_parameter=False, details=details)
 
 
 def _dtype(value: object) -> DType:
@@ -620,7 +643,7 @@ def _sizes(value: object, interpreter: Interpreter) -> tuple[int, ...]:
     """A shape or stride: whole numbers, none of them negative, no more of them than torch takes."""
     if type(value) is Call:
         value = interpreter.meaning(value)
-    if not isinstance(value, tuple | list):
+    if type(value) is not tuple and not isinstance(value, list):
         raise CorruptFile("a shape or stride is no tuple")
     if len(value) > MAX_RANK:
         raise LimitExceeded(f"a tensor of {len(value)} dimensions, where torch takes {MAX_RANK}")

@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Iterator
 from functools import partial
 
-from ckpt_tools.analysis.streaming import in_order
 from ckpt_tools.audit.coverage import MemberState, all_tensors, members
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.rule import Rule, rule
@@ -149,6 +148,8 @@ def crc_mismatch(subject: Subject) -> Iterator[Finding]:
         left -= member.size if member.size > member.compressed_size else 0
         if left < 0:
             raise LimitExceeded(f"more than {MAX_INFLATED:,} bytes would be inflated", member=member.name)
+    from ckpt_tools.analysis.streaming import in_order
+
     threads = 2 if subject.size > SMALL else 1
     checksums = in_order([partial(_checksum, archive, member) for member in archive.members], threads)
     for member, found in zip(archive.members, checksums, strict=True):
@@ -204,13 +205,23 @@ def header_mismatch(subject: Subject) -> Iterator[Finding]:
     """
     archive = _archive(subject)
     for state in members(archive) if archive is not None else ():
-        differences = list(_differences(state))
+        differences = [] if _agree(state) else list(_differences(state))
         if differences:
             yield subject.finding(
                 "its own header has " + "; ".join(differences),
                 member=state.member.name,
                 evidence={"differences": differences, "header_offset": state.member.header_offset},
             )
+
+
+def _agree(state: MemberState) -> bool:
+    """Whether the headers are as nearly all are: equal, or with sizes and checksum left to what stands after."""
+    member, local = state.member, state.local
+    if local is None or local[2] != member.flags or local[3] != member.method or state.local_name != member.name:
+        return False
+    sizes = local[6:9]
+    later = sizes == (0, 0, 0) and member.flags & _STREAMED
+    return bool(later) or sizes == (member.crc, member.compressed_size, member.size)
 
 
 def _differences(state: MemberState) -> Iterator[str]:
@@ -300,10 +311,10 @@ def orphaned_storage(subject: Subject) -> Iterator[Finding]:
     if archive is None or checkpoint is None or checkpoint.format not in _WITH_STORAGES:
         return
     folder = f"{archive.root}data/"
-    used = {region.member for region in subject.coverage.regions if region.how == "tensor data"}
     for member in archive.members:
-        key = member.name.removeprefix(folder)
-        if member.name.startswith(folder) and key.isdecimal() and member.size and member.name not in used:
+        if member.name in subject.tensor_members or not member.size or not member.name.startswith(folder):
+            continue
+        if member.name.removeprefix(folder).isdecimal():
             yield subject.finding(
                 f"{count(member.size, 'byte')} that no tensor refers to",
                 member=member.name,
@@ -348,6 +359,8 @@ def missing_storage(subject: Subject) -> Iterator[Finding]:
     Remedy: fetch the file that the message names, and keep it beside this one.
     """
     checkpoint = subject.checkpoint
+    if all(storage.missing is None for storage in subject.coverage.storages):
+        return
     found: dict[str, list[str]] = {}
     for tensor in all_tensors(checkpoint) if checkpoint is not None else ():
         for storage in tensor.storages():

@@ -223,6 +223,8 @@ def oversize_storage(subject: Subject) -> Iterator[Finding]:
 
     Remedy: ``.clone()`` what is saved, or ``ckpt convert``, which leaves the slack behind.
     """
+    if sum(storage.nbytes for storage in subject.coverage.storages) <= SLACK:
+        return
     found = tally(subject.tensors)
     if found.slack > max(SLACK, found.nbytes // 10):
         yield subject.finding(

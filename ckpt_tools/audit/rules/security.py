@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
-from struct import Struct
 
 from ckpt_tools.audit.dangers import Danger, NameVerdict, PickleVerdict, classify
 from ckpt_tools.audit.findings import Finding
@@ -556,6 +554,8 @@ def exported_program_code(subject: Subject) -> Iterator[Finding]:
 
 def _strings(archive: Archive, member: Member) -> Iterator[tuple[str, str]]:
     """Every text in a JSON member under its key, whatever escapes either is written with."""
+    import json  # few files have any
+
     try:
         pending: list[tuple[str, object]] = [("", json.loads(archive.open(member).read(0, member.size)))]
     except (ValueError, RecursionError) as error:
@@ -577,10 +577,6 @@ def _is_bad_target(target: str) -> bool:
         return False
     module, _, name = target.rpartition(".")
     return not name.startswith(("sym_", "_sym_")) and classify(module, name, True)[1] is not None
-
-
-_SPLIT = re.compile(r"[/\\]")
-_CENTRAL = Struct("<4s24x3H4xL")  # signature, the lengths of name, extra field and comment, the external attributes
 
 
 @rule("S123", "climbing-path", "error")
@@ -607,10 +603,13 @@ def climbing_path(subject: Subject) -> Iterator[Finding]:
         return
     archive = _archive(source)
     if archive is not None:
-        for name in (member.name for member in archive.members):
-            if _climbs(name):
-                yield subject.finding(f"the archive has a member {name!r:.200}", member=name)
-        yield from _links(subject, archive)
+        if any(mark in archive.listing for mark in _CLIMBING):
+            for name in (member.name for member in archive.members):
+                if _climbs(name):
+                    yield subject.finding(f"the archive has a member {name!r:.200}", member=name)
+        for member in archive.members:
+            if _is_link(member):
+                yield subject.finding("the archive has a symbolic link", member=member.name)
     elif tar.is_header(source.peek(0, tar.BLOCK)):
         for entry in tar.entries(source):
             if _climbs(entry.name):
@@ -621,24 +620,17 @@ def climbing_path(subject: Subject) -> Iterator[Finding]:
                 yield subject.finding(f"the archive has a link to {target!r:.200}", member=entry.name)
 
 
+_CLIMBING = ("..", "\n/", "\\", ":")  # one of which stands in every list of names with one that climbs
+
+
 def _climbs(name: str) -> bool:
-    return name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) is not None or ".." in _SPLIT.split(name)
+    drive = name[1:2] == ":" and name[0].isascii() and name[0].isalpha()
+    return name.startswith(("/", "\\")) or drive or ".." in name.replace("\\", "/").split("/")
 
 
-def _links(subject: Subject, archive: Archive) -> Iterator[Finding]:
-    """The symbolic links among the members of a zip archive."""
-    size = min(archive.source.size - archive.directory_offset, 1 << 26)
-    data = archive.source.peek(archive.directory_offset, size)
-    at = 0
-    for member in archive.members:
-        if at + 46 > len(data):
-            return
-        signature, name, extra, comment, attributes = _CENTRAL.unpack_from(data, at)
-        if signature != b"PK\x01\x02":
-            return
-        if (attributes >> 16) & 0xF000 == 0xA000:  # S_IFLNK of the mode that Unix programs keep there
-            yield subject.finding("the archive has a symbolic link", member=member.name)
-        at += 46 + name + extra + comment
+def _is_link(member: Member) -> bool:
+    """Whether a member is a symbolic link, by the mode that Unix programs keep."""
+    return (member.attributes >> 16) & 0xF000 == 0xA000  # S_IFLNK
 
 
 _PROGRAMS = (
@@ -648,7 +640,7 @@ _PROGRAMS = (
     (b"\xca\xfe\xba\xbe", "a macOS program or library"),
     (b"#!", "a script"),
 )
-_PROGRAM_NAMES = re.compile(r"\.(?:so(?:\.\d+)*|dll|dylib|exe|pyd|sh|bat|cmd|ps1|cubin|ptx)$", re.I)
+_PROGRAM_NAMES = r"(?im)\.(?:so(?:\.\d+)*|dll|dylib|exe|pyd|sh|bat|cmd|ps1|cubin|ptx)$"
 
 
 @rule("S124", "native-code", "error")
@@ -664,13 +656,14 @@ def native_code(subject: Subject) -> Iterator[Finding]:
     """
     source = subject.file
     archive = _archive(source) if source is not None else None
-    tensors = {region.member for region in subject.coverage.regions if region.how == "tensor data"}
-    for member in archive.members if archive is not None else ():
-        named = _PROGRAM_NAMES.search(member.name)
-        what = "a program or library, by its name" if named else ""
-        if member.size > 64 and member.name not in tensors:
+    if archive is None:
+        return
+    named = re.search(_PROGRAM_NAMES, archive.listing) is not None
+    for member in archive.members:
+        what = "a program or library, by its name" if named and re.search(_PROGRAM_NAMES, member.name) else ""
+        if member.size > 64 and member.name not in subject.tensor_members:
             try:
-                head = archive.open(member).peek(0, 4) if archive is not None else b""
+                head = archive.open(member).peek(0, 4)
             except CkptError:
                 head = b""
             what = next((kind for magic, kind in _PROGRAMS if head.startswith(magic)), what)
@@ -690,15 +683,18 @@ def python_in_archive(subject: Subject) -> Iterator[Finding]:
     """
     source = subject.file
     archive = _archive(source) if source is not None else None
-    if archive is None:
+    if archive is None or not any(f"{ending}\n" in archive.listing for ending in _PYTHON):
         return
     script = subject.checkpoint is not None and subject.checkpoint.format == "torchscript"
     for member in archive.members:
         inner = member.name.removeprefix(archive.root)
-        if member.name.endswith((".py", ".pyc", ".pth")) and not (script and inner.startswith("code/")):
+        if member.name.endswith(_PYTHON) and not (script and inner.startswith("code/")):
             if member.name.endswith(".pth") and not _is_path_file(archive, member.name):
                 continue
             yield subject.finding("Python source or bytecode", member=member.name, evidence={"bytes": member.size})
+
+
+_PYTHON = (".py", ".pyc", ".pth")
 
 
 def _is_path_file(archive: Archive, name: str) -> bool:
@@ -796,6 +792,8 @@ def remote_code(subject: Subject) -> Iterator[Finding]:
     """
     if not isinstance(subject.source, Folder):
         return
+    import json
+
     for name in ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
         try:
             file = subject.source.open(name)

@@ -10,11 +10,12 @@ from ckpt_tools.analysis.leaves import leaves
 from ckpt_tools.analysis.name_hints import name_hints
 from ckpt_tools.analysis.summary import Subject as Model
 from ckpt_tools.analysis.summary import subject_of
-from ckpt_tools.analysis.trainability import Mistake, state_shape
+from ckpt_tools.analysis.trainability import Mistake
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import Subject, numbers_of
 from ckpt_tools.checkpoint import Optimizer, TensorInfo, format_path
+from ckpt_tools.pickles.structure import value_at
 from ckpt_tools.report import count, listed, number
 
 ENOUGH = 64
@@ -336,9 +337,8 @@ def progress_disagrees(subject: Subject) -> Iterator[Finding]:
             yield subject.finding(
                 f"the name says epoch {hint.value}, the file {epoch}", evidence={"name": hint.value, "epoch": epoch}
             )
-    values = dict(leaves(checkpoint.values))
     for path in run.schedulers:
-        last = values.get((*path, "last_epoch"))
+        last = value_at(checkpoint.values, (*path, "last_epoch"))
         # one that is stepped with every batch counts far more
         if isinstance(last, int) and not isinstance(last, bool) and last + 1 < epoch:
             where = format_path(path)

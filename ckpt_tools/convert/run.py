@@ -223,7 +223,7 @@ class _OneFile:
 
     def write(self, digest: str | None, advance: Advance | None) -> Written:
         """Write it, with *digest* in its metadata where the format has any."""
-        written = _write(self._file, self.conversion, digest, advance)
+        written = _write(self._file, self.conversion, digest, advance, os.path.realpath(self.conversion.target))
         self._file.flush()
         return written
 
@@ -244,6 +244,7 @@ class _Set:
 
     def __init__(self, conversion: Conversion, place: Place, folder: str) -> None:
         self.conversion = conversion
+        self._place = place
         shards = write_shards.deal_out(conversion.plan, place.limit)
         names = [place.single]
         if len(shards) > 1:
@@ -259,13 +260,13 @@ class _Set:
     def write(self, digest: str | None, advance: Advance | None) -> Written:
         if len(self._shards) == 1:
             with open(self.path, "xb") as file:
-                written = _write(file, self.conversion, digest, advance)
+                written = _write(file, self.conversion, digest, advance, self._replaced(self.path))
                 file.flush()
                 os.fsync(file.fileno())
             return written
         written = Written()
         for path, entries in zip(self.files, self._shards.values(), strict=False):
-            part = write_shards.write_shard(path, entries, advance)
+            part = write_shards.write_shard(path, entries, advance, self._replaced(path))
             written.sha256 |= part.sha256
             written.losses |= part.losses
         self._write_index(digest)
@@ -281,14 +282,20 @@ class _Set:
         for path, entries in zip(self.files, self._shards.values(), strict=False):
             prove.prove_with_library(path, entries)
 
+    def _replaced(self, path: str) -> str:
+        """The file whose place *path* takes."""
+        return os.path.join(self._place.folder, os.path.basename(path))
+
     def _write_index(self, digest: str | None) -> None:
         text = write_shards.index_text(self.conversion.plan, self._shards, _metadata(self.conversion.plan, digest))
         write_shards.write_whole(self.path, text)
 
 
-def _write(file: BinaryIO, conversion: Conversion, digest: str | None, advance: Advance | None) -> Written:
+def _write(
+    file: BinaryIO, conversion: Conversion, digest: str | None, advance: Advance | None, replaced: str
+) -> Written:
     plan = conversion.plan
-    sink = Sink(file, advance)
+    sink = Sink(file, advance, replaced)
     try:
         if conversion.format == "torch":
             return write_torch.write(sink, plan)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import BinaryIO
@@ -84,15 +86,20 @@ class Watch:
 
 
 class Sink:
-    """The file being written, from its current end on; *advance* is told of the tensor bytes written."""
+    """The file being written, from its current end on; *advance* is told of the tensor bytes written.
 
-    def __init__(self, file: BinaryIO, advance: Advance | None = None) -> None:
+    *replaced* is the path of the file that it will replace, if there is one. The system lets go of what it caches of
+    that while the disk writes, as else it does when the file goes, and the disk has nothing to do then.
+    """
+
+    def __init__(self, file: BinaryIO, advance: Advance | None = None, replaced: str | None = None) -> None:
         self.file = file
         self.position = file.tell()
         self._begun = self.position
         self._advance = advance or (lambda count: None)
         self._path = ""
         self._source = -1
+        self._replaced = _only_name(replaced) if replaced is not None else -1
 
     def write(self, data: bytes) -> None:
         """Append *data*."""
@@ -146,14 +153,21 @@ class Sink:
             yield chunk
 
     def close(self) -> None:
-        """Let go of the source."""
+        """Let go of the source, and of what is left of the file that will be replaced."""
+        self._close_source()
+        if self._replaced >= 0:
+            self._forget(self._begun, 0)  # to its end
+            os.close(self._replaced)
+            self._replaced = -1
+
+    def _close_source(self) -> None:
         if self._source >= 0:
             os.close(self._source)
             self._source = -1
 
     def _copy(self, path: str, offset: int, count: int) -> None:
         if path != self._path:
-            self.close()
+            self._close_source()
             self._source, self._path = _opened(path), path
         self.file.flush()
         end = offset + count
@@ -180,8 +194,15 @@ class Sink:
 
     def _write_back(self) -> None:
         """Have the disk begin with what is written, so that little is left when it has to be there."""
-        _begin_write_back(self.file.fileno(), self._begun, self.position - self._begun)
+        count = self.position - self._begun
+        _begin_write_back(self.file.fileno(), self._begun, count)
+        self._forget(self._begun, count)
         self._begun = self.position
+
+    def _forget(self, offset: int, count: int) -> None:
+        if self._replaced >= 0:
+            with suppress(OSError):  # it was a hint
+                os.posix_fadvise(self._replaced, offset, count, os.POSIX_FADV_DONTNEED)
 
 
 def as_stored(tensor: TensorInfo) -> bool:
@@ -240,6 +261,21 @@ def _system(name: str) -> Callable[[int, int, int, int], int] | None:
     ]
     found: Callable[[int, int, int, int], int] = call
     return found
+
+
+def _only_name(path: str) -> int:
+    """A descriptor of the file *path* where it is large and has no other name; else -1."""
+    if not hasattr(os, "posix_fadvise"):
+        return -1
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return -1
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_size >= WRITE_BACK and status.st_nlink == 1:
+        return descriptor
+    os.close(descriptor)
+    return -1
 
 
 def _opened(path: str) -> int:

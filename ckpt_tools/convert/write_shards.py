@@ -102,10 +102,10 @@ def nbytes(entry: Entry) -> int:
     return entry.tensor.numel * entry.dtype.itemsize
 
 
-def write_shard(path: str, entries: Sequence[Entry], advance: Advance | None) -> Written:
-    """Write one shard of several; what is said about all of them stands in the index."""
+def write_shard(path: str, entries: Sequence[Entry], advance: Advance | None, replaced: str) -> Written:
+    """Write one shard of several, in the place of *replaced*; what is said about all of them stands in the index."""
     with open(path, "xb") as file:
-        sink = Sink(file, advance)
+        sink = Sink(file, advance, replaced)
         try:
             written = write_safetensors.write(sink, entries, {"format": "pt"})
         finally:

@@ -99,6 +99,91 @@ def test_a_system_that_cannot_reserve_or_begin_writes_all_the_same(
     assert (tmp_path / "out.safetensors").read_bytes() == (tmp_path / "expected.safetensors").read_bytes()
 
 
+class Forgotten:
+    """Stands for posix_fadvise and remembers of which inode what was let go; it was a hint, so it may fail."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.parts: dict[int, list[tuple[int, int]]] = {}
+        self._fails = fails
+
+    def __call__(self, descriptor: int, offset: int, count: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_DONTNEED
+        self.parts.setdefault(os.fstat(descriptor).st_ino, []).append((offset, count))
+        if self._fails:
+            raise OSError(errno.EINVAL, "no")
+
+
+@linux
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".npz"])
+def test_what_is_replaced_is_let_go_while_the_disk_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, fails: bool
+) -> None:
+    source = safetensors_file(tmp_path / "in.safetensors", {"a": 300_000, "b": 200_001, "c": 70_000})
+    target = tmp_path / f"out{suffix}"
+    convert(source, tmp_path / f"expected{suffix}")
+    target.write_bytes(b"old" * 300_000)
+    old, forgotten = target.stat().st_ino, Forgotten(fails)
+    monkeypatch.setattr(stream, "WRITE_BACK", 100_000)
+    monkeypatch.setattr(os, "posix_fadvise", forgotten)
+    link = tmp_path / f"link{suffix}"
+    link.symlink_to(target)
+    convert(source, link)
+    assert target.read_bytes() == (tmp_path / f"expected{suffix}").read_bytes()
+    # all of it, each part once, and nothing of any other file
+    assert forgotten.parts.keys() == {old}
+    *parts, last = forgotten.parts[old]
+    position = 0
+    for offset, count in parts:
+        assert (offset, count >= 100_000) == (position, True)
+        position += count
+    assert len(parts) >= 2
+    assert last == (position, 0)
+
+
+@linux
+def test_shards_let_go_of_the_shards_they_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = safetensors_file(tmp_path / "in.safetensors", {"a": 300_000, "b": 200_001})
+    for force in (False, True):
+        old = {path.stat().st_ino for path in tmp_path.glob("out/*.safetensors")}
+        forgotten = Forgotten()
+        monkeypatch.setattr(stream, "WRITE_BACK", 100_000)
+        monkeypatch.setattr(os, "posix_fadvise", forgotten)
+        carry_out(*prepare(str(source), str(tmp_path / "out"), force=force, shard_size=300_000), verify=False)
+        assert forgotten.parts.keys() == old
+        assert len(old) == (2 if force else 0)
+
+
+@linux
+@pytest.mark.parametrize("what", ["linked", "small", "link to nothing"])
+def test_a_file_that_stays_is_not_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    source = safetensors_file(tmp_path / "in.safetensors", {"a": 300_000})
+    target = tmp_path / "out.safetensors"
+    target.write_bytes(b"old" * (100_000 if what == "linked" else 1000))
+    if what == "linked":
+        os.link(target, tmp_path / "another name")
+    if what == "link to nothing":
+        target.unlink()
+        target.symlink_to(tmp_path / "nowhere")
+    forgotten = Forgotten()
+    monkeypatch.setattr(stream, "WRITE_BACK", 100_000)
+    monkeypatch.setattr(os, "posix_fadvise", forgotten)
+    convert(source, target)
+    assert forgotten.parts == {}
+
+
+def test_a_system_without_the_hint_writes_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = safetensors_file(tmp_path / "in.safetensors", {"a": 300_000})
+    target = tmp_path / "out.safetensors"
+    convert(source, target)
+    written = target.read_bytes()
+    target.write_bytes(b"old" * 100_000)
+    monkeypatch.setattr(stream, "WRITE_BACK", 100_000)
+    monkeypatch.delattr(os, "posix_fadvise", raising=False)
+    convert(source, target)
+    assert target.read_bytes() == written
+
+
 @linux
 def test_linux_has_the_calls(tmp_path: Path) -> None:
     with open(tmp_path / "file", "wb") as file:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from ckpt_tools.analysis.counting import looks_like_buffer
+from ckpt_tools.analysis.counting import looks_like_buffer, tied
+from ckpt_tools.analysis.holding import Place, held_indexes, holding, state_shapes
 from ckpt_tools.checkpoint import Checkpoint, Module, Optimizer, StateDict, TensorInfo
 from ckpt_tools.contents import chunks
 from ckpt_tools.errors import UnsupportedFeature
@@ -125,9 +126,9 @@ def parameters_of(state_dict: StateDict, module: Module | None) -> list[TensorIn
 
 
 def _weigh(evidence: list[Evidence]) -> Judgement:
-    ordered = sorted(evidence, key=lambda e: _STRENGTH.index(e.source)) or [NO_EVIDENCE]
     if len(evidence) == 1:
         return Judgement(evidence[0].verdict, (evidence[0],), ())
+    ordered = sorted(evidence, key=lambda e: _STRENGTH.index(e.source)) or [NO_EVIDENCE]
     decided = next((e for e in ordered if e.verdict != "unknown"), ordered[0])
     ordered = [decided, *(e for e in ordered if e is not decided)]
     contradictions = tuple(
@@ -219,117 +220,51 @@ def _from_optimizer(
     by_name: Mapping[str, list[Evidence]],
 ) -> list[str]:
     """Add what the optimizer's groups and state say; returns remarks on how sure the mapping is."""
-    indexes = [index for group in optimizer.groups for index in group.params]
-    names = [name for group in optimizer.groups for name in group.names or ()]
-    stateful = any(optimizer.state.values())
-    if len(names) == len(indexes) and names:
-        mapping = dict(zip(names, indexes, strict=True))
-        confidence: Confidence = "certain"
-        notes = ["the optimizer records its parameters' names"]
-        ambiguous: set[str] = set()
-    elif indexes and all(isinstance(index, str) for index in indexes):
-        mapping = {str(index): index for index in indexes}
-        confidence, notes, ambiguous = "certain", ["the optimizer's parameters go by name"], set()
-    stateful = any(optimizer.state.values())
-    else:
-        mapping, ambiguous, notes = _by_order(parameters, indexes, optimizer)
-        confidence = "likely"
+    tied_to = {other: first for first, *others in tied(parameters) for other in others}
+    flags = {**(from_class or {}), **{t.name: t.requires_grad for t in parameters if t.requires_grad is not None}}
+    shapes = {tensor.name: tensor.shape for tensor in parameters if tensor.name not in tied_to}
+    if from_class and all(name in by_name for name in from_class):
+        # the class knows what is a parameter, and in which order
+        shapes = {name: shapes[name] for name in from_class if name in shapes}
+    found = holding(optimizer, shapes, flags or None)
+    if not found.names:
+        return []
     rates = {index: group.options.get("lr") for group in optimizer.groups for index in group.params}
+    stateful = any(optimizer.state.values())
     for tensor in parameters:
-        if tensor.name in ambiguous:
-            reason = "whether the optimizer holds it cannot be told from order and shapes"
-            by_name[tensor.name].append(Evidence("unknown", "optimizer", "unclear", reason))
-        elif tensor.name not in mapping:
-            if len(mapping) + len(ambiguous) or len(indexes) < len(parameters):
-                if not mapping and not ambiguous and not stateful:
-                    continue
-                reason = "it is not in the optimizer"
-                by_name[tensor.name].append(Evidence("frozen", "optimizer", confidence, reason))
-        else:
-            index = mapping[tensor.name]
-            rate = rates.get(index)
+        place = found.places.get(tied_to.get(tensor.name, tensor.name))
+        if place is not None:
+            mine = {rates[place.index]} if place.index is not None else set(rates.values())
+            rate = mine.pop() if len(mine) == 1 else None
             suffix = f" (lr {rate:g})" if isinstance(rate, int | float) else ""
-            if optimizer.state.get(index):
-                evidence = Evidence("trainable", "optimizer", confidence, f"the optimizer stepped it{suffix}")
-            elif stateful:
-                reason = f"it is in the optimizer{suffix} without state: frozen, or it never received a gradient"
-                evidence = Evidence("frozen", "optimizer", "unclear", reason)
-            else:
-                reason = f"it is in the optimizer{suffix}, which keeps no state (plain SGD, or no step was made)"
-                evidence = Evidence("unknown", "optimizer", "unclear", reason)
-            by_name[tensor.name].append(evidence)
+            by_name[tensor.name].append(_of_place(place, suffix, stateful, found.recorded))
+    notes = [found.how]
+    if found.stale:
+        sizes = dict(zip(held_indexes(optimizer), state_shapes(optimizer), strict=True))
+        told = [f"{index} {_text(sizes[index])}" for index in found.stale[:6]]
+        notes[0] += f" its parameters {', '.join(told)}{', …' if found.stale[6:] else ''} are of no layer there is now"
+    elif found.fits and found.in_doubt:
+        notes.append(f"for {found.in_doubt} parameters order and shapes leave doubt")
     return notes
 
 
-def _by_order(
-    parameters: Sequence[TensorInfo], indexes: Sequence[object], optimizer: Optimizer
-) -> tuple[dict[str, int | str], set[str], list[str]]:
-    """Map parameter names to optimizer indexes by order and the shapes of the state.
-
-    An optimizer numbers its parameters in the order it was given them: those of ``model.parameters()``, or of
-    a filtered part. Returns the sure pairs, the names about which order and shapes leave doubt, and remarks.
-    """
-    shapes = [state_shape(optimizer.state.get(index, {})) for index in indexes]  # type: ignore[call-overload]
-    wanted = [tensor.shape for tensor in parameters]
-    sure: dict[str, int | str] = {}
-    doubtful: set[str] = set()
-    first, last = _embed(shapes, wanted), _embed(shapes[::-1], wanted[::-1])
-    if first is not None and last is not None:
-        highest = [len(wanted) - 1 - position for position in reversed(last)]
-        for index, low, high, shape in zip(indexes, first, highest, shapes, strict=True):
-            if low == high:
-                sure[parameters[low].name] = index  # type: ignore[assignment]
-            else:
-                doubtful |= {parameters[p].name for p in range(low, high + 1) if shape in (None, wanted[p])}
-        doubtful -= sure.keys()
-        notes = [f"the optimizer holds {len(indexes)} of {len(parameters)} parameters, matched by order and shapes"]
-        if doubtful:
-            notes.append(f"for {len(doubtful)} parameters order and shapes leave doubt")
-        return sure, doubtful, notes
-    # a layer was replaced after the optimizer was made: what stands before it and after it still fits
-    pairs = _ends(shapes, wanted)
-    if 2 * len(pairs) < len(indexes):
-        doubtful = {tensor.name for tensor in parameters}
-        return {}, doubtful, ["the shapes of the optimizer's state do not fit the model's parameters"]
-    sure = {parameters[at].name: indexes[i] for i, at in pairs}  # type: ignore[misc]
-    notes = ["the optimizer was bound before part of the model was replaced: by order and shapes"]
-    matched = {i for i, _ in pairs}
-    stale = [f"{index} {_text(shapes[i])}" for i, index in enumerate(indexes) if i not in matched and shapes[i]]
-    notes[0] += f" its parameters {', '.join(stale[:6])}{', …' if len(stale) > 6 else ''} are of no layer there is now"
-    return sure, set(), notes
-
-
-def _ends(shapes: Sequence[tuple[int, ...] | None], wanted: Sequence[tuple[int, ...]]) -> list[tuple[int, int]]:
-    """Pairs of positions in *shapes* and *wanted* that fit from the front, and then from the back."""
-    shorter = min(len(shapes), len(wanted))
-    front = 0
-    while front < shorter and shapes[front] in (None, wanted[front]):
-        front += 1
-    back = 0
-    while back < shorter - front and shapes[-1 - back] in (None, wanted[-1 - back]):
-        back += 1
-    pairs = [(i, i) for i in range(front)]
-    return pairs + [(len(shapes) - i, len(wanted) - i) for i in range(back, 0, -1)]
-
-
-def _embed(shapes: Sequence[tuple[int, ...] | None], wanted: Sequence[tuple[int, ...]]) -> list[int] | None:
-    """The leftmost positions in *wanted* at which *shapes* fit in order; None in *shapes* fits any."""
-    positions: list[int] = []
-    at = 0
-    for shape in shapes:
-        while at < len(wanted) and shape is not None and wanted[at] != shape:
-            at += 1
-        if at == len(wanted):
-            return None
-        positions.append(at)
-        at += 1
-    return positions
-
-
-def state_shape(state: Mapping[str, object]) -> tuple[int, ...] | None:
-    """The shape of the parameter that a state is for: that of its largest tensor, None where there is none."""
-    tensors = [value for value in state.values() if isinstance(value, TensorInfo) and value.shape]
-    return max(tensors, key=lambda t: t.numel).shape if tensors else None
+def _of_place(place: Place, suffix: str, stateful: bool, recorded: bool) -> Evidence:
+    confidence: Confidence = "certain" if recorded else "likely"
+    if place.held is None:
+        reason = "whether the optimizer holds it cannot be told from order and shapes"
+        return Evidence("unknown", "optimizer", "unclear", reason)
+    if not place.held:
+        return Evidence("frozen", "optimizer", confidence, "it is not in the optimizer")
+    if place.stepped:
+        return Evidence("trainable", "optimizer", confidence, f"the optimizer stepped it{suffix}")
+    if place.stepped is None:
+        reason = f"it is in the optimizer{suffix}; whether it was stepped cannot be told from order and shapes"
+        return Evidence("unknown", "optimizer", "unclear", reason)
+    if stateful:
+        reason = f"it is in the optimizer{suffix} without state: frozen, or it never received a gradient"
+        return Evidence("frozen", "optimizer", "unclear", reason)
+    reason = f"it is in the optimizer{suffix}, which keeps no state (plain SGD, or no step was made)"
+    return Evidence("unknown", "optimizer", "unclear", reason)
 
 
 # --- attributes that were meant to freeze

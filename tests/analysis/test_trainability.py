@@ -140,6 +140,199 @@ def test_optimizer_bound_before_the_head_was_replaced(tmp_path, head):
     assert "4 3×16, 5 3 " in trust.notes[0]
 
 
+class Block(nn.Module):
+    """Attention and MLP of one width, the names and shapes of a small transformer."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm1(x)).chunk(3, -1)
+        x = x + self.proj(nn.functional.scaled_dot_product_attention(q, k, v))
+        return x + self.mlp(self.norm2(x))
+
+
+class Transformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.cls = nn.Parameter(torch.randn(1, 1, 8))
+        self.embed = nn.Linear(3, 8)
+        self.blocks = nn.Sequential(Block(8), Block(8))
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.embed(x)
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1)
+        return self.head(self.norm(self.blocks(x))[:, 0])
+
+
+def trained(tmp_path, groups, model=None, optimizer=torch.optim.AdamW, freeze=(), replace=None):
+    """What `verdicts` says of a transformer, saved after a step of an optimizer over *groups* of its parameters."""
+    model = model or Transformer()
+    for name, parameter in model.named_parameters():
+        if name.startswith(tuple(freeze)) if freeze else False:
+            parameter.requires_grad = False
+    made = optimizer(groups(model))
+    model(torch.randn(2, 4, 3)).square().sum().backward()
+    made.step()
+    if replace is not None:
+        replace(model)
+    return verdicts(save(tmp_path, {"model": model.state_dict(), "optimizer": made.state_dict()}))
+
+
+def by_decay(model, rates=(0.5, 0.25)):
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "lr": rates[0]},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0, "lr": rates[1]},
+    ]
+
+
+def by_norm(model):
+    """As transformers has it: biases and what is in a norm are not decayed, cls is."""
+    no_decay = [p for n, p in model.named_parameters() if "norm" in n or n.endswith("bias")]
+    return [{"params": [p for p in model.parameters() if all(p is not q for q in no_decay)]}, {"params": no_decay}]
+
+
+def by_layer(model):
+    """As YOLOv5 has it: biases, then weights, then those of norms, whatever module they are in."""
+    modules = list(model.modules())
+    norms = [m.weight for m in modules if isinstance(m, nn.LayerNorm)]
+    weights = [m.weight for m in modules if isinstance(m, nn.Linear)]
+    return [{"params": [m.bias for m in modules if hasattr(m, "bias")]}, {"params": [*weights]}, {"params": norms},
+            {"params": [model.cls]}]  # fmt: skip
+
+
+@pytest.mark.parametrize("groups", [by_decay, by_norm, by_layer, lambda m: [*m.head.parameters(), *by_rest(m)]])
+def test_groups_in_an_order_that_is_not_the_models(tmp_path, groups):
+    found, trust = trained(tmp_path, groups)
+    assert set(found.values()) == {"trainable"}
+    assert trust.notes[0].startswith("the optimizer holds 31 of 31 parameters, matched by ")
+    # Adam's state of a frozen part is missing, and it is missing for the right ones
+    found, _ = trained(tmp_path, groups, freeze=["blocks.0"])
+    told = {name: verdict for name, verdict in found.items() if verdict != "unknown"}
+    assert {name for name, verdict in told.items() if verdict == "frozen"} <= {n for n in found if "blocks.0" in n}
+    assert {"head.weight", "head.bias", "embed.weight", "cls"} <= {n for n, v in told.items() if v == "trainable"}
+
+
+def by_rest(model):
+    return [p for n, p in model.named_parameters() if not n.startswith("head")]
+
+
+def test_weight_decay_split_tells_each_rate(tmp_path):
+    _, trust = trained(tmp_path, by_decay)
+    reasons = {name: j.basis.reason for name, j in trust.parameters.items()}
+    assert reasons["blocks.1.qkv.weight"] == "the optimizer stepped it (lr 0.5)"
+    assert reasons["blocks.1.norm1.weight"] == "the optimizer stepped it (lr 0.25)"
+    assert {j.basis.confidence for j in trust.parameters.values()} == {"likely"}
+
+
+def test_weight_decay_split_with_a_frozen_backbone(tmp_path):
+    """Only the head has state: the rest stands in the groups for nothing, and the sizes of these tell."""
+    model = Transformer()
+    every = [{"params": [p for p in model.parameters() if p.dim() > 1]},
+             {"params": [p for p in model.parameters() if p.dim() <= 1]}]  # fmt: skip
+    found, trust = trained(tmp_path, lambda _: every, model, freeze=["cls", "embed", "blocks", "norm"])
+    assert {name for name, verdict in found.items() if verdict == "trainable"} == {"head.weight", "head.bias"}
+    assert {found[name] for name in found if not name.startswith("head")} == {"frozen"}
+    assert trust.notes == (
+        "the optimizer holds 31 of 31 parameters, matched by shapes: matrices, then vectors (as weight decay is split)",
+    )
+
+
+def test_weight_decay_split_over_what_is_filtered(tmp_path):
+    found, _ = trained(tmp_path, by_decay, freeze=["cls", "embed", "blocks.0", "blocks.1", "norm"])
+    assert {name for name, verdict in found.items() if verdict == "trainable"} == {"head.weight", "head.bias"}
+    assert {found[name] for name in found if not name.startswith("head")} == {"frozen"}
+
+
+def test_same_shapes_in_filtered_groups_stay_open(tmp_path):
+    """Of two equal blocks one is in the optimizer: nothing in the file says which."""
+    found, trust = trained(tmp_path, by_decay, freeze=["cls", "embed", "blocks.0", "norm"])
+    assert {found[name] for name in found if name.startswith(("blocks", "norm"))} == {"unknown"}
+    assert {found["head.weight"], found["head.bias"]} == {"trainable"}
+    assert {found["cls"], found["embed.weight"]} == {"frozen"}
+    assert "order and shapes leave doubt" in trust.notes[1]
+
+
+def test_flags_in_the_file_tell_which_of_the_same_shape(tmp_path):
+    """With parameters pickled whole, those with requires_grad are what people filter by."""
+    model = Transformer()
+    model.blocks[0].requires_grad_(False)
+    optimizer = torch.optim.AdamW(by_decay(model))
+    model(torch.randn(2, 4, 3)).square().sum().backward()
+    optimizer.step()
+    found, trust = verdicts(save(tmp_path, {"model": model, "optimizer": optimizer.state_dict()}))
+    of_optimizer = {n: [e.verdict for e in j.evidence if e.source == "optimizer"] for n, j in trust.parameters.items()}
+    assert {v for n, v in found.items() if "blocks.0" in n} == {"frozen"}
+    assert all(of_optimizer[name] == [found[name]] for name in found)
+    assert not any(j.contradictions for j in trust.parameters.values())
+
+
+def test_groups_bound_before_the_head_was_replaced(tmp_path):
+    def replace(model):
+        model.head = nn.Linear(8, 2)
+
+    found, trust = trained(tmp_path, by_decay, replace=replace)
+    assert {name for name, verdict in found.items() if verdict != "trainable"} == {"head.weight", "head.bias"}
+    assert found["head.weight"] == found["head.bias"] == "frozen"
+    assert trust.notes[0].startswith("the optimizer was bound before part of the model was replaced")
+    assert "its parameters 10 5×8, 30 5 are of no layer there is now" in trust.notes[0]
+
+
+def test_recorded_names_do_not_hide_a_replaced_head(tmp_path):
+    def replace(model):
+        model.head = nn.Linear(8, 2)
+
+    found, trust = trained(tmp_path, lambda m: list(m.named_parameters()), replace=replace)
+    assert {name for name, verdict in found.items() if verdict == "frozen"} == {"head.weight", "head.bias"}
+    assert "by the names that it records its parameters 29 5×8, 30 5 are of no layer there is now" in trust.notes[0]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("module.", ""), ("", "module."), ("", "_orig_mod.module.")])
+def test_recorded_names_of_a_wrapped_model(tmp_path, ours, theirs):
+    model = Transformer()
+    optimizer = torch.optim.Adam(
+        [(theirs + n, p) for n, p in reversed(list(model.named_parameters())) if "cls" not in n]
+    )
+    model(torch.randn(2, 4, 3)).square().sum().backward()
+    optimizer.step()
+    state = {ours + name: tensor for name, tensor in model.state_dict().items()}
+    found, trust = verdicts(save(tmp_path, {"model": state, "optimizer": optimizer.state_dict()}))
+    assert {name for name, verdict in found.items() if verdict == "frozen"} == {f"{ours}cls"}
+    assert {j.basis.confidence for j in trust.parameters.values()} == {"certain"}
+
+
+def test_tied_weights_count_once(tmp_path):
+    model = nn.ModuleDict({"embed": nn.Embedding(6, 4), "mix": nn.Linear(4, 4), "out": nn.Linear(4, 6)})
+    model["out"].weight = model["embed"].weight
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.5)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    found, trust = verdicts(save(tmp_path, {"m": model.state_dict(), "o": optimizer.state_dict()}))
+    assert found == dict.fromkeys(["embed.weight", "mix.weight", "mix.bias", "out.weight", "out.bias"], "trainable")
+    assert trust.notes == ("the optimizer holds 4 of 4 parameters, matched by order and shapes",)
+
+
+@pytest.mark.parametrize("kind", ["Adafactor", "Adagrad", "RMSprop", "Rprop", "NAdam", "Adadelta", "ASGD"])
+def test_optimizers_whose_state_is_of_other_shapes_or_there_before_the_first_step(tmp_path, kind):
+    found, _ = trained(
+        tmp_path, lambda m: m.parameters(), optimizer=getattr(torch.optim, kind), freeze=["cls", "embed", "blocks.0"]
+    )
+    assert {n for n, v in found.items() if v == "frozen"} == {
+        n for n in found if n.startswith(("cls", "embed", "blocks.0"))
+    }
+    assert set(found.values()) == {"frozen", "trainable"}
+
+
 def test_base_compares_bytes_and_finds_drifted_buffers(tmp_path):
     model = net()
     base = save(tmp_path, model.state_dict(), "base.pt")

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from ckpt_tools.analysis.leaves import leaves
+from ckpt_tools.analysis.holding import state_shape
 from ckpt_tools.analysis.name_hints import name_hints
 from ckpt_tools.analysis.summary import Subject as Model
 from ckpt_tools.analysis.summary import subject_of

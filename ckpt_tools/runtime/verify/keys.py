@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ckpt_tools.analysis.holding import AUXILIARY
 from ckpt_tools.atomic import replacing
 from ckpt_tools.convert.plan import Names
 from ckpt_tools.convert.run import carry_out, prepare
@@ -16,7 +17,7 @@ from ckpt_tools.errors import CkptError
 from ckpt_tools.report import count, listed
 from ckpt_tools.runtime.reload import LoadReport, Mismatch, rehearse
 from ckpt_tools.runtime.verify.names import Renaming, renamed, renaming
-from ckpt_tools.runtime.verify.subject import AUXILIARY, Subject, head_of, matches, percent, shape
+from ckpt_tools.runtime.verify.subject import Subject, head_of, matches, percent, shape
 from ckpt_tools.verification.results import Check, Problem, worst_first
 
 MOSTLY = 0.05

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from ckpt_tools.analysis.holding import Over, Shape, fitting, held_indexes, holding, state_shapes, usual
 from ckpt_tools.checkpoint import Checkpoint, KeyPath, Optimizer, TensorInfo, format_path
 from ckpt_tools.pickles.values import plain
-from ckpt_tools.records import record
 from ckpt_tools.report import count, listed
 from ckpt_tools.runtime.replica import empty_like
 from ckpt_tools.runtime.verify.subject import Head, Subject, head_of, shape
 from ckpt_tools.verification.results import Check, Problem, worst_first
-
-Shape = tuple[int, ...]
-
-
-@record
-class Over:
-    """Parameters that an optimizer may have been made over: *what* in words, the *code* that makes it, the *names*."""
-
-    what: str
-    code: str
-    names: Sequence[str]
 
 
 def resume(subject: Subject) -> Check:
@@ -58,57 +45,25 @@ def resume(subject: Subject) -> Check:
 # --- which parameters
 
 
-def with_names(checkpoint: Checkpoint, subject: Subject) -> Checkpoint:
-    """*checkpoint* with the names of what its optimizer holds, as far as its state tells which parameters those are.
-
-    So that what follows from the optimizer does not depend on the order that the model happens to have.
-    """
-    run, model = checkpoint.training, subject.model
-    if run is None or model is None or len(run.optimizers) != 1:
-        return checkpoint
-    optimizer = run.optimizers[0]
-    fitting, other = _fitting(optimizer, model, subject)
-    if not fitting or other is not None or fitting[0].code == "names" or not any(map(_shape, optimizer.state.values())):
-        return checkpoint
-    names = iter(fitting[0].names)
-    groups = tuple(replace(g, names=tuple(itertools.islice(names, len(g.params)))) for g in optimizer.groups)
-    return replace(checkpoint, training=replace(run, optimizers=(replace(optimizer, groups=groups),)))
-
-
-def _fitting(optimizer: Optimizer, model: nn.Module, subject: Subject) -> tuple[list[Over], Over | None]:
-    """What it may be over, the likeliest first; and another part that fits as well, where the first is a guess."""
-    parameters = dict(model.named_parameters())
-    held = _held(optimizer)
-    wanted = _wanted(optimizer)
-    candidates = _candidates(parameters, _names(optimizer), subject)
-    fitting = [over for over in candidates if len(over.names) == len(held) and _same(over.names, wanted, parameters)]
-    return fitting, _other(fitting, wanted, parameters) if fitting else None
-
-
-def _held(optimizer: Optimizer) -> list[int | str]:
-    return [index for group in optimizer.groups for index in group.params]
-
-
-def _wanted(optimizer: Optimizer) -> list[Shape | None]:
-    return [_shape(optimizer.state.get(index, {})) for index in _held(optimizer)]
-
-
-def _names(optimizer: Optimizer) -> list[str]:
-    """The names that it records itself: beside its numbers, or in their place as FSDP has them."""
-    names = [name for group in optimizer.groups for name in group.names or ()]
-    return names or [index for index in _held(optimizer) if isinstance(index, str)]
-
-
 def _fit(optimizer: Optimizer, model: nn.Module, subject: Subject, alone: bool) -> tuple[Over | None, list[Problem]]:
     parameters = dict(model.named_parameters())
-    held, wanted = _held(optimizer), _wanted(optimizer)
-    fitting, other = _fitting(optimizer, model, subject)
-    if not fitting:
-        window = None if alone else next(_windows(wanted, parameters), None)
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items() if not _lazy(parameter)}
+    flags = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    held, wanted = held_indexes(optimizer), state_shapes(optimizer)
+    fits = usual(optimizer, shapes, flags)
+    if not fits:
+        window = None if alone else next(_windows(wanted, shapes), None)
         if window is not None:
             return window, [*_accepted(optimizer, window, parameters)]
-        return None, [_misfit(optimizer, held, wanted, parameters, subject)]
-    over = fitting[0]
+        found = holding(optimizer, shapes, flags)
+        names = [name for name in found.names if name is not None]
+        if found.stale or not found.fits or len(held) > len(shapes):
+            return None, [_misfit(optimizer, held, wanted, shapes, subject)]
+        if len(names) < len(held):
+            return None, [_in_doubt(held, names, parameters)]
+        fits = [Over(f"told by their shapes in {count(len(optimizer.groups), 'group')}", "shapes", names)]
+    over = fits[0]
+    other = _other(fits, wanted, shapes)
     problems = [*_accepted(optimizer, over, parameters)]
     if other is not None:
         problems.append(_either(over, other))
@@ -128,42 +83,20 @@ def _fit(optimizer: Optimizer, model: nn.Module, subject: Subject, alone: bool) 
     return over, problems
 
 
-def _candidates(parameters: Mapping[str, nn.Parameter], named: Sequence[str], subject: Subject) -> list[Over]:
-    """What people make optimizers over, the most usual first."""
-    found = [Over("all of the model's", "all", list(parameters))]
-    if named:
-        prefix = _prefix(named, parameters)
-        names = [name.removeprefix(prefix) for name in named]
-        if all(name in parameters for name in names):
-            found.insert(0, Over("by the names that it records", "names", names))
-    flagged = [name for name, parameter in parameters.items() if parameter.requires_grad]
-    if len(flagged) < len(parameters):
-        found.append(Over("those with requires_grad", "flags", flagged))
-    _, state_dict = subject.file()
-    head = head_of((subject.renamed or state_dict).tensors)
-    if head is not None:
-        of_head = [name for name in parameters if name.startswith(f"{head.name}.")]
-        if of_head and of_head != flagged:
-            found.append(Over("the head alone", "head", of_head))
-        outer = head.name.partition(".")[0]
-        of_outer = [name for name in parameters if name.startswith(f"{outer}.")]
-        if outer != head.name and of_outer not in (flagged, of_head):
-            found.append(Over(f"those of {outer}", "outer", of_outer))
-    decayed = [name for name, parameter in parameters.items() if parameter.dim() > 1]
-    rest = [name for name in parameters if name not in decayed]
-    if decayed and rest:
-        found.append(Over("matrices, then vectors (as weight decay is split)", "split", [*decayed, *rest]))
-        found.append(Over("vectors, then matrices (as weight decay is split)", "split", [*rest, *decayed]))
-    found.append(Over("all of the model's, last first", "reversed", list(parameters)[::-1]))
-    return found
+def _lazy(parameter: nn.Parameter) -> bool:
+    return bool(nn.parameter.is_lazy(parameter))
 
 
-def _prefix(names: Sequence[str], parameters: Mapping[str, object]) -> str:
-    """What wrappers put before the names."""
-    for name in parameters:
-        if names[0].endswith(f".{name}"):
-            return names[0].removesuffix(name)
-    return ""
+def _in_doubt(held: Sequence[object], names: Sequence[str], parameters: Mapping[str, object]) -> Problem:
+    told = f"; sure are only {listed(names, 3)}" if names else ""
+    return Problem(
+        "optimizer-ambiguous",
+        "warning",
+        f"the optimizer holds {len(held):,} of {count(len(parameters), 'parameter')}, and which number is whose cannot "
+        f"be told from its groups and the shapes of its state{told}: load_state_dict accepts any parameters of these "
+        "numbers, and gives state to the wrong ones",
+        "Make it over the parameters, and in the order, that it had; over named_parameters() its state records names",
+    )
 
 
 def _code(over: Over) -> str:
@@ -175,34 +108,22 @@ def _code(over: Over) -> str:
     return f"{over.what}: {listed(over.names, 4)}"
 
 
-def _shape(state: Mapping[str, object]) -> Shape | None:
-    """The shape of the parameter that a state is for, None where it does not tell."""
-    tensors = [value for value in state.values() if isinstance(value, TensorInfo) and value.shape]
-    return max(tensors, key=lambda tensor: tensor.numel).shape if tensors else None
-
-
-def _same(names: Sequence[str], wanted: Sequence[Shape | None], parameters: Mapping[str, nn.Parameter]) -> bool:
-    return all(size is None or tuple(parameters[name].shape) == size for name, size in zip(names, wanted, strict=True))
-
-
-def _other(
-    fitting: Sequence[Over], wanted: Sequence[Shape | None], parameters: Mapping[str, nn.Parameter]
-) -> Over | None:
+def _other(fits: Sequence[Over], wanted: Sequence[Shape | None], shapes: Mapping[str, Shape]) -> Over | None:
     """Another choice of parameters that fits as well, where the first is a guess and there is state to lose."""
-    first = fitting[0]
-    if first.code in ("all", "names", "flags") or not any(wanted):
+    first = fits[0]
+    if first.code in ("all", "names", "flags", "shapes") or not any(wanted):
         return None
-    found = [*fitting[1:], *_windows(wanted, parameters)]
+    found = [*fits[1:], *_windows(wanted, shapes)]
     return next((over for over in found if list(over.names) != list(first.names)), None)
 
 
-def _windows(wanted: Sequence[Shape | None], parameters: Mapping[str, nn.Parameter]) -> Iterator[Over]:
+def _windows(wanted: Sequence[Shape | None], shapes: Mapping[str, Shape]) -> Iterator[Over]:
     """Neighbouring parameters of these shapes, as several optimizers of one model have."""
-    names = list(parameters)
+    names = list(shapes)
     if None in wanted:
         return
     for start in range(len(names) - len(wanted) + 1):
-        if _same(names[start : start + len(wanted)], wanted, parameters):
+        if fitting(names[start : start + len(wanted)], wanted, shapes):
             yield Over(f"those from {names[start]} on", "window", names[start : start + len(wanted)])
 
 
@@ -268,41 +189,41 @@ def _misfit(
     optimizer: Optimizer,
     held: Sequence[object],
     wanted: Sequence[Shape | None],
-    parameters: Mapping[str, nn.Parameter],
+    shapes: Mapping[str, Shape],
     subject: Subject,
 ) -> Problem:
     """What stands against every way to make the optimizer over this class."""
     _, state_dict = subject.file()
     head = head_of((subject.renamed or state_dict).tensors)
-    if len(held) != len(parameters):
+    if len(held) != len(shapes):
         groups = " and ".join(str(len(group.params)) for group in optimizer.groups)
         return Problem(
             "optimizer-misfit",
             "error",
             f"the optimizer holds {groups} {'parameter' if held == [0] else 'parameters'}, the class has "
-            f"{len(parameters):,}, and no usual choice of them has these shapes: load_state_dict would refuse it, "
+            f"{len(shapes):,}, and no usual choice of them has these shapes: load_state_dict would refuse it, "
             "for a parameter group of another size",
-            _hint(head, wanted, parameters),
+            _hint(head, wanted, shapes),
         )
-    names = list(parameters)
+    names = list(shapes)
     wrong = [
-        f"{name} is {shape(parameters[name].shape)}, its state {shape(size)}"
+        f"{name} is {shape(shapes[name])}, its state {shape(size)}"
         for name, size in zip(names, wanted, strict=True)
-        if size is not None and tuple(parameters[name].shape) != size
+        if size is not None and shapes[name] != size
     ]
     return Problem(
         "optimizer-misfit",
         "error",
         f"{count(len(wrong), 'parameter')} would get state of another shape: {listed(wrong, 3)}. load_state_dict "
         "accepts that, and the first step fails or trains the wrong thing",
-        _hint(head, wanted, parameters),
+        _hint(head, wanted, shapes),
     )
 
 
-def _hint(head: Head | None, wanted: Sequence[Shape | None], parameters: Mapping[str, nn.Parameter]) -> str:
-    names = list(parameters)
+def _hint(head: Head | None, wanted: Sequence[Shape | None], shapes: Mapping[str, Shape]) -> str:
+    names = list(shapes)
     agree = 0
-    while agree < min(len(names), len(wanted)) and wanted[agree] in (None, tuple(parameters[names[agree]].shape)):
+    while agree < min(len(names), len(wanted)) and wanted[agree] in (None, shapes[names[agree]]):
         agree += 1
     if head is not None and agree < len(names) and names[agree].startswith(head.name.partition(".")[0]):
         return f"All before {names[agree]} agree: the optimizer was probably made before the head was replaced"

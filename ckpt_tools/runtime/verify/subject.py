@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from torch import Tensor, nn
 
+from ckpt_tools.analysis.holding import last_layer
 from ckpt_tools.checkpoint import Checkpoint, Module, StateDict, TensorInfo
 from ckpt_tools.records import record
 from ckpt_tools.runtime.locate import locate
@@ -84,17 +85,11 @@ def matches(name: str, globs: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, glob) for glob in globs)
 
 
-AUXILIARY = ("AuxLogits.", "aux1.", "aux2.", "aux_classifier.")
-"""What torchvision's classes call the heads that only training has a use for."""
-
-
 def head_of(tensors: Sequence[TensorInfo]) -> Head | None:
     """The last layer that has a matrix of weights, auxiliary heads left out."""
-    for tensor in reversed(tensors):
-        layer, _, leaf = tensor.name.rpartition(".")
-        if leaf == "weight" and len(tensor.shape) >= 2 and not any(part in tensor.name for part in AUXILIARY):
-            return Head(layer, tensor)
-    return None
+    by_name = {tensor.name: tensor for tensor in tensors}
+    layer = last_layer({name: tensor.shape for name, tensor in by_name.items()})
+    return Head(layer, by_name[f"{layer}.weight".removeprefix(".")]) if layer is not None else None
 
 
 def elements(tensors: Iterable[Tensor]) -> int:

@@ -21,7 +21,6 @@ from ckpt_tools.report import count, listed
 from ckpt_tools.runtime.reload import requires_grad_of
 from ckpt_tools.runtime.tensors import Tensors
 from ckpt_tools.runtime.verify.names import renamed
-from ckpt_tools.runtime.verify.resume import with_names
 from ckpt_tools.runtime.verify.subject import Head, Subject, head_of, matches
 from ckpt_tools.verification.results import Check, Problem, worst_first
 
@@ -45,9 +44,7 @@ def transfer(subject: Subject) -> Check:
     # with a renamed state_dict, what a pickled module records goes by other names
     module = subject.module if own is state_dict else None
     # a pickled module records its flags; those that its class starts with say no more
-    trust = judge(
-        with_names(checkpoint, subject), own, module, base=before, from_class=flags if module is None else None
-    )
+    trust = judge(checkpoint, own, module, base=before, from_class=flags if module is None else None)
     head = head_of(own.tensors)
     problems = [*_mistakes(trust.mistakes, model)]
     problems += _expected(subject, trust, own)

@@ -10,30 +10,33 @@ again with more care.
 
 from __future__ import annotations
 
+import ctypes
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import tee
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ckpt_tools.analysis.statistics import byte_numbers, finite_float16
-from ckpt_tools.analysis.streaming import Span, even_spans, in_order, in_storage_order
+from ckpt_tools.analysis.streaming import Span, even_spans, in_file, in_order, in_storage_order
 from ckpt_tools.checkpoint import TensorInfo
 from ckpt_tools.contents import numpy_dtype
 from ckpt_tools.dtypes import BY_NAME, DType
 from ckpt_tools.errors import CkptError
+from ckpt_tools.forks import can_fork, cores, in_forks
 
-BLOCK = 1 << 19
-"""Numbers of each tensor worked on at once. Fewer would stay in a core's own cache and take a third less time; but
-with every step a thread gives up the interpreter and has to wait for it, so that two would be slower than one.
-"""
-BLOCK_BYTES = 1 << 21
+BLOCK = 1 << 16
+"""Numbers of each tensor worked on at once: with what is made of them they stay in a core's own cache."""
+BLOCK_BYTES = 1 << 18
 """Bytes of each tensor worked on at once."""
 SPAN = 16 << 20
-"""Bytes of each tensor that a thread takes at a time."""
+"""Bytes of each tensor that a process or thread takes at a time."""
+WORTH_A_FORK = 64 << 20
+"""Bytes that are compared before a process more could be forked."""
 
 _FEW = 4096
 """Elements of a tensor that is small enough for float64 in any case."""
@@ -132,6 +135,8 @@ class ChangeHistogram:
 _SMALLEST, _LARGEST = 1073, 1024
 """The least and the greatest exponent of a float64 as frexp has them, the least one's sign turned."""
 
+_NOTHING = Span(0, 0)
+
 PairOfTensors = tuple[TensorInfo, TensorInfo, Tolerance | None]
 
 
@@ -150,29 +155,33 @@ def compare(a: TensorInfo, b: TensorInfo, tolerance: Tolerance | None = None) ->
 def compare_all(
     pairs: Iterable[PairOfTensors],
     *,
-    threads: int = 2,
+    threads: int | None = None,
     values: bool = True,
     advance: Callable[[int], object] | None = None,
 ) -> Iterator[Comparison | CkptError | None]:
-    """`compare` of each pair, in order, by *threads* at once; an error stands in its pair's place.
+    """`compare` of each pair, in order; an error stands in its pair's place.
+
+    *threads* work at once, by default as many as there are cores, up to four. They are processes where much is to
+    be compared and this process may be forked: `forks.can_fork`.
 
     Without *values* only identity is found out, and a pair is read no further than to the first difference.
     *advance* is told, in the caller's thread, how many bytes of `bytes_to_compare` are done with.
     """
+    known = [_Pair(a, b, tolerance, values) for a, b, tolerance in pairs]
     total: _Sums | None = None
     told = 0
-    for part in in_order(_jobs(pairs, values), threads):
-        pair = part.pair
-        if part.sums is not None:
-            if total is None:
-                total = part.sums
-            else:
-                total.merge(part.sums)
-        nbytes = part.nbytes if part.sums is not None else pair.nbytes - told
+    for piece, found in _measured(known, threads or min(cores(), 4)):
+        pair = piece.pair
+        if isinstance(found, CkptError):
+            pair.error = pair.error or found
+        elif found is not None:
+            pair.different |= found.different
+            total = found if total is None else total.merged(found)
+        nbytes = pair.nbytes - told if piece.last else piece.nbytes
         told += nbytes
         if advance is not None and nbytes:
             advance(nbytes)
-        if part.sums is None:
+        if piece.last:
             yield pair.error or pair.result(total or _Sums())
             total, told = None, 0
 
@@ -293,19 +302,22 @@ def _fill(row: Array, dtype: DType, words: Array, reals: int) -> None:
         np.copyto(row, values, casting="same_kind")
 
 
+_ROWS = {4: 256, 8: 4096}
+"""Elements summed in their own type at once, by bytes: a longer product might have BLAS start threads of its own."""
+
+_SIGNED = {1: "<i1", 2: "<i2", 4: "<i4", 8: "<i8"}
+
+
 class _Scratch:
-    """Memory that a thread works in, block after block.
+    """Memory that a thread works in, block after block: numbers of A, those of B and the changes are its rows."""
 
-    The numbers of A, those of B and the changes are rows of one array, so that one call goes through all of them:
-    the fewer calls, the less often do threads wait for each other to give up the interpreter.
-    """
-
-    __slots__ = ("buffers", "flags", "rows")
+    __slots__ = ("buffers", "flags", "products", "rows")
 
     def __init__(self) -> None:
         self.buffers = _empty(BLOCK_BYTES), _empty(BLOCK_BYTES)
         self.rows = {real: _empty(3 * BLOCK * int(real[2])).view(real).reshape(3, BLOCK) for real in ("<f4", "<f8")}
-        self.flags = _empty(2 * BLOCK).view(np.bool_).reshape(2, BLOCK)
+        self.flags = _empty(BLOCK).view(np.bool_)
+        self.products = {size: np.empty((BLOCK // row, 1, 1), f"<f{size}") for size, row in _ROWS.items()}
 
     def words(self, dtype: np.dtype[Any], count: int) -> Array:
         """Memory for *count* integers, which the changes will take."""
@@ -327,6 +339,7 @@ def _empty(nbytes: int) -> Array:
 class _Sums:
     """What is known of some of a pair's elements: `Comparison` says what the names mean."""
 
+    different: bool = False
     equal: int = 0
     distance: float = 0.0
     norm: float = 0.0
@@ -342,8 +355,8 @@ class _Sums:
     cast_back: bool = True
     within: bool = True
 
-    def merge(self, later: _Sums) -> None:
-        """Take in what is known of later elements."""
+    def merged(self, later: _Sums) -> _Sums:
+        """This, with what is known of later elements taken in."""
         self.equal += later.equal
         self.distance = math.hypot(self.distance, later.distance)  # whose squares may leave float64
         self.norm = math.hypot(self.norm, later.norm)
@@ -357,6 +370,7 @@ class _Sums:
         self.cast &= later.cast
         self.cast_back &= later.cast_back
         self.within &= later.within
+        return self
 
     def reach(self, change: float, at: int) -> None:
         """Take in an element that changed by *change*."""
@@ -364,26 +378,72 @@ class _Sums:
             self.max_abs, self.max_at = change, at
 
 
-class _Part(NamedTuple):
-    """What is known of a span of *nbytes* bytes, both sides together; after the last span of a pair, no *sums*."""
+class _Piece(NamedTuple):
+    """Two spans of a pair, side by side, or what comes after its *last* ones."""
 
     pair: _Pair
-    nbytes: int = 0
-    sums: _Sums | None = None
+    left: Span
+    right: Span
+    last: bool = False
 
+    @property
+    def nbytes(self) -> int:
+        return self.left.nbytes + self.right.nbytes
 
-def _jobs(pairs: Iterable[PairOfTensors], values: bool) -> Iterator[Callable[[], _Part]]:
-    idle: list[_Scratch] = []
-    for a, b, tolerance in pairs:
-        pair = _Pair(a, b, tolerance, values)
+    def measure(self, idle: list[_Scratch]) -> _Sums | CkptError | None:
+        """What is known of the elements in them; None where nothing is asked for any more."""
+        if self.last or self.pair.done:
+            return None
+        scratch = idle.pop() if idle else _Scratch()
         try:
-            for left, right in pair.spans():
-                if pair.done:
-                    break
-                yield partial(pair.read, left, right, idle)
+            return self.pair.read(self.left, self.right, scratch)
         except CkptError as error:
-            pair.error = pair.error or error
-        yield partial(_Part, pair)
+            return error
+        finally:
+            idle.append(scratch)
+
+
+_Found = _Sums | CkptError | None
+
+
+def _measured(pairs: Sequence[_Pair], threads: int) -> Iterator[tuple[_Piece, _Found]]:
+    """All pieces of *pairs* in their order, with what was found out."""
+    idle: list[_Scratch] = []
+
+    def measure(pieces: list[_Piece]) -> list[_Found]:
+        return [piece.measure(idle) for piece in pieces]
+
+    processes = min(threads, 1 + sum(pair.nbytes for pair in pairs) // WORTH_A_FORK)
+    batches: Iterable[list[_Piece]]
+    results: Iterator[list[_Found] | CkptError | None]
+    if processes > 1 and can_fork() and all(pair.in_files for pair in pairs):
+        batches = known = list(_batches(pairs))
+        wanted = (None if all(piece.pair.done for piece in batch) else at for at, batch in enumerate(known))
+        results = in_forks(lambda at: measure(known[at]), wanted, processes)
+    else:
+        batches, pending = tee(_batches(pairs))
+        results = in_order((partial(measure, batch) for batch in pending), threads)
+    for batch, found in zip(batches, results, strict=True):
+        if isinstance(found, list):
+            yield from zip(batch, found, strict=True)
+        else:
+            for piece in batch:
+                yield piece, found and found.at(path=piece.left.path)
+
+
+def _batches(pairs: Iterable[_Pair]) -> Iterator[list[_Piece]]:
+    """The pieces of *pairs* in their order, so many at a time that they are worth the handing over."""
+    batch: list[_Piece] = []
+    nbytes = 0
+    for pair in pairs:
+        for piece in pair.pieces():
+            if nbytes and nbytes + piece.nbytes > 2 * SPAN:
+                yield batch
+                batch, nbytes = [], 0
+            batch.append(piece)
+            nbytes += piece.nbytes
+    if batch:
+        yield batch
 
 
 class _Pair:
@@ -420,8 +480,38 @@ class _Pair:
         self.count = self.a.numel
         self.widths = a.dtype.itemsize, b.dtype.itemsize
         self.step = SPAN // max(self.widths)
-        self.different = self.done = False
+        self.different = False
         self.error: CkptError | None = None
+        self._ceilings: dict[int, int] = {}
+
+    def ceiling(self, squares: float) -> int:
+        """An integer than which no float of A's type is greater as an integer, if *squares* is its square or more."""
+        exponent = math.frexp(squares)[1] // 2 + 2 if math.isfinite(squares) else 1023
+        known = self._ceilings.get(exponent)
+        if known is None:
+            power = np.array(math.ldexp(1.0, min(exponent, 1023))).astype(numpy_dtype(self.a.dtype))
+            known = self._ceilings[exponent] = int(power.view(self.kinds[0].words))
+        return known
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more is to be found out."""
+        return self.error is not None or (self.different and not self.values)
+
+    @property
+    def in_files(self) -> bool:
+        """Whether the elements of both, if any are to be read, lie in local files as they are wanted."""
+        if not self.count or not self.readable:
+            return True
+        try:
+            return in_file(self.a) is not None and in_file(self.b) is not None
+        except CkptError:
+            return False
+
+    @property
+    def readable(self) -> bool:
+        """Whether their elements can be set against each other, as far as that is asked for."""
+        return self.comparable and (self.values or self.same_type)
 
     @property
     def nbytes(self) -> int:
@@ -477,48 +567,46 @@ class _Pair:
 
     # --- reading
 
+    def pieces(self) -> Iterator[_Piece]:
+        """What is to be read, and an end."""
+        self.different = not self.readable
+        try:
+            for left, right in self.spans():
+                if self.done:
+                    break
+                yield _Piece(self, left, right)
+        except CkptError as error:
+            self.error = self.error or error
+        yield _Piece(self, _NOTHING, _NOTHING, last=True)
+
     def spans(self) -> Iterator[tuple[Span, Span]]:
         """What is to be read, side by side."""
-        if not self.comparable or (not self.values and not self.same_type):
-            self.different = True
+        if not self.readable:
             return
         left, right = (self.step * width // kind.per_byte for width, kind in zip(self.widths, self.kinds, strict=True))
         yield from zip(even_spans(self.a, left), even_spans(self.b, right), strict=True)
 
-    def read(self, left: Span, right: Span, idle: list[_Scratch]) -> _Part:
+    def read(self, left: Span, right: Span, scratch: _Scratch) -> _Sums:
         """What is known of the elements in two spans."""
         sums = _Sums()
-        if self.done:
-            return _Part(self, left.nbytes + right.nbytes, sums)
-        try:
-            scratch = idle.pop()
-        except IndexError:
-            scratch = _Scratch()
-        try:
-            with np.errstate(all="ignore"):  # NaN and infinities are counted, not warned of
-                for at, x, y in self.blocks(left, right, scratch):
-                    if self.values:
-                        _Block(self, at, x, y, scratch, sums).add()
-                    elif not np.array_equal(x, y):
-                        self.different = self.done = True
-                        break
-        except CkptError as error:
-            self.error, self.done = error, True
-        idle.append(scratch)
-        return _Part(self, left.nbytes + right.nbytes, sums)
+        with np.errstate(all="ignore"):  # NaN and infinities are counted, not warned of
+            for at, x, y in self.blocks(left, right, scratch):
+                if self.values:
+                    _Block(self, at, x, y, scratch, sums).add()
+                elif not _same_bytes(x, y):
+                    sums.different = True
+                    break
+        return sums
 
     def blocks(self, left: Span, right: Span, scratch: _Scratch) -> Iterator[tuple[int, Array, Array]]:
         """The words of both sides, block by block, each with the place of the first element."""
         size = min(BLOCK // self.reals, BLOCK_BYTES // max(self.widths)) & ~3
-        # what is no number of the wanted type yet is read elsewhere
-        memory = scratch.rows[self.real][:2].view(np.uint8) if self.direct else scratch.buffers
         buffers = [
             buffer.data[: size * width // kind.per_byte]
-            for buffer, width, kind in zip(memory, self.widths, self.kinds, strict=True)
+            for buffer, width, kind in zip(scratch.buffers, self.widths, self.kinds, strict=True)
         ]
         at = left.start // self.widths[0] * self.kinds[0].per_byte
-        pieces = (_into(buffer, span) for buffer, span in zip(buffers, (left, right), strict=True))
-        for x, y in zip(*pieces, strict=True):
+        for (_, x), (_, y) in zip(left.blocks(buffers[0]), right.blocks(buffers[1]), strict=True):
             count = min(size, self.count - at)
             yield at, _words(x, self.kinds[0], count), _words(y, self.kinds[1], count)
             at += count
@@ -536,6 +624,26 @@ def _in_one_order(a: TensorInfo, b: TensorInfo) -> tuple[TensorInfo, TensorInfo,
     return x, y, repeats
 
 
+@cache
+def _memcmp() -> Callable[[int, int, int], int] | None:
+    """C's own, which stops at the first difference and keeps no notes; None where there is no C library to ask."""
+    try:
+        call = ctypes.CDLL(None).memcmp
+    except (OSError, TypeError, AttributeError):
+        return None
+    call.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+    found: Callable[[int, int, int], int] = call
+    return found
+
+
+def _same_bytes(x: Array, y: Array) -> bool:
+    """Whether two arrays of one size, dense both, hold the same bytes."""
+    memcmp = _memcmp()
+    if memcmp is None:
+        return np.array_equal(x, y)
+    return not memcmp(x.__array_interface__["data"][0], y.__array_interface__["data"][0], x.nbytes)
+
+
 def _unravelled(at: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The index of place *at* in row-major order; numpy's ends at 64 dimensions."""
     index = []
@@ -543,14 +651,6 @@ def _unravelled(at: int, shape: tuple[int, ...]) -> tuple[int, ...]:
         at, place = divmod(at, size)
         index.append(place)
     return tuple(reversed(index))
-
-
-def _into(buffer: memoryview, span: Span) -> Iterator[memoryview]:
-    """The bytes of *span*, piece by piece in *buffer*."""
-    for _, block in span.blocks(buffer):
-        if not span.path:
-            buffer[: len(block)] = block
-        yield buffer[: len(block)]
 
 
 def _words(block: memoryview, kind: _Kind, count: int) -> Array:
@@ -581,23 +681,24 @@ class _Finite(NamedTuple):
 class _Block:
     """Elements of both sides, given as words, the first of which is at place *start*; `add` adds them to *sums*."""
 
-    __slots__ = ("pair", "scratch", "start", "steps", "sums", "x", "y")
+    __slots__ = ("bits", "pair", "scratch", "start", "sums", "x", "y")
 
     def __init__(self, pair: _Pair, start: int, x: Array, y: Array, scratch: _Scratch, sums: _Sums) -> None:
         self.pair, self.start, self.x, self.y, self.scratch, self.sums = pair, start, x, y, scratch, sums
-        self.steps: Array | None = None  # x - y, until something else takes its memory
+        self.bits: Array | None = None  # that differ, until the changes take their memory
 
     def add(self) -> None:
         """Measure what is asked for: quickly, and where that fails in float64, and where that fails with care."""
         pair, x, y = self.pair, self.x, self.y
         same = False
-        if pair.same_type:
-            steps = self.steps = np.subtract(x, y, out=self.scratch.words(x.dtype, x.size))
+        if pair.same_type and _same_bytes(x, y):
+            same = True
+            self.sums.equal += x.size // max(1, pair.a.dtype.itemsize // 8)
+        elif pair.same_type:
+            bits = self.bits = np.bitwise_xor(x, y, out=self.scratch.words(x.dtype, x.size))
             if pair.a.dtype.itemsize == 16:
-                steps = steps[0::2] | steps[1::2]
-            different = int(np.count_nonzero(steps))
-            same = not different
-            self.sums.equal += steps.size - different
+                bits = bits[0::2] | bits[1::2]
+            self.sums.equal += bits.size - int(np.count_nonzero(bits))
         else:
             self._casts()
         if not pair.real or not x.size:
@@ -605,47 +706,48 @@ class _Block:
         for real in ("<f4", "<f8") if pair.real == "<f4" else ("<f8",):
             numbers = self.sides(real)
             exact = not pair.long or max(_reach(x, pair.a), _reach(y, pair.b)) <= 1 << 53
-            if exact and self._quickly(numbers, same):
+            if exact and self._quickly(*numbers, same):
                 return
         self._carefully(*numbers)
 
-    def sides(self, real: str) -> Array:
-        """The numbers of both sides, as two rows of type *real*."""
+    def sides(self, real: str) -> tuple[Array, Array]:
+        """The numbers of both sides, as type *real*."""
         pair = self.pair
+        if pair.direct and real == pair.real:
+            return self.x.view(real), self.y.view(real)
         count = self.x.size * pair.reals // max(1, pair.widths[0] // 8)
-        rows = self.scratch.rows[real][:2, :count]
-        if not pair.direct or real != pair.real:
-            for row, tensor, words in zip(rows, (pair.a, pair.b), (self.x, self.y), strict=True):
-                _fill(row, tensor.dtype, words, pair.reals)
-        return rows
+        p, q = self.scratch.rows[real][:2, :count]
+        _fill(p, pair.a.dtype, self.x, pair.reals)
+        _fill(q, pair.b.dtype, self.y, pair.reals)
+        return p, q
 
-    def _quickly(self, numbers: Array, same: bool) -> bool:
+    def _quickly(self, p: Array, q: Array, same: bool) -> bool:
         """Whether all is finite, and squares are within the range of its type; nothing is added where not."""
-        pair, sums = self.pair, self.sums
-        p, q = numbers
+        pair, sums, products = self.pair, self.sums, self.scratch.products[p.itemsize]
         top = pair.top if p.itemsize == 4 else math.inf
+        squares = _squares(p, products)
+        if not _safe(squares, p) or squares >= top:
+            return False
+        norm = math.sqrt(squares)
         if same:
-            (squares,) = _squares(numbers[:1])
-            if not _safe(squares, p) or squares >= top:
-                return False
-            norm = math.sqrt(squares)
             self._norms(0.0, norm, norm, squares)
             return True
-        flips, steps = self._signs(numbers) if pair.signed else (0, 0)  # in the memory that the changes take now
-        rows = self.scratch.rows[numbers.dtype.str][:, : p.size]
-        apart = np.subtract(q, p, out=rows[2])
-        self.steps = None
-        squares, others, moved = _squares(rows)
-        if not _safe(squares, p) or not _safe(others, q) or max(squares, others) >= top:
+        others = _squares(q, products)
+        if not _safe(others, q) or others >= top:
             return False
+        if pair.signed:
+            flips, steps = self._signs(p, q, max(squares, others))
+            sums.sign_flips += flips
+            sums.max_ulp = max(sums.max_ulp, steps)
+        self.bits = None
+        apart = np.subtract(q, p, out=self.scratch.rows["<f4" if p.itemsize == 4 else "<f8"][2, : p.size])
+        moved = _squares(apart, products)
         distance = math.sqrt(moved) if _safe(moved, apart) else _norm(np.subtract(q, p, dtype=np.float64))
         alike = others / 16 < squares < 16 * others
         dot = (squares + others - distance**2) / 2 if alike else _dot(p, q)  # where the former would be off by too much
-        self._norms(distance, math.sqrt(squares), math.sqrt(others), dot)
-        sums.sign_flips += flips
-        sums.max_ulp = max(sums.max_ulp, steps)
+        self._norms(distance, norm, math.sqrt(others), dot)
         if not pair.same_type:
-            sums.equal += _count(np.equal(p, q, out=self.scratch.flags[0, : p.size]), pair.reals)
+            sums.equal += _count(np.equal(p, q, out=self.scratch.flags[: p.size]), pair.reals)
         self._largest(p, q, apart)
         if pair.tolerance and sums.within and sums.max_abs > pair.tolerance.atol:
             sums.within = _within(pair, p.astype(np.float64), q.astype(np.float64))
@@ -666,7 +768,7 @@ class _Block:
             at = int(sizes.argmax())
             sums.reach(float(sizes[at]), self.start + at)
             return
-        high, low = float(apart.max()), float(apart.min())
+        high, low = float(np.maximum.reduce(apart)), float(np.minimum.reduce(apart))
         top = max(high, -low)
         if apart.dtype == np.float64:
             if top > sums.max_abs:
@@ -678,44 +780,45 @@ class _Block:
         elif top >= np.float32(sums.max_abs):
             # rounding keeps the order, so the largest is among those that look so
             sizes = np.abs(apart, out=apart)
-            places = np.flatnonzero(np.equal(sizes, np.float32(top), out=self.scratch.flags[0, : sizes.size]))
+            places = np.flatnonzero(np.equal(sizes, np.float32(top), out=self.scratch.flags[: sizes.size]))
             exact = np.abs(q[places].astype(np.float64) - p[places].astype(np.float64))
             at = int(exact.argmax())
             sums.reach(float(exact[at]), self.start + int(places[at]) // reals)
 
-    def _signs(self, numbers: Array, places: Array | None = None) -> tuple[int, int]:
+    def _signs(self, p: Array, q: Array, squares: float = math.inf, places: Array | None = None) -> tuple[int, int]:
         """Sign flips of finite numbers, whose words are at *places*, and the largest distance in representable ones.
 
-        Floats are a sign and a magnitude, which orders as an integer does.
+        The latter may come out less where a greater one is known already. *squares* is no less than the sum of
+        those of either side. Floats are a sign and a magnitude, which orders as an integer does.
         """
-        p, q = numbers
-        signs = np.signbit(numbers, out=self.scratch.flags[:, : p.size])
-        flags = np.not_equal(signs[0], signs[1], out=signs[0])
+        flags = self.scratch.flags[: p.size]
+        x, y = (self.x, self.y) if places is None else (self.x[places], self.y[places])
+        if self.bits is not None and self.bits.size == p.size and places is None:
+            np.less(self.bits.view(_SIGNED[x.itemsize]), 0, out=flags)
+        else:
+            np.not_equal(np.signbit(p), np.signbit(q), out=flags)
         count = int(np.count_nonzero(flags))
         few = count < p.size >> 5  # to pick out more takes longer than to go through all
-        if few:
-            opposite = np.flatnonzero(flags)
-            flips = int(np.count_nonzero((p[opposite] != 0) & (q[opposite] != 0)))
-        else:
-            flips = int(np.count_nonzero(flags & (p != 0) & (q != 0)))
+        opposite = flags.nonzero()[0] if few else slice(None)
         if not self.pair.ulps:
-            return flips, 0
-        x, y, steps = self.x, self.y, self.steps
-        if places is not None:
-            x, y = x[places], y[places]
-        if steps is None or places is not None:
-            steps = np.subtract(x, y, out=self.scratch.words(x.dtype, x.size))
-        most = 0
+            zeros = (p[opposite] == 0) | (q[opposite] == 0)
+            return count - int(np.count_nonzero(zeros if few else zeros & flags)), 0
+        flips, most = 0, self.sums.max_ulp
         if count:
-            magnitude = np.array((1 << 8 * steps.itemsize - 1) - 1, steps.dtype)
-            if few:
-                most = int(((x[opposite] & magnitude) + (y[opposite] & magnitude)).max())
-                steps[opposite] = 0
-            else:
-                most = int((((x & magnitude) + (y & magnitude)) * flags).max())
-                steps *= ~flags
-        steps = steps.view(f"<i{steps.itemsize}")
-        return flips, max(most, int(steps.max()), -int(steps.min()))
+            magnitude = np.array((1 << 8 * x.itemsize - 1) - 1, x.dtype)
+            u, v = x[opposite] & magnitude, y[opposite] & magnitude
+            if not few:
+                u *= flags
+                v *= flags
+            flips = int(np.count_nonzero(np.minimum(u, v)))  # zero has two signs, but it is no flip
+            most = max(most, int((u + v).max()))
+        if most < self.pair.ceiling(squares):
+            steps = np.subtract(x, y, out=self.scratch.words(x.dtype, x.size))
+            if count:
+                steps[flags] = 0
+            steps = steps.view(_SIGNED[x.itemsize])
+            most = max(most, int(steps.max()), -int(steps.min()))
+        return flips, most
 
     def _carefully(self, p: Array, q: Array) -> None:
         """The same of numbers that may be NaN, infinite, or beyond what float64 can square."""
@@ -736,7 +839,7 @@ class _Block:
         per = reals if pair.complex else 1
         sums.reach(float(numbers.sizes[at]), self.start + int(numbers.places[at * per]) // reals)
         if pair.signed:
-            flips, steps = self._signs(np.stack([numbers.p, numbers.q]), numbers.places)
+            flips, steps = self._signs(numbers.p, numbers.q, places=numbers.places)
             sums.sign_flips += flips
             sums.max_ulp = max(sums.max_ulp, steps)
 
@@ -759,20 +862,15 @@ class _Block:
             sums.cast_back = _is_cast(self.y, pair.b.dtype, self.x, pair.a.dtype)
 
 
-_ROWS = {4: 256, 8: 4096}
-"""Elements summed in their own type at once, by bytes: a longer product might have BLAS start threads of its own."""
-
-
-def _squares(rows: Array) -> list[float]:
-    """The sum of the squares of each row."""
-    row, (count, length) = _ROWS[rows.itemsize], rows.shape
-    whole = length - length % row
-    parts = rows[:, :whole].reshape(count, -1, 1, row)
-    sums = np.matmul(parts, parts.swapaxes(2, 3)).reshape(count, -1).sum(axis=1, dtype=np.float64)
-    if whole < length:
-        sums += np.square(rows[:, whole:], dtype=np.float64).sum(axis=1)
-    found: list[float] = sums.tolist()
-    return found
+def _squares(values: Array, products: Array) -> float:
+    """The sum of the squares; *products* is memory for as many as there are rows."""
+    row = _ROWS[values.itemsize]
+    count = values.size // row
+    whole = values[: count * row]
+    np.matmul(whole.reshape(count, 1, row), whole.reshape(count, row, 1), out=products[:count])
+    squares = float(np.add.reduce(products[:count], axis=None, dtype=np.float64))
+    rest = values[count * row :]
+    return squares + float(np.square(rest, dtype=np.float64).sum()) if rest.size else squares
 
 
 def _dot(p: Array, q: Array) -> float:

@@ -177,6 +177,7 @@ class Options:
 
     *keys* and *exclude* are globs for names, *tolerances* pairs of a glob and what may go unnoticed where it
     matches, the first match counts. *values* is False where only whether tensors are identical is asked.
+    *threads* compare at once; None stands for the cores there are, up to four.
     """
 
     select: str | None = None
@@ -186,7 +187,7 @@ class Options:
     ignore: frozenset[str] = frozenset()
     tolerances: Sequence[tuple[str, Tolerance]] = ()
     values: bool = True
-    threads: int = 2
+    threads: int | None = None
 
 
 def diff(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from math import prod
 from typing import NamedTuple, TypeVar
 
+from ckpt_tools import forks
 from ckpt_tools.checkpoint import TensorInfo
 from ckpt_tools.contents import EXPANDED_BYTES, chunks, swap_width
 from ckpt_tools.errors import CkptError, CorruptFile, UnsupportedFeature
@@ -35,6 +38,10 @@ class Span(NamedTuple):
             return
         try:
             with open(self.path, "rb", buffering=0) as file:
+                if forks.forked and (mapped := self._mapped(file.fileno())) is not None:
+                    for at in range(0, self.nbytes, len(buffer)):
+                        yield self.start + at, mapped[at : at + len(buffer)]
+                    return
                 file.seek(self.offset)
                 for at in range(0, self.nbytes, len(buffer)):
                     block = buffer[: self.nbytes - at]
@@ -51,6 +58,26 @@ class Span(NamedTuple):
                     yield self.start + at, block
         except OSError as error:
             raise CkptError(f"reading failed: {error.strerror}", path=self.path, offset=self.offset) from None
+
+    def _mapped(self, descriptor: int) -> memoryview | None:
+        """The bytes as they lie in the page cache; None where they must be read.
+
+        Saves copying them. A file that is cut, or a disk that fails, kills who looks at a mapping, so that only a
+        forked process may have one.
+        """
+        if self.offset % _ALIGNED or os.fstat(descriptor).st_size < self.offset + self.nbytes:
+            return None
+        before = self.offset % mmap.ALLOCATIONGRANULARITY
+        flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+        try:
+            mapping = mmap.mmap(descriptor, before + self.nbytes, flags, mmap.PROT_READ, offset=self.offset - before)
+        except OSError:  # not every file system can
+            return None
+        return memoryview(mapping)[before:]
+
+
+_ALIGNED = 8
+"""Bytes at whose multiples the widest numbers begin, as arithmetic wants it."""
 
 
 def in_storage_order(tensor: TensorInfo) -> tuple[TensorInfo, int]:
@@ -84,21 +111,29 @@ def spans(tensor: TensorInfo, nbytes: int = SPAN) -> Iterator[Span]:
     storage = tensor.storage
     if storage is not None and tensor.nbytes > max(storage.nbytes, EXPANDED_BYTES):
         raise UnsupportedFeature(f"{tensor.name} repeats {storage.nbytes:,} bytes to {tensor.nbytes:,}")
-    plain = storage is not None and not storage.missing and tensor.layout == "strided" and tensor.numel
-    altered = swap_width(tensor) or tensor.details.get("conj") or tensor.details.get("neg")
-    if storage is not None and plain and tensor.contiguous and not altered:
-        offset = storage.offset + tensor.storage_offset * tensor.dtype.itemsize
-        place = storage.source.slice(offset, tensor.nbytes, tensor.name).locate(0)
-        packed = tensor.nbytes != tensor.numel * tensor.dtype.itemsize
-        if place is not None and not (packed and tensor.storage_offset):
-            path, offset = place
-            for start in range(0, tensor.nbytes, nbytes):
-                yield Span(start, min(nbytes, tensor.nbytes - start), path=path, offset=offset + start)
-            return
+    place = in_file(tensor)
+    if place is not None:
+        path, offset = place
+        for start in range(0, tensor.nbytes, nbytes):
+            yield Span(start, min(nbytes, tensor.nbytes - start), path=path, offset=offset + start)
+        return
     start = 0
     for chunk in chunks(tensor):
         yield Span(start, len(chunk), chunk)
         start += len(chunk)
+
+
+def in_file(tensor: TensorInfo) -> tuple[str, int] | None:
+    """The local file in which the bytes of *tensor* lie just as `contents.chunks` gives them, and where."""
+    storage = tensor.storage
+    if storage is None or storage.missing or tensor.layout != "strided" or not tensor.numel or not tensor.contiguous:
+        return None
+    if swap_width(tensor) or tensor.details.get("conj") or tensor.details.get("neg"):
+        return None
+    if tensor.storage_offset and tensor.nbytes != tensor.numel * tensor.dtype.itemsize:  # packed
+        return None
+    offset = storage.offset + tensor.storage_offset * tensor.dtype.itemsize
+    return storage.source.slice(offset, tensor.nbytes, tensor.name).locate(0)
 
 
 def even_spans(tensor: TensorInfo, nbytes: int) -> Iterator[Span]:

@@ -48,7 +48,9 @@ if TYPE_CHECKING:
 )
 @click.option("--depth", type=click.IntRange(1), help="Levels of layers to show. [default: what fits a screen]")
 @click.option("--brief", is_flag=True, help="Only say whether they differ, and in what; measure nothing.")
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Threads that compare.")
+@click.option(
+    "--threads", type=click.IntRange(1), help="Processes, or threads, that compare. [default: the cores, up to 4]"
+)
 @click.option("--rank", is_flag=True, help="Estimate the rank of each weight's change.")
 @click.option("--write-key-map", metavar="FILE", help="Write A's names and B's for them as JSON, for convert.")
 @output_options("text", "json", "markdown", "html")
@@ -67,7 +69,7 @@ def diff(
     expect_changed: tuple[str, ...],
     depth: int | None,
     brief: bool,
-    threads: int,
+    threads: int | None,
     rank: bool,
     write_key_map: str | None,
     format: str,

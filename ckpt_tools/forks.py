@@ -1,0 +1,184 @@
+"""Processes forked for one computation: they share what is in memory, and send back small results.
+
+Threads of one process wait for each other to give up the interpreter; where each step takes microseconds, as with
+arithmetic on blocks that fit a core's cache, two of them are hardly faster than one. A fork takes some milliseconds.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import signal
+import sys
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Any, Generic, NoReturn, TypeVar
+
+from ckpt_tools.errors import CkptError
+
+T = TypeVar("T")
+
+forked = False
+"""Whether this process is one of them: it may die, and its parent will say what happened."""
+
+AHEAD = 2
+"""Arguments that a process holds at once, so that it need not wait for the next."""
+
+
+def cores() -> int:
+    """How many processes of this one can work at once."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def can_fork() -> bool:
+    """Whether this process may be forked: it has no thread but one, and no torch, whose threads Python cannot see."""
+    return sys.platform == "linux" and threading.active_count() == 1 and "torch" not in sys.modules
+
+
+def in_forks(
+    work: Callable[[int], T], arguments: Iterable[int | None], processes: int
+) -> Iterator[T | CkptError | None]:
+    """What *work* returns for each of *arguments*, in their order, or the `CkptError` it raises; None for None.
+
+    *work* sees memory as it is when the first result is asked for. The end of a process stands in place of what it
+    worked on, and another one goes on. *arguments* is iterated in the caller's process, a little ahead. Raises any
+    other error of *work*.
+    """
+    numbered = enumerate(arguments)
+    known: dict[int, T | CkptError | None] = {}
+
+    def hand_to(worker: _Worker[T]) -> None:
+        for number, argument in numbered:
+            if argument is not None:
+                worker.take(number, argument)
+                return
+            known[number] = None
+
+    workers: list[_Worker[T]] = []
+    try:
+        for _ in range(processes):
+            workers.append(_Worker(work))
+        for _ in range(AHEAD):
+            for worker in workers:
+                hand_to(worker)
+        at = 0
+        while True:
+            while at in known:
+                yield known.pop(at)
+                at += 1
+            busy = [worker for worker in workers if worker.held]
+            if not busy:
+                return
+            for worker in select.select(busy, (), ())[0]:
+                number, outcome = worker.finish()
+                known[number] = outcome
+                hand_to(worker)
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+class _Worker(Generic[T]):
+    """A forked process, and the numbered arguments it has *held* from the first it works on."""
+
+    _open: set[int] = set()  # noqa: RUF012 - our ends of all pipes, which no other worker is to keep open
+
+    def __init__(self, work: Callable[[int], T]) -> None:
+        self.work = work
+        self.held: deque[tuple[int, int]] = deque()
+        self._fork()
+
+    def _fork(self) -> None:
+        requests, self._requests = os.pipe()
+        self._replies, replies = os.pipe()
+        self._open |= {self._requests, self._replies}
+        with warnings.catch_warnings():
+            # numpy's BLAS keeps threads, which hold nothing that is needed here
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._process = os.fork()
+        if not self._process:
+            for descriptor in self._open:
+                os.close(descriptor)
+            _serve(self.work, requests, replies)
+        os.close(requests)
+        os.close(replies)
+
+    def fileno(self) -> int:
+        """Where results come in."""
+        return self._replies
+
+    def take(self, number: int, argument: int) -> None:
+        """Hand over a numbered argument."""
+        self.held.append((number, argument))
+        with suppress(BrokenPipeError):  # then no answer will come
+            os.write(self._requests, argument.to_bytes(8, "little"))
+
+    def finish(self) -> tuple[int, T | CkptError]:
+        """The outcome of the first argument held, which has come, or will not come any more."""
+        number, _ = self.held.popleft()
+        size = self._read(8)
+        reply = self._read(int.from_bytes(size, "little")) if size else b""
+        if not reply:
+            status = self._ended()
+            self._fork()
+            for _, argument in self.held:
+                os.write(self._requests, argument.to_bytes(8, "little"))
+            return number, CkptError(f"the process that read it {_how(status)}")
+        outcome: T | BaseException = pickle.loads(reply)
+        if isinstance(outcome, BaseException) and not isinstance(outcome, CkptError):
+            raise outcome
+        return number, outcome
+
+    def end(self) -> None:
+        """Stop the process, whatever it is at."""
+        with suppress(ProcessLookupError):
+            os.kill(self._process, signal.SIGKILL)
+        self._ended()
+
+    def _ended(self) -> int:
+        for descriptor in (self._requests, self._replies):
+            self._open.discard(descriptor)
+            os.close(descriptor)
+        return os.waitpid(self._process, 0)[1]
+
+    def _read(self, count: int) -> bytes:
+        """*count* bytes, or none where the process has ended."""
+        data = b""
+        while len(data) < count:
+            more = os.read(self._replies, count - len(data))
+            if not more:
+                return b""
+            data += more
+        return data
+
+
+def _how(status: int) -> str:
+    if not os.WIFSIGNALED(status):
+        return f"ended with exit status {os.waitstatus_to_exitcode(status)}"
+    if os.WTERMSIG(status) == signal.SIGBUS:
+        return "lost the file: it was cut, or its disk failed, while it was being read"
+    return f"was ended by {signal.Signals(os.WTERMSIG(status)).name}"
+
+
+def _serve(work: Callable[[int], Any], requests: int, replies: int) -> NoReturn:
+    """Answer requests until there are no more. Nothing of the parent's is tidied up, flushed or reported here."""
+    global forked
+    forked = True
+    status = 1
+    try:
+        while request := os.read(requests, 8):
+            try:
+                outcome = work(int.from_bytes(request, "little"))
+            except Exception as error:
+                outcome = error
+            reply = pickle.dumps(outcome, protocol=pickle.HIGHEST_PROTOCOL)
+            data = memoryview(len(reply).to_bytes(8, "little") + reply)
+            while data:
+                data = data[os.write(replies, data) :]
+        status = 0
+    finally:
+        os._exit(status)

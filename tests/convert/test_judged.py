@@ -113,8 +113,8 @@ LIGHTNING = """
 import sys, warnings
 warnings.simplefilter("ignore")
 import logging
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-import lightning, torch
+logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+import pytorch_lightning as lightning, torch
 from torch.utils.data import DataLoader, TensorDataset
 
 class Lit(lightning.LightningModule):
@@ -139,7 +139,7 @@ torch.save(model.model.state_dict(), sys.argv[1] + "/expected.pt")
 
 
 def test_a_checkpoint_of_a_real_lightning_run(tmp_path: Path) -> None:
-    pytest.importorskip("lightning")
+    pytest.importorskip("pytorch_lightning")
     done = subprocess.run([sys.executable, "-c", LIGHTNING, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     expected = torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.BatchNorm1d(6))

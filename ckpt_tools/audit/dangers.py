@@ -29,6 +29,8 @@ from ckpt_tools.audit.gadgets import (
     KNOWN_DANGERS,
     LIBRARIES,
     MAKERS,
+    RECONSTRUCTED,
+    RESTORED,
     SAYS,
     STANDARD_LIBRARY,
     SUSPECT_WORDS,
@@ -190,6 +192,16 @@ class _Stream:
         return frozenset(found)
 
     @cached_property
+    def made(self) -> frozenset[str]:
+        """The classes that are handed to a function which makes an instance without calling the constructor."""
+        names = (
+            as_global(call.arguments[0])
+            for call in self.evaluation.calls
+            if call.target in _TAKE_A_CLASS and call.arguments
+        )
+        return frozenset(name.path for name in names if name is not None)
+
+    @cached_property
     def wrapped(self) -> frozenset[str]:
         """The names that are kept as ``partial(name, …)``."""
         names = (
@@ -229,23 +241,25 @@ def _judge_name(use: GlobalUse, stream: _Stream) -> NameVerdict:
         use.name,
     )
     path = f"{module}.{name}"
-    called = "call" in use.uses or path in stream.called
-    kind, category, danger = classify(module, name, called, made="new" in use.uses)
-    if kind == "unknown class" and path in stream.wrapped and _LOWER.match(name):
+    called, top = "call" in use.uses or path in stream.called, module.partition(".")[0]
+    made = "new" in use.uses or path in stream.made
+    kind, category, danger = classify(module, name, called, made=made)
+    wrapped = path in stream.wrapped and bool(_LOWER.match(name.rpartition(".")[2]))
+    if kind == "unknown class" and wrapped:
         kind = "unknown function"
     if category is None and use.uses & _CHANGES:
         kind, category, danger = "dangerous", "injection", f"is changed itself: {SAYS['injection']}"
-    elif category is None and path in stream.wrapped and _LOWER.match(name) and _is_impure(module):
+    elif category is None and wrapped and _is_impure(module):
         kind, category, danger = "dangerous", "library", SAYS["library"]
     elif category is not None and (fits := _HARMLESS_CALLS.get(path)) and stream.only_calls(path, fits):
-        kind, category, danger = "class" if module.partition(".")[0] in _OWN else "inert", None, ""
-    elif path in RECONSTRUCTED and not called and "new" not in use.uses and path not in stream.wrapped:
+        kind, category, danger = "class" if top in _OWN else "inert", None, ""
+    elif top == "sympy" and not called and stream.only_calls(path, _is_plain_formula):
+        kind, category, danger = "class", None, ""
+    elif path in RECONSTRUCTED and not (called or "new" in use.uses or path in stream.wrapped):
         kind, category, danger = "inert", None, ""
     allowed = path in ALLOWED_GLOBALS
     purpose = "" if category is not None else _purpose(path, kind, stream)
-    return NameVerdict(
-        path, use.offset, allowed, danger, purpose, kind, category, use.opcode, called or "new" in use.uses
-    )
+    return NameVerdict(path, use.offset, allowed, danger, purpose, kind, category, use.opcode, called or made)
 
 
 def _is_impure(module: str) -> bool:
@@ -290,25 +304,25 @@ def classify(module: str, name: str, called: bool, *, made: bool = False) -> tup
     function = bool(_LOWER.match(name))
     known = entry(path, KNOWN_DANGERS)
     of_classes = entry(path, CLASS_MODULES)
-    # numpy.lib._datasource.DataSource removes the folder that its state names, in its __del__: of torch and numpy,
-    # only the modules whose classes checkpoints hold may be restored by their state. Below other packages, classes
-    # whose constructor is not called are but classes.
-    acts = own and made and len(of_classes) < len(known)
+    # a class that is only referred to does nothing; one that is restored may, see RESTORED
+    acts = made and len(of_classes) < len(known) and not entry(path, RESTORED)
     if known and (standard or known == path or function or called or acts):
         category = KNOWN_DANGERS[known]
         return "dangerous", category, SAYS[category]
     for part in (*(() if top in _PLAIN_DUNDERS else (top,)), *below, *parts):
         if part.startswith("__") and part.endswith("__"):
             return "dangerous", "reflection", f"is a special attribute: {SAYS['reflection']}"
+    if own and made and not of_classes:
+        return "dangerous", "library", SAYS["library"]
     if len(parts) > 1:
-        return _dotted(module, parts)
+        return _dotted(module, parts, called)
     bare = name.lstrip("_")
     if name in SUSPECT_WORDS or bare in SUSPECT_WORDS:
         what = f"has the name of something else, which {module} may have imported: {SAYS['reflection']}"
         return "dangerous", "reflection", what
     if function and bare in _MODULES:
         return "dangerous", "reflection", f"hands out the module {bare}"
-    if standard or (own and (called or (made and not of_classes))):
+    if standard or (own and called):
         return "dangerous", "library", SAYS["library"]
     if own or path in MAKERS or name.startswith("__pyx_unpickle_"):
         return "class", None, ""
@@ -330,12 +344,18 @@ _MODULES = STANDARD_LIBRARY - frozenset(
 """Modules of the standard library whose names functions and values of other packages are unlikely to have."""
 
 
-def _dotted(module: str, parts: list[str]) -> tuple[Kind, Category | None, str]:
+def _dotted(module: str, parts: list[str], called: bool) -> tuple[Kind, Category | None, str]:
     """A name with dots, which protocol 4 resolves by one ``getattr`` after the other."""
     top = module.partition(".")[0]
-    if top in STANDARD_LIBRARY or any(part in SUSPECT_WORDS or not _UPPER.match(part) for part in parts):
+    *owners, last = parts
+    method = not _UPPER.match(last)
+    # a class within a class, or a method of a class that is kept; anything else leads through modules and objects
+    plain = top not in STANDARD_LIBRARY and not SUSPECT_WORDS.intersection(parts) and all(map(_UPPER.match, owners))
+    known = bool(entry(module, CLASS_MODULES))
+    if not plain or (method and (called or last.lstrip("_") in _OWN | _MODULES or (top in _OWN and not known))):
         return "dangerous", "reflection", f"is a chain of attributes: {SAYS['reflection']}"
-    # a class within a class
+    if called and top in _OWN:
+        return "dangerous", "library", SAYS["library"]
     return ("class" if entry(module, LIBRARIES) else "unknown class"), None, ""
 
 
@@ -376,6 +396,9 @@ _ITERATE = frozenset(
         *("enumerate", "reversed"),
     )
 ) | frozenset(f"collections.{name}" for name in ("OrderedDict", "defaultdict", "Counter", "deque"))
+_PLAIN_ARGUMENTS = frozenset(f"builtins.{name}" for name in ("str", "unicode", "int", "long", "float", "complex")) | {
+    "collections.UserString"
+}
 _METACLASSES = frozenset({"builtins.type", "abc.ABCMeta", "enum.EnumMeta", "enum.EnumType"}) | frozenset(
     f"enum.{name}" for name in ("Enum", "IntEnum", "Flag", "IntFlag", "StrEnum")
 )
@@ -386,6 +409,15 @@ _TENSORS = frozenset(name for name in ALLOWED_GLOBALS if "._rebuild_" in name or
 _MEMBER = re.compile(r"[A-Z][A-Z0-9_]*")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.A)
 _FUNCTIONS_OF_TORCH = frozenset({"torch._C._VariableFunctions", "torch._C._VariableFunctionsClass"})
+_PLAIN_TYPES = frozenset(
+    {
+        *(f"builtins.{name}" for name in ("str", "bytes", "int", "float", "complex")),
+        *(f"builtins.{name}" for name in ("list", "tuple", "dict", "set", "frozenset")),
+        *("torch.Tensor", "torch._C.TensorBase", "torch._C._TensorBase"),
+    }
+)
+"""Types whose methods, as long as they are only kept, do nothing."""
+_ZONE = ("zoneinfo.ZoneInfo", "_unpickle")
 
 
 def _deeds(evaluation: Evaluation) -> Iterator[Danger]:
@@ -393,7 +425,7 @@ def _deeds(evaluation: Evaluation) -> Iterator[Danger]:
     for call in evaluation.calls:
         target, arguments = call.target, call.arguments
         if target == "":
-            if not _is_code_type(call.func):
+            if not (_is_code_type(call.func) or _is_time_zone(call)):
                 what = f"is {'instantiated' if call.new else 'called'}: {SAYS['computed']}"
                 yield Danger("computed", _subject(call.func), what, call.offset)
         elif target in _PARTIALS:
@@ -415,6 +447,13 @@ def _deeds(evaluation: Evaluation) -> Iterator[Danger]:
                     # dict(x) calls x.keys(), and what that is may stand among the attributes of x
                     what = f"is made from {_subject(given)}, whose methods it calls: {SAYS['computed']}"
                     yield Danger("computed", target, what, call.offset)
+        elif target in _PLAIN_ARGUMENTS:
+            for given in arguments:
+                encoded = type(given) is Call and given.target == "_codecs.encode"
+                if not (given is None or encoded or isinstance(given, str | bool | int | float | bytes | Blob)):
+                    # str(x) calls x.__repr__, and that of a module its extra_repr
+                    what = f"is made from {_subject(given)}, whose methods it calls: {SAYS['computed']}"
+                    yield Danger("computed", target, what, call.offset)
         elif target in _GENERATORS:
             for given in arguments[1:]:
                 name = as_global(given)
@@ -422,7 +461,9 @@ def _deeds(evaluation: Evaluation) -> Iterator[Danger]:
                     yield Danger("computed", target, f"calls {_subject(given)}: {SAYS['computed']}", call.offset)
         elif target in _METACLASSES and len(arguments) != 1:
             yield Danger("reflection", target, "makes a class of what the stream gives", call.offset)
-        if target in _SHARED and not (call.state is None and call.items is None and call.entries is None):
+        yield from _odd_attributes(call)
+        shared = target in _SHARED or target.startswith("typing.")
+        if shared and not (call.state is None and call.items is None and call.entries is None):
             what = f"gives something that is changed then: {SAYS['injection']}"
             yield Danger("injection", target, what, call.offset)
         if call.entries is not None and target in _TENSORS:
@@ -447,6 +488,71 @@ def _deeds(evaluation: Evaluation) -> Iterator[Danger]:
     yield from _bytecode(evaluation)
 
 
+def _odd_attributes(call: Call) -> Iterator[Danger]:
+    """Attributes that the stream gives to an object, and that unpickling it then calls, or takes for memory."""
+    target, name, state = call.target, call.class_name or "an object", call.state
+    parts = state if type(state) is tuple and len(state) == 2 else (state,)
+    attributes = {key for part in parts if isinstance(part, dict) for key in part if isinstance(key, str)}
+    if (call.items is not None or call.entries is not None) and (found := attributes & _FILLS):
+        # load_appends of pickle.py: extend = list_obj.extend; an attribute of the object comes before its method
+        what = f"is filled by its {min(found)}, which the stream has set: {SAYS['computed']}"
+        yield Danger("computed", name, what, call.offset)
+    if found := attributes & _MEMORY:
+        what = f"has its {min(found)} set, by which numpy and torch read memory at any address"
+        yield Danger("injection", name, what, call.offset)
+    if target in _WRAPPERS and (call.items is not None or call.entries is not None):
+        what = f"has items set, which it sets on what it wraps: {SAYS['injection']}"
+        yield Danger("injection", target, what, call.offset)
+    if len(parts) == 2 and isinstance(parts[1], dict) and parts[1] and target.startswith(("logging.", "types.")):
+        what = f"has its properties set, which may be those of something else: {SAYS['injection']}"
+        yield Danger("injection", target, what, call.offset)
+    if _SOURCE in attributes:
+        text = next((part[_SOURCE] for part in parts if isinstance(part, dict) and _SOURCE in part), None)
+        if not (isinstance(text, str) and len(text) < _MAX_SOURCE and _PARSE_ARGUMENTS.fullmatch(text)):
+            # scipy/stats/_distn_infrastructure.py: rv_generic.__setstate__ has it executed
+            yield Danger("code", name, f"has the text {brief(text)} executed", call.offset)
+
+
+_FILLS = frozenset({"append", "extend", "add"})
+_MEMORY = frozenset({"__array_interface__", "__array_struct__", "__cuda_array_interface__"})
+_WRAPPERS = frozenset(f"collections.{name}" for name in ("ChainMap", "UserDict", "UserList", "UserString")) | {
+    "types.MappingProxyType"
+}
+_SOURCE = "_parse_arg_template"
+_MAX_SOURCE = 4096
+_PARSE_ARGUMENTS = re.compile(
+    r"(?:\s*(?:def _parse_args\w*\([\w ,=']*\):|return (?:self\._argcheck_rvs)?\([\w ,=]*\)[\w ,]*))*\s*"
+)
+
+
+def _is_plain_formula(call: Call) -> bool:
+    """Whether an object of SymPy is made of numbers and other such objects: text would be evaluated.
+
+    But for symbols, whose name is all the text that they take, and for numbers, whose digits are parsed.
+    """
+    if not call.new:
+        return False
+    plain = (bool, int, float, str) if call.target in _SYMBOLS else (bool, int, float)
+    pending: list[object] = [*call.arguments, call.kwargs]
+    for _ in range(_MAX_FORMULA):
+        if not pending:
+            return True
+        value = pending.pop()
+        if isinstance(value, tuple | list):
+            pending += value
+        elif isinstance(value, dict):
+            pending += value.values()
+        elif not (value is None or isinstance(value, plain)):
+            name = value.target if type(value) is Call else getattr(as_global(value), "path", "")
+            if not name.startswith("sympy."):
+                return False
+    return False
+
+
+_MAX_FORMULA = 10_000
+_SYMBOLS = frozenset(f"sympy.core.symbol.{name}" for name in ("Symbol", "Dummy", "Str")) | {"sympy.core.numbers.Float"}
+
+
 def _handed_on(evaluation: Evaluation) -> Iterator[Danger]:
     """Functions that are handed to what may call them: as an argument, or among the attributes of an argument.
 
@@ -460,10 +566,18 @@ def _handed_on(evaluation: Evaluation) -> Iterator[Danger]:
     budget = Budget(evaluation.end - evaluation.start)
     for call in evaluation.calls:
         target = call.target
-        if call.new or target in _PARTIALS or target == "builtins.getattr" or not target:
+        if call.new or target in _PARTIALS or not target or target in ENUMERATIONS or _WEIGHTS.fullmatch(target):
+            continue
+        if (fits := _HARMLESS_CALLS.get(target)) is not None and fits(call):
             continue
         constructs = target.partition(".")[0] in _OWN and target not in INERT_LIBRARY
+        if target in _CALL_THEIR_FIRST:
+            # what it calls first may keep what it is given, as SimpleNamespace does, and be asked for methods then
+            first = as_global(call.arguments[0]) if call.arguments else None
+            constructs = first is None or "._rebuild_" not in first.path
         for given in _given(call, budget):
+            if target in _CALL_THEIR_FIRST and given is call.arguments[0]:
+                continue  # judged as what it is: a function that is called
             if id(given) in carriers or (constructs and id(given) in functions):
                 what = f"is given {_subject(given)}, and may call it or what it holds: {SAYS['computed']}"
                 yield Danger("computed", target, what, call.offset)
@@ -542,7 +656,7 @@ def _is_function(value: object) -> bool:
         return value.target in _PARTIALS or value.target == "builtins.getattr"
     return (
         type(value) is Global
-        and bool(_LOWER.match(value.name))
+        and bool(_LOWER.match(value.name.rpartition(".")[2]))
         and not (value.path in INERT or value.path in INERT_LIBRARY)
     )
 
@@ -558,11 +672,25 @@ def _is_code_type(value: object) -> bool:
     return type(value) is Call and value.target.endswith("._builtin_type") and value.arguments == ("CodeType",)
 
 
+def _is_time_zone(call: Call) -> bool:
+    """Whether it is ``ZoneInfo._unpickle("Europe/Rome", True)``, which looks the zone up among those installed."""
+    func = call.func
+    return (
+        type(func) is Call
+        and func.target == "builtins.getattr"
+        and len(func.arguments) == 2
+        and (getattr(as_global(func.arguments[0]), "path", ""), func.arguments[1]) == _ZONE
+        and len(call.arguments) == 2
+        and isinstance(call.arguments[0], str)
+        and re.fullmatch(r"[A-Za-z0-9_+/-]+", call.arguments[0]) is not None
+    )
+
+
 def _is_plain_getattr(call: Call) -> bool:
     """Whether it fetches what real objects have fetched: what is fetched is kept, or else called in plain sight.
 
     ``getattr(Class, "NAME")`` is a member of an enumeration, ``getattr(torch._C._VariableFunctions, "relu")`` a
-    function of torch, ``getattr(object, "method")`` a method of an object in the stream or of a class of torch.
+    function of torch, ``getattr(object, "method")`` a method of an object in the stream or of a class.
     """
     arguments = call.arguments
     if len(arguments) != 2 or type(arguments[1]) is not str:
@@ -573,9 +701,14 @@ def _is_plain_getattr(call: Call) -> bool:
     known = as_global(owner)
     if known is not None and known.path in _FUNCTIONS_OF_TORCH:
         return classify("torch", name, True)[1] in (None, "library")
+    if known is not None and (known.path in _PLAIN_TYPES or (known.path, name) == _ZONE):
+        return True
     if known is not None:
-        is_class = bool(entry(known.module, CLASS_MODULES)) and classify(known.module, known.name, False)[0] == "class"
-        return not _LOWER.match(known.name) and (is_class or _MEMBER.fullmatch(name) is not None)
+        if _LOWER.match(known.name.rpartition(".")[2]):
+            return False
+        of_class = known.module.partition(".")[0] not in _OWN or bool(entry(known.module, CLASS_MODULES))
+        kind = classify(known.module, known.name, False)[0]
+        return _MEMBER.fullmatch(name) is not None or (of_class and kind in ("class", "unknown class"))
     if type(owner) is not Call or not owner.class_name:
         return False
     module, _, cls = owner.class_name.rpartition(".")
@@ -588,11 +721,79 @@ def _is_typing(call: Call) -> bool:
     return owner is not None and owner.module == "typing" and owner.path in INERT
 
 
+def _is_union(call: Call) -> bool:
+    """Whether it is ``reduce(or_, (int, str))``, as ``int | str`` is pickled."""
+    function, *types = call.arguments
+    operator = as_global(function)
+    if operator is None or operator.name != "or_" or len(types) != 1 or not isinstance(types[0], tuple):
+        return False
+    names = [None if type(one) is Call and _is_typing(one) else as_global(one) for one in types[0] if one is not None]
+    return all(name is None or not _LOWER.match(name.name) or name.path in INERT for name in names)
+
+
+# torch.compile(module), saved whole, is OptimizedModule(module, OptimizeContext(callback, nullcontext, first_ctx)).
+# From torch/_dynamo/eval_frame.py: the constructor of OptimizedModule calls its second argument with the first's
+# __call__, and OptimizedModule.__setstate__ does so too; an OptimizeContext that is called wraps a function, gives
+# a class other methods (cls.__call__ = …), and calls nothing; its own constructor keeps the callback and what the
+# context is made with for the first forward pass, and applies torch's patches of itself, as torch.compile does.
+# So they are harmless where the one is given a module and the other, the other the compiler's own callback and
+# nullcontext, and neither has attributes set that would be called in place of its methods.
+
+
+def _is_compiled_module(call: Call) -> bool:
+    if call.new or call.state is not None or len(call.arguments) != 2:
+        return False
+    module, context = call.arguments
+    if type(module) is not Call or type(context) is not Call or context.target not in _CONTEXTS:
+        return False
+    if module.target == _COMPILED:  # one in the other
+        return _is_compiled_module(module)
+    state = module.state
+    return (
+        module.new
+        and isinstance(state, dict)
+        and all(isinstance(state.get(registry), dict) for registry in ("_parameters", "_modules"))
+        and not _CALLED_FOR_THE_CLASS.intersection(key for key in state if isinstance(key, str))
+    )
+
+
+def _is_compile_context(call: Call) -> bool:
+    if call.new or len(call.arguments) != 3:
+        return False
+    callback, made_with, first = call.arguments
+    kept = as_global(made_with)
+    state = call.state
+    return (
+        type(callback) is Call
+        and callback.new
+        and callback.target.startswith("torch._dynamo.convert_frame.")
+        and kept is not None
+        and kept.path == "contextlib.nullcontext"
+        and isinstance(first, bool)
+        and (state is None or (isinstance(state, dict) and state.keys() <= _OF_CONTEXTS))
+    )
+
+
+def _has_no_arguments(call: Call) -> bool:
+    return not call.new and call.state is None and not call.arguments
+
+
+_COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
+_CONTEXTS = frozenset(f"torch._dynamo.eval_frame.{name}Context" for name in ("Optimize", "Disable", "RunOnly"))
+_OF_CONTEXTS = {"export", "dynamic", "compiler_config"}
+_CALLED_FOR_THE_CLASS = frozenset({"__call__", "__class__", "_torchdynamo_orig_callable"})
+
 _HARMLESS_CALLS: dict[str, Callable[[Call], bool]] = {
     "torch.storage._load_from_bytes": lambda call: True,  # the bytes are judged, see `_nested`
     "builtins.getattr": _is_plain_getattr,
     "operator.getitem": _is_typing,
     "_operator.getitem": _is_typing,
+    "functools.reduce": _is_union,
+    "_functools.reduce": _is_union,
+    _COMPILED: _is_compiled_module,
+    "torch._dynamo.eval_frame.OptimizeContext": _is_compile_context,
+    "torch._dynamo.eval_frame.DisableContext": _has_no_arguments,
+    "torch._dynamo.eval_frame.RunOnlyContext": _has_no_arguments,
 }
 """Names that are dangerous but for calls of one form."""
 
@@ -601,6 +802,7 @@ _HARMLESS_CALLS: dict[str, Callable[[Call], bool]] = {
 
 _BYTES = frozenset(b"BC\x8e\x96TUS")  # the opcodes that hold byte strings
 _MARKS = (*(bytes([0x80, version]) for version in range(6)), b"c", b"(", b"}", b"]", b"PK\x03\x04", b"\x8c", b"\x95")
+"""How pickles begin that programs write; those that are made to look otherwise may begin with any opcode."""
 
 
 def _nested(pickle: Pickle, evaluation: Evaluation, depth: int, dangers: list[Danger]) -> Iterator[PickleVerdict]:
@@ -634,9 +836,10 @@ def _nested(pickle: Pickle, evaluation: Evaluation, depth: int, dangers: list[Da
         else:
             continue
         source = _source(value, pickle)
-        if source is not None and source.peek(0, 4).startswith(_MARKS):
+        if source is not None:
+            marked = source.peek(0, 4).startswith(_MARKS)
             verdict = _kept(source, f"{pickle.member}: a byte string{place}", depth)
-            if verdict is not None and (verdict.names or verdict.nested or not verdict.complete):
+            if verdict is not None and (verdict.names or (marked and (verdict.nested or not verdict.complete))):
                 yield verdict
 
 

@@ -63,8 +63,9 @@ KNOWN_DANGERS: dict[str, Category] = _table(
     contextlib contextvars sqlite3 _sqlite3 code.InteractiveInterpreter
     IPython ipykernel jupyter_client nbconvert invoke fabric plumbum pexpect ptyprocess sh delegator envoy docker
     psutil cython Cython pyximport numba llvmlite pythran weave scipy.weave mlflow.projects jinja2 mako chameleon
-    celery rq ray dask distributed luigi airflow pytest _pytest nose py.test sympy.parsing sympy.utilities
-    pandas.eval pandas.core.computation numexpr tensorflow.python tvm triton jaxlib pydevd debugpy
+    celery rq ray dask distributed luigi airflow pytest _pytest nose py.test sympy PIL.ImageMath
+    monai.bundle lightning.pytorch.cli pytorch_lightning.cli pandas.eval pandas.core.computation numexpr
+    tensorflow.python tvm triton jaxlib pydevd debugpy
     torch.utils.cpp_extension torch._dynamo torch._inductor torch.utils.bottleneck torch.utils.collect_env
     torch.utils._config_module torch.fx.experimental torch.fx.graph_module.reduce_graph_module
     torch.fx.graph_module.reduce_package_graph_module torch.fx.graph_module.reduce_deploy_graph_module
@@ -95,7 +96,7 @@ KNOWN_DANGERS: dict[str, Category] = _table(
     reflection="""
     builtins.getattr builtins.setattr builtins.delattr builtins.hasattr builtins.vars builtins.dir builtins.globals
     builtins.locals builtins.super builtins.classmethod builtins.staticmethod builtins.property builtins.iter
-    builtins.next builtins.sorted builtins.max builtins.min builtins.id builtins.coerce builtins.buffer builtins.intern
+    builtins.next builtins.id builtins.coerce builtins.buffer builtins.intern
     importlib _frozen_importlib _frozen_importlib_external imp _imp pkgutil zipimport _zipimport modulefinder
     inspect operator _operator functools _functools types weakref _weakref _weakrefset copyreg copy_reg ast _ast
     symtable dis opcode pyclbr traceback linecache warnings _warnings abc _abc _py_abc string.Formatter _string
@@ -106,6 +107,8 @@ KNOWN_DANGERS: dict[str, Category] = _table(
     cloudpickle.cloudpickle.subimport cloudpickle.cloudpickle.dynamic_subimport
     cloudpickle.cloudpickle._make_skeleton_class cloudpickle.cloudpickle._make_skeleton_enum
     cloudpickle.cloudpickle._class_setstate
+    typing_extensions.get_type_hints typing_extensions.evaluate_forward_ref typing_extensions.ForwardRef
+    typing_extensions.NamedTuple typing_extensions.TypedDict networkx.utils
     zope six wrapt decorator werkzeug.utils django.utils pydoc_data hydra omegaconf.OmegaConf
     """,
     loader="""
@@ -120,6 +123,10 @@ KNOWN_DANGERS: dict[str, Category] = _table(
     tensorflow keras tf_keras onnxruntime onnx.load onnx.hub sklearn.datasets sklearn.externals.joblib xgboost.core
     lightgbm.basic transformers.AutoModel transformers.pipeline transformers.dynamic_module_utils
     huggingface_hub datasets safetensors.torch mlflow.pyfunc mlflow.pytorch mlflow.sklearn
+    ultralytics.models.yolo.model ultralytics.engine.model ultralytics.nn.autobackend ultralytics.hub
+    ultralytics.utils.downloads torch_geometric.datasets mmengine.config mmengine.runner.checkpoint detectron2.config
+    detectron2.checkpoint fairseq.checkpoint_utils fairseq.hub_utils diffusers.pipelines.pipeline_utils
+    transformers.pipelines transformers.utils.hub timm.models._hub timm.models._helpers speechbrain.inference
     pytorch_lightning.utilities.cloud_io lightning.fabric.utilities.cloud_io lightning_fabric.utilities.cloud_io
     """,
     files="""
@@ -136,7 +143,9 @@ KNOWN_DANGERS: dict[str, Category] = _table(
     pandas.io pandas.read_csv pandas.read_table pandas.read_json pandas.read_html pandas.read_xml pandas.read_excel
     pandas.read_hdf pandas.read_sql pandas.read_parquet pandas.read_feather pandas.read_orc pandas.read_fwf
     pandas.read_sas pandas.read_spss pandas.read_stata pandas.read_clipboard pandas.read_gbq
-    PIL.Image.open cv2 imageio skimage.io scipy.io h5py zarr netCDF4 pyarrow fastparquet soundfile librosa
+    PIL.Image.open PIL.ImageFont PIL.ImageFile PIL.ImageShow PIL.ImageGrab filelock partd networkx.readwrite
+    transformers.integrations.integration_utils.NeptuneCallback
+    cv2 imageio skimage.io scipy.io h5py zarr netCDF4 pyarrow fastparquet soundfile librosa
     """,
     network="""
     socket _socket ssl _ssl http httplib urllib urllib2 urlparse robotparser smtplib ftplib poplib imaplib nntplib
@@ -158,16 +167,32 @@ KNOWN_DANGERS: dict[str, Category] = _table(
 )
 """Names, modules and packages, each with what it does to whoever loads a pickle that refers to it."""
 
+RESTORED: frozenset[str] = _names("""
+    wandb comet_ml neptune clearml tensorboard tensorboardX tensorflow keras tf_keras ray xgboost.core
+    lightgbm.basic datasets h5py pyarrow jaxlib numba safetensors.torch joblib yaml ruamel hydra sklearn.datasets
+    pandas.io pandas.compat.pickle_compat torchaudio torchtext huggingface_hub fastapi cloudpickle
+""")
+"""Of the packages among them, those whose objects programs really keep, restored by their state without a call.
+
+Of the others, restoring an object is what the package is listed for. It runs no constructor, but the class's
+``__new__``, ``__setstate__`` and in the end ``__del__``: SymPy evaluates the text that ``__new__`` is given, the
+``__del__`` of numpy's ``DataSource`` removes a folder, that of a lock of filelock its file.
+"""
+
 _VALUES = """
     bool int long float complex str unicode bytes bytearray list tuple dict set frozenset object slice range xrange
     type NoneType ellipsis Ellipsis NotImplemented NotImplementedType zip enumerate reversed
-    len sum abs all any repr ascii ord chr bin hex oct round pow divmod hash format isinstance issubclass print
     BaseException Exception ArithmeticError AssertionError AttributeError BufferError EOFError FloatingPointError
     ImportError IndexError KeyError KeyboardInterrupt LookupError MemoryError ModuleNotFoundError NameError
     NotImplementedError OSError IOError OverflowError RecursionError ReferenceError RuntimeError StopIteration
     SystemExit TypeError UnicodeError UnicodeDecodeError ValueError ZeroDivisionError TimeoutError ConnectionError
     FileNotFoundError FileExistsError PermissionError InterruptedError Warning UserWarning DeprecationWarning
     FutureWarning RuntimeWarning
+"""
+
+_FUNCTIONS = """
+    len sum abs all any repr ascii ord chr bin hex oct round pow divmod hash format isinstance issubclass print max min
+    sorted
 """
 
 _MATHS = """
@@ -195,6 +220,7 @@ INERT: frozenset[str] = (
     | _names(_ABSTRACT, "collections.abc.")
     | _names("""
     collections.OrderedDict collections.defaultdict collections.deque collections.Counter _collections.deque
+    collections.ChainMap collections.UserDict collections.UserList collections.UserString contextlib.nullcontext
     _collections.OrderedDict _collections.defaultdict copyreg._reconstructor copyreg.__newobj__ copyreg.__newobj_ex__
     fractions.Fraction numbers.Number numbers.Real numbers.Integral numbers.Complex numbers.Rational
     time.struct_time time.time time.monotonic time.perf_counter time.process_time
@@ -232,8 +258,28 @@ not be called (see `ckpt_tools.audit.dangers`).
 
 _OPERATORS = "add sub mul truediv floordiv neg pos abs eq ne lt le gt ge and_ or_ xor not_ matmul pow invert mod"
 
-HELD: frozenset[str] = _names(_OPERATORS, "operator.") | _names(_OPERATORS, "_operator.")
-"""Inert while they are only referred to; called, they run the methods of what they are given."""
+HELD: frozenset[str] = (
+    _names(_OPERATORS, "operator.")
+    | _names(_OPERATORS, "_operator.")
+    | _names(_FUNCTIONS, "builtins.")
+    | _names("collate.default_collate collate.default_convert collate.collate", "torch.utils.data._utils.")
+    | _names("default_loader pil_loader accimage_loader", "torchvision.datasets.folder.")
+    | _names(
+        """
+        eager eager_noexcept pre_dispatch_eager eager_debug boxed_nop boxed_nop_with_mode aot_eager
+        aot_eager_default_partitioner aot_eager_decomp_partition
+        """,
+        "torch._dynamo.backends.debugging.",
+    )
+)
+"""Inert while they are only referred to; called, they run the methods of what they are given, or read files.
+
+A loader of data holds its ``collate_fn``, a folder of images the function that opens them, a compiled model the
+backend that it was compiled with.
+"""
+
+RECONSTRUCTED: frozenset[str] = _names("numpy.memmap numpy.core.memmap.memmap numpy._core.memmap.memmap")
+"""Classes whose constructor opens files, and whose arrays are pickled without: by ``_reconstruct(memmap, …)``."""
 
 _NUMPY_NAMES = """
     ndarray dtype generic number integer signedinteger unsignedinteger inexact floating complexfloating flexible
@@ -287,12 +333,21 @@ INERT_LIBRARY: frozenset[str] = (
     torch.jit._pickle.build_boollist torch.jit._pickle.build_tensorlist torch.jit._pickle.build_tensor_from_id
     torch.nn.backends.thnn._get_thnn_function_backend torch.backends.cudnn.rnn.Unserializable
     torch.fx.immutable_collections.immutable_list torch.fx.immutable_collections.immutable_dict
+    torch.utils._ordered_set.OrderedSet
     """)
     | ALLOWED_GLOBALS
 )
 """Of torch and numpy: what makes tensors, arrays, scalars and their types, and calls nothing that it is given."""
 
+_DATASETS = """
+    caltech celeba cifar cityscapes clevr coco country211 dtd eurosat fakedata fer2013 fgvc_aircraft flickr flowers102
+    folder food101 gtsrb hmdb51 imagenet imagenette inaturalist kinetics kitti lfw lsun mnist moving_mnist omniglot
+    oxford_iiit_pet pcam phototour places365 rendered_sst2 sbd sbu semeion stanford_cars stl10 sun397 svhn ucf101 usps
+    vision voc widerface
+"""
+
 CLASS_MODULES: dict[str, str] = {
+    **dict.fromkeys(_names(_DATASETS, "torchvision.datasets."), "a dataset of torchvision"),
     "torch.nn.modules": "a layer of torch",
     "torch.nn.quantized": "a layer of torch",
     "torch.nn.qat": "a layer of torch",
@@ -313,6 +368,7 @@ CLASS_MODULES: dict[str, str] = {
     "torch.distributed._tensor": "a distributed tensor",
     "torch.distributed._shard": "a sharded tensor",
     "torch.distributed.device_mesh": "a distributed tensor",
+    "torch.distributed._mesh_layout": "a distributed tensor",
     "torch.distributed.checkpoint.metadata": "the metadata of a distributed checkpoint",
     "torch.distributed.checkpoint.planner": "the metadata of a distributed checkpoint",
     "torch.distributed.checkpoint._fsspec_filesystem": "the metadata of a distributed checkpoint",
@@ -323,8 +379,17 @@ CLASS_MODULES: dict[str, str] = {
     "torch.utils.hooks": "a hook of torch",
     "torch.masked": "a masked tensor",
     "torch.nested": "a nested tensor",
+    "torch._dynamo.decorators._DimRange": "a nested tensor",
+    "torch.ScriptObject": "packed weights",
     "torch.sparse": "a sparse tensor",
-    "torch.backends": "a setting of torch",
+    "torch.backends.cudnn.rnn": "a setting of torch",
+    "torch._TorchCompileInductorWrapper": "a compiled module",
+    "torch._TorchCompileWrapper": "a compiled module",
+    "torch._dynamo.backends.common.AotAutograd": "a compiled module",
+    "torch._dynamo.backends.cudagraphs.CudagraphsBackend": "a compiled module",
+    "torch._dynamo.convert_frame": "a compiled module",
+    "torch._dynamo.hooks.Hooks": "a compiled module",
+    "torch._dynamo.repro.after_dynamo.WrapBackendDebug": "a compiled module",
     "torch.fx.graph_module": "a traced graph",
     "torch.fx.graph": "a traced graph",
     "torch.fx.node": "a traced graph",
@@ -410,6 +475,7 @@ LIBRARIES: dict[str, str] = {
     "escnn": "a layer of escnn",
     "sklearn": "an estimator of scikit-learn",
     "scipy.sparse": "a sparse matrix of SciPy",
+    "sympy": "a formula of SymPy",
     "pandas.core": "a table of pandas",
     "pandas": "a table of pandas",
     "apex": "a class of Apex",
@@ -458,7 +524,7 @@ SUSPECT_WORDS: frozenset[str] = _names("""
     PackageImporter PackageExporter PyTorchFileReader Library RRef FFI ForwardRef ThreadPoolExecutor
     ProcessPoolExecutor ForkingPickler _DataPipeSerializationWrapper _IterDataPipeSerializationWrapper
     _MapDataPipeSerializationWrapper NamedTemporaryFile TemporaryDirectory TarFile ZipFile FileHandler
-    create_subprocess_exec subimport dynamic_subimport _make_skeleton_class
+    create_subprocess_exec subimport dynamic_subimport _make_skeleton_class CloudpickleWrapper
 """)
 """Names that mean the same wherever they are imported to: a module that imports ``Popen`` hands it on."""
 

@@ -347,9 +347,32 @@ class Interpreter:
             details=details,
         )
 
-    def _rebuild_from_type(self, call: Call) -> TensorInfo:
+    def _rebuild_jagged(self, call: Call) -> TensorInfo:
+        (given,) = _arguments(call, 1)
+        if not isinstance(given, dict):
+            raise CorruptFile("a jagged tensor is rebuilt from what is no mapping")
+        labels = tuple(key for key in ("values", "offsets", "lengths") if given.get(key) is not None)
+        parts = self._parts(labels, tuple(given[label] for label in labels))
+        if labels[:2] != ("values", "offsets"):
+            raise CorruptFile("a jagged tensor has no values, or no offsets")
+        values, offsets = parts[0][1], parts[1][1]
+        return TensorInfo(
+            "",
+            values.dtype,
+            values.shape,
+            device=values.device,
+            requires_grad=_flag(given.get("requires_grad", False)),
+            is_parameter=False,
+            layout="jagged",
+            parts=parts,
+            details={"items": offsets.shape[0] - 1 if offsets.shape else 0},
+        )
+
+    def _rebuild_from_type(self, call: Call) -> TensorInfo | None:
         func, cls, args, state = _arguments(call, 4)[:4]
         inner = Call(func, args, call.offset)
+        if inner.target not in _READERS and self.meaning(inner) is None:
+            return None  # a class of tensors that is rebuilt by a function of its own
         tensor = self._tensor(inner)
         name = cls.path if type(cls) is Global else "unknown"
         is_parameter = tensor.is_parameter
@@ -579,6 +602,9 @@ def strided(
     shape: tuple[int, ...],
     stride: tuple[int, ...],
     dtype: DType | None = None,
+    requires_grad: bool | None = None,
+    is_parameter: bool | None = None,
+    details: Mapping[str, object] | None = None,
 ) -> TensorInfo:
     """A tensor over *storage*, from element *offset* on; *dtype* is the storage's own unless given.
 
@@ -617,9 +643,6 @@ def strided(
         details={} if details is None else details,
     )
 
-    requires_grad: bool | None = None,
-    is_parameter: bool | None = None,
-    details: Mapping[str, object] | None = None,
 
 def _arguments(call: Call, least: int) -> tuple[Any, ...]:
     args = call.arguments
@@ -747,6 +770,7 @@ _READERS: dict[str, _Reader] = {
     "torch._utils._rebuild_sparse_tensor": Interpreter._rebuild_sparse,
     "torch._utils._rebuild_sparse_csr_tensor": Interpreter._rebuild_sparse,
     "torch._utils._rebuild_nested_tensor": Interpreter._rebuild_nested,
+    "torch.nested._internal.nested_tensor._rebuild_njt": Interpreter._rebuild_jagged,
     "torch._utils._rebuild_meta_tensor_no_storage": Interpreter._rebuild_meta,
     "torch._utils._rebuild_wrapper_subclass": Interpreter._rebuild_wrapper,
     "torch._utils._rebuild_device_tensor_from_numpy": Interpreter._rebuild_on_device,

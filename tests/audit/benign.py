@@ -19,11 +19,14 @@ import re
 import typing
 import uuid
 import zipfile
+import zoneinfo
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.utils.prune
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 
 class Color(enum.Enum):
@@ -45,6 +48,20 @@ class Net(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Not called."""
         return self.activation(self.layers(x))
+
+
+class Warmup:
+    """Holds functions of classes, as schedules and hooks do."""
+
+    def __init__(self) -> None:
+        self.lr = Warmup.rate
+        self.method = self.rate
+        self.cast = str.lower
+
+    @staticmethod
+    def rate(epoch: int) -> float:
+        """A function of the class."""
+        return epoch / 10
 
 
 def saved(value: object, *, legacy: bool = False) -> bytes:
@@ -200,6 +217,19 @@ def values() -> dict[str, object]:
         "packed": torch.nn.utils.rnn.pack_sequence([torch.ones(2), torch.ones(1)]),
         "ema": torch.optim.swa_utils.AveragedModel(torch.nn.Linear(2, 2)).state_dict(),
         "dataset": torch.utils.data.TensorDataset(torch.ones(2)),
+        "loader": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(2)), shuffle=True),
+        "more collections": [
+            *(collections.ChainMap({"a": 1}), collections.UserDict(a=1), collections.UserList([1])),
+            collections.UserString("x"),
+        ],
+        "time zones": [datetime.datetime(2026, 1, 1, tzinfo=zoneinfo.ZoneInfo("UTC")), zoneinfo.ZoneInfo("UTC")],
+        "unions": [int | None, list[int] | str | None],
+        "functions of Python": [max, min, sorted, len, print],
+        "methods": [Warmup(), str.lower, torch.Tensor.add_, torch.nn.Module.train],
+        "averaging schedule": torch.optim.swa_utils.SWALR(
+            torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1), 0.05
+        ),
+        "jagged": torch.nested.nested_tensor([torch.ones(1), torch.ones(2)], layout=torch.jagged),
         "lightning": lightning(),
     }
 
@@ -222,7 +252,66 @@ def modules() -> dict[str, object]:
         "quantized": torch.ao.nn.quantized.Linear(2, 2),
         "embedding bag": nn.EmbeddingBag(3, 2),
         "parameters": nn.ParameterDict({"a": nn.Parameter(torch.ones(1))}),
+        "checkpointed": checkpoint_wrapper(nn.Linear(2, 2)),
+        "dynamically quantized": torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(2, 2)), {nn.Linear}),
+        "pruned": torch.nn.utils.prune.l1_unstructured(nn.Linear(2, 2), "weight", 0.5),
+        **compiled(),
     }
+
+
+def compiled() -> dict[str, torch.nn.Module]:
+    """What torch.compile wraps around a module, saved whole, by the options that show in the file."""
+    options: dict[str, dict[str, Any]] = {
+        "compiled": {},
+        "compiled for speed": {"mode": "reduce-overhead", "dynamic": True},
+        "compiled whole": {"fullgraph": True},
+        "compiled by eager": {"backend": "eager"},
+        "compiled by aot_eager": {"backend": "aot_eager"},
+    }
+    made: dict[str, torch.nn.Module] = {name: torch.compile(Net(), **given) for name, given in options.items()}
+    in_place = Net()
+    in_place.compile()
+    return made | {
+        "compiled in place": in_place,
+        "compiled in part": torch.nn.Sequential(torch.compile(torch.nn.Linear(2, 2)), torch.nn.ReLU()),
+        "not to be compiled": torch._dynamo.disable(Net()),
+    }
+
+
+def pictures() -> Iterator[tuple[str, object]]:
+    """Datasets, transforms and weights of torchvision."""
+    import tempfile
+
+    import torchvision
+    from PIL import Image
+    from torchvision.transforms import v2
+
+    weights = torchvision.models.ResNet18_Weights.DEFAULT
+    with tempfile.TemporaryDirectory() as folder:
+        (pathlib.Path(folder) / "cat").mkdir()
+        Image.new("RGB", (2, 2)).save(pathlib.Path(folder) / "cat/1.png")
+        yield "folder of images", torchvision.datasets.ImageFolder(folder, v2.RandAugment())
+    yield "generated images", torchvision.datasets.FakeData(2, transform=torchvision.transforms.ToTensor())
+    yield "weights", {"weights": weights, "transforms": weights.transforms()}
+    yield "boxes", torchvision.tv_tensors.BoundingBoxes(torch.ones(1, 4), format="XYXY", canvas_size=(3, 3))
+
+
+def mapped() -> bytes:
+    """An array that lies in a file of its own, pickled all the same."""
+    import tempfile
+
+    import numpy
+
+    with tempfile.TemporaryFile() as file:
+        return pickle.dumps({"table": numpy.memmap(file, "f4", "w+", shape=(2,))})
+
+
+def formula() -> bytes:
+    """What torch keeps of sizes that are not known yet."""
+    import sympy
+
+    x = sympy.Symbol("x", integer=True)
+    return pickle.dumps({"size": 2 * x + 1, "bound": sympy.Min(x, 3), "real": sympy.Float("1.5"), "not": x > 2})
 
 
 def torchvision_models(names: list[str] | None = None) -> Iterator[tuple[str, Callable[[], torch.nn.Module]]]:
@@ -262,6 +351,10 @@ def files() -> Iterator[tuple[str, bytes]]:
     for name, value in schedulers():
         yield f"scheduler: {name}.pt", saved(value)
         yield f"scheduler: {name}, state.pt", saved(value.state_dict())  # type: ignore[attr-defined]
+    for name, value in pictures():
+        yield f"torchvision: {name}.pt", saved(value)
+    yield "mapped array.pkl", mapped()
+    yield "formula.pkl", formula()
     for core in ("numpy.core", "numpy._core"):
         yield f"{core}.pkl", numpy_named(core)
     yield "sb3.zip", sb3()

@@ -15,6 +15,7 @@ from ckpt_tools.audit.gadgets import (
     INERT_LIBRARY,
     KNOWN_DANGERS,
     MAKERS,
+    RESTORED,
     SAYS,
     STANDARD_LIBRARY,
     entry,
@@ -67,12 +68,20 @@ def verdict(data: bytes) -> PickleVerdict:
         ("mypackage:Net", True, ("unknown class", None)),
         ("mypackage:Net.Block", False, ("unknown class", None)),
         ("mypackage:Net._Block", False, ("unknown class", None)),
-        ("mypackage:Net._build", False, ("dangerous", "reflection")),
+        ("mypackage:Net._build", False, ("unknown class", None)),
+        ("mypackage:Net._build", True, ("dangerous", "reflection")),
+        ("mypackage:Net.os", False, ("dangerous", "reflection")),
+        ("mypackage:net.Net", False, ("dangerous", "reflection")),
+        ("torch.optim.swa_utils:SWALR._cosine_anneal", False, ("class", None)),
+        ("torch.optim.swa_utils:SWALR._cosine_anneal", True, ("dangerous", "reflection")),
+        ("torch.optim.swa_utils:SWALR.torch", False, ("dangerous", "reflection")),
+        ("torch.nothing.known:Thing.run", False, ("dangerous", "reflection")),
+        ("torch.nn.modules.linear:Linear.Inner", True, ("dangerous", "library")),
         ("mypackage:Net.Popen", False, ("dangerous", "reflection")),
         ("mypackage:helper", False, ("unknown class", None)),
         ("mypackage:helper", True, ("unknown function", None)),
         ("lightning.pytorch:helper", True, ("unknown function", None)),
-        ("mypackage:Net.build", False, ("dangerous", "reflection")),
+        ("mypackage:Net.build", False, ("unknown class", None)),
         ("mypackage:__dict__", False, ("dangerous", "reflection")),
         ("mypackage.__main__:Net", False, ("dangerous", "reflection")),
         ("mypackage:os", False, ("dangerous", "reflection")),
@@ -92,10 +101,34 @@ def test_names(path: str, called: bool, expected: Judged) -> None:
     assert classify(module, attribute, called)[:2] == expected
 
 
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("torch.nn.modules.linear:Linear", ("class", None)),
+        ("torch.distributed.checkpoint.metadata:Metadata", ("class", None)),
+        ("torch.distributed.checkpoint:Loader", ("dangerous", "loader")),
+        ("torch.nothing.known:Thing", ("dangerous", "library")),
+        ("torchvision.datasets.cifar:CIFAR10", ("class", None)),
+        ("torchvision.datasets.utils:Thing", ("dangerous", "files")),
+        ("numpy.lib._datasource:DataSource", ("dangerous", "files")),
+        ("numpy.polynomial.polynomial:Polynomial", ("class", None)),
+        ("jinja2.environment:Template", ("dangerous", "code")),
+        ("filelock._soft:SoftFileLock", ("dangerous", "files")),
+        ("xgboost.core:Booster", ("unknown class", None)),
+        ("wandb.sdk.wandb_config:Config", ("unknown class", None)),
+        ("mypackage:Net", ("unknown class", None)),
+    ],
+)
+def test_classes_that_are_restored_without_a_call(path: str, expected: Judged) -> None:
+    module, _, attribute = path.partition(":")
+    assert classify(module, attribute, False, made=True)[:2] == expected
+
+
 def test_the_tables_do_not_contradict_each_other() -> None:
     harmless = INERT | INERT_LIBRARY | CODE_CARRIERS | HELD | MAKERS
     assert harmless & set(KNOWN_DANGERS) == set()
     assert set(CLASS_MODULES) & set(KNOWN_DANGERS) == set()
+    assert {path for path in RESTORED if not entry(path, KNOWN_DANGERS)} == set()
     assert set(KNOWN_DANGERS.values()) <= set(SAYS)
     for path in INERT:
         assert path.partition(".")[0] in STANDARD_LIBRARY

@@ -128,6 +128,7 @@ REBUILD: dict[str, tuple[object, ...]] = {
     ),
     "torch._utils _rebuild_sparse_tensor": (Name("torch sparse_csr"), (TENSOR, TENSOR, TENSOR, (2, 2))),
     "torch._utils _rebuild_nested_tensor": (TENSOR, SIZES, SIZES, SIZES),
+    "torch.nested._internal.nested_tensor _rebuild_njt": ({"values": TENSOR, "offsets": SIZES, "lengths": None},),
     "torch._utils _rebuild_meta_tensor_no_storage": (FLOAT, (2, 3), (3, 1), False),
     "torch._utils _rebuild_wrapper_subclass": (
         *(Name("m Wrapper"), FLOAT, (2, 3), (3, 1), 0, Name("torch strided"), CPU, False),
@@ -461,6 +462,21 @@ def test_hyperparameters() -> None:
     found = plain_module(module(**settings, **others))
     assert found.hyperparameters == settings
     assert set(found.attributes) == {*settings, *others}
+
+
+def test_jagged_tensors_are_made_of_their_values_and_offsets() -> None:
+    given = {"values": TENSOR, "offsets": SIZES, "lengths": None, "requires_grad": True}
+    inner = Name("torch.nested._internal.nested_tensor _rebuild_njt")
+    found = only(call("torch._tensor _rebuild_from_type_v2", inner, Name("m Jagged"), (given,), {}))
+    values, offsets = (part for _, part in found.parts)
+    assert [label for label, _ in found.parts] == ["values", "offsets"]
+    assert (found.layout, found.shape, found.dtype) == ("jagged", values.shape, values.dtype)
+    assert (found.details["items"], found.subclass, found.requires_grad) == (offsets.shape[0] - 1, "m.Jagged", True)
+
+
+def test_a_subclass_that_is_rebuilt_by_a_function_of_its_own_is_no_tensor() -> None:
+    value = call("torch._tensor _rebuild_from_type_v2", Name("m rebuild"), Name("m Sub"), (TENSOR,), {})
+    assert opened({"x": value}).state_dicts == ()
 
 
 def test_attributes_in_slots_and_copyreg() -> None:

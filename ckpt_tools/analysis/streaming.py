@@ -71,7 +71,7 @@ class Span(NamedTuple):
         flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
         try:
             mapping = mmap.mmap(descriptor, before + self.nbytes, flags, mmap.PROT_READ, offset=self.offset - before)
-        except OSError:  # not every file system can
+        except (OSError, ValueError):  # not every file system can; and the file may be shorter by now
             return None
         return memoryview(mapping)[before:]
 

@@ -98,9 +98,7 @@ class Archive:
         self.source = source
         count, self.directory_offset, size = _find_directory(source)
         self.members: tuple[Member, ...] = tuple(_parse(source, self.directory_offset, size, count))
-        self._by_name: dict[str, list[int]] = {}
-        for index, member in enumerate(self.members):
-            self._by_name.setdefault(_fold(member.name), []).append(index)
+        self._by_name = {_fold(member.name): member for member in self.members}
         self._sorted: list[int] | None = None
 
     @classmethod
@@ -124,15 +122,18 @@ class Archive:
     @property
     def duplicates(self) -> tuple[tuple[str, ...], ...]:
         """Groups of member names that torch takes for the same."""
-        return tuple(tuple(self.members[i].name for i in group) for group in self._by_name.values() if len(group) > 1)
+        if len(self._by_name) == len(self.members):
+            return ()
+        groups: dict[str, list[str]] = {}
+        for member in self.members:
+            groups.setdefault(_fold(member.name), []).append(member.name)
+        return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
     def find(self, name: str) -> Member | None:
         """The member that torch opens as *name*; None where there is none."""
-        group = self._by_name.get(_fold(name))
-        if not group:
-            return None
-        if len(group) == 1:
-            return self.members[group[0]]
+        found = self._by_name.get(_fold(name))
+        if found is None or len(self._by_name) == len(self.members):
+            return found
         if self._sorted is None:
             self._sorted = _heap_order([_sort_key(member.name) for member in self.members])
         return self.members[_binary_search(self.members, self._sorted, _sort_key(name))]

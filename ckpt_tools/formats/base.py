@@ -86,8 +86,9 @@ def zip_with(*endings: str) -> Detect:
         if not head.startswith(b"PK\x03\x04"):
             return False
         try:
-            return any(member.name.endswith(endings) for member in Archive.of(source).members)
+            listing = Archive.of(source).listing
         except CkptError:
             return False
+        return any(f"{ending}\n" in listing for ending in endings)
 
     return may_be

@@ -168,8 +168,13 @@ def pickle_of(evaluation: Evaluation, member: str, stream: Source | None = None)
         GlobalUse(name.module, name.name, name.opcode, name.offset, frozenset(name.uses))
         for name in evaluation.globals.values()
     )
-    found = (reference.meaning for reference in evaluation.persistent)
-    storages = {id(s): s for m in found if (s := m.storage if isinstance(m, View | TensorInfo) else m)}
+    storages: dict[int, Storage] = {}
+    for reference in evaluation.persistent:
+        found = reference.meaning
+        if type(found) is View or type(found) is TensorInfo:
+            found = found.storage
+        if type(found) is Storage:
+            storages[id(found)] = found
     return Pickle(
         member,
         evaluation.end - evaluation.start,
@@ -177,7 +182,7 @@ def pickle_of(evaluation: Evaluation, member: str, stream: Source | None = None)
         uses,
         evaluation.root,
         evaluation.start,
-        tuple(storage for storage in storages.values() if isinstance(storage, Storage)),
+        tuple(storages.values()),
         evaluation,
         stream,
     )

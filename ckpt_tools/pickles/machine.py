@@ -154,7 +154,6 @@ class _Machine:
         persistent = result.persistent
         stack = self.stack
         seen = bytearray(256)
-        methods = _METHODS
         position = at = self.position
         try:
             while True:
@@ -162,10 +161,44 @@ class _Machine:
                 code = data[at]
                 position = at + 1
                 seen[code] = 1
-                # in order of frequency in torch's pickles
-                if code == 0x72:  # LONG_BINPUT
-                    memo[_U32(data, position)[0]] = stack[-1]
-                    position += 4
+                # in order of frequency in torch's pickles, by halves
+                if code > 0x70:
+                    if code == 0x71:  # BINPUT
+                        memo[data[position]] = stack[-1]
+                        position += 1
+                    elif code == 0x72:  # LONG_BINPUT
+                        memo[_U32(data, position)[0]] = stack[-1]
+                        position += 4
+                    elif code == 0x74:  # TUPLE
+                        items = stack
+                        stack = marks.pop()
+                        stack.append(tuple(items))
+                    elif code == 0x85:  # TUPLE1
+                        stack[-1] = (stack[-1],)
+                    elif code == 0x86:  # TUPLE2
+                        last = stack.pop()
+                        stack[-1] = (stack[-1], last)
+                    elif code == 0x89:  # NEWFALSE
+                        stack.append(False)
+                    elif code == 0x7D:  # EMPTY_DICT
+                        stack.append({})
+                    elif code == 0x94:  # MEMOIZE
+                        memo[len(memo)] = stack[-1]
+                    elif code == 0x8C:  # SHORT_BINUNICODE
+                        size = data[position]
+                        position += 1
+                        start, position = position, position + size
+                        if position > end:
+                            raise _Short
+                        stack.append(str(data[start:position], "utf-8", "surrogatepass"))
+                    elif code == 0x87:  # TUPLE3
+                        last = stack.pop()
+                        middle = stack.pop()
+                        stack[-1] = (stack[-1], middle, last)
+                    elif code == 0x88:  # NEWTRUE
+                        stack.append(True)
+                    else:
+                        position, stack = self._rare(code, at, position, stack)
                 elif code == 0x68:  # BINGET
                     stack.append(memo[data[position]])
                     position += 1
@@ -175,10 +208,15 @@ class _Machine:
                 elif code == 0x28:  # MARK
                     marks.append(stack)
                     stack = []
-                elif code == 0x74:  # TUPLE
-                    items = stack
-                    stack = marks.pop()
-                    stack.append(tuple(items))
+                elif code == 0x58:  # BINUNICODE
+                    size = _U32(data, position)[0]
+                    position += 4
+                    stop = position + size
+                    if stop > end or size >= BLOB_TEXT:
+                        stack.append(self._blob(position, size, True))
+                    else:
+                        stack.append(str(data[position:stop], "utf-8", "surrogatepass"))
+                    position = stop
                 elif code == 0x52:  # REDUCE
                     args = stack.pop()
                     func = stack[-1]
@@ -193,63 +231,27 @@ class _Machine:
                             continue
                     self.at, self.stack = at, stack
                     stack[-1] = self._called(func, args)
-                elif code == 0x85:  # TUPLE1
-                    stack[-1] = (stack[-1],)
-                elif code == 0x58:  # BINUNICODE
-                    size = _U32(data, position)[0]
-                    position += 4
-                    stop = position + size
-                    if stop > end or size >= BLOB_TEXT:
-                        stack.append(self._blob(position, size, True))
-                    else:
-                        stack.append(str(data[position:stop], "utf-8", "surrogatepass"))
-                    position = stop
+                elif code == 0x29:  # EMPTY_TUPLE
+                    stack.append(())
                 elif code == 0x51:  # BINPERSID
                     stack[-1] = pid = PersistentId(stack[-1])
                     persistent.append(pid)
-                elif code == 0x71:  # BINPUT
-                    memo[data[position]] = stack[-1]
-                    position += 1
-                elif code == 0x89:  # NEWFALSE
-                    stack.append(False)
-                elif code == 0x29:  # EMPTY_TUPLE
-                    stack.append(())
                 elif code == 0x6A:  # LONG_BINGET
                     stack.append(memo[_U32(data, position)[0]])
                     position += 4
-                elif code == 0x94:  # MEMOIZE
-                    memo[len(memo)] = stack[-1]
-                elif code == 0x86:  # TUPLE2
-                    last = stack.pop()
-                    stack[-1] = (stack[-1], last)
-                elif code == 0x8C:  # SHORT_BINUNICODE
-                    size = data[position]
-                    position += 1
-                    start, position = position, position + size
-                    if position > end:
-                        raise _Short
-                    stack.append(str(data[start:position], "utf-8", "surrogatepass"))
-                elif code == 0x87:  # TUPLE3
-                    last = stack.pop()
-                    middle = stack.pop()
-                    stack[-1] = (stack[-1], middle, last)
                 elif code == 0x4D:  # BININT2
                     stack.append(_U16(data, position)[0])
                     position += 2
                 elif code == 0x4A:  # BININT
                     stack.append(_I32(data, position)[0])
                     position += 4
-                elif code == 0x4E:  # NONE
-                    stack.append(None)
-                elif code == 0x88:  # NEWTRUE
-                    stack.append(True)
-                elif code == 0x7D:  # EMPTY_DICT
-                    stack.append({})
-                elif code == 0x5D:  # EMPTY_LIST
-                    stack.append([])
                 elif code == 0x47:  # BINFLOAT
                     stack.append(_F64(data, position)[0])
                     position += 8
+                elif code == 0x4E:  # NONE
+                    stack.append(None)
+                elif code == 0x5D:  # EMPTY_LIST
+                    stack.append([])
                 elif code == 0x2E:  # STOP
                     if self.short_frame:
                         raise self.short_frame
@@ -259,15 +261,19 @@ class _Machine:
                         result.anomalies.append(("values are left on the stack at STOP", at))
                     return result
                 else:
-                    method = methods.get(code)
-                    if method is None:
-                        raise ValueError(f"{code:#04x} is no pickle opcode")
-                    self.at, self.position, self.stack = at, position, stack
-                    method(self)
-                    position, stack = self.position, self.stack
+                    position, stack = self._rare(code, at, position, stack)
         finally:
             self.at, self.position = at, max(position, self.position)
             result.opcodes = frozenset(code for code in range(256) if seen[code])
+
+    def _rare(self, code: int, at: int, position: int, stack: list[object]) -> tuple[int, list[object]]:
+        """Execute an opcode that is not inline; returns the position after it, and the stack."""
+        method = _METHODS.get(code)
+        if method is None:
+            raise ValueError(f"{code:#04x} is no pickle opcode")
+        self.at, self.position, self.stack = at, position, stack
+        method(self)
+        return self.position, self.stack
 
     # --- reading arguments
 

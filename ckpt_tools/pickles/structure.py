@@ -38,6 +38,12 @@ _METRIC = (
     r"|fid|perplexity|ppl|score|metric|fitness|error|mae|mse|rmse|reward)s?($|_)|^best_|^(val|valid|test)_"
 )
 _ARGUMENTS = r"(?i)^(args?|arguments|config(uration)?|cfg|hparams|hyper_?parameters|opts?|options|params)$"
+# a union that is written out where it is asked for is made anew each time
+_PLAIN = frozenset({str, bytes, int, float, bool, type(None)})
+_NUMBERS = (int, float)
+_NAMES = (str, int)
+_SEQUENCES = (list, tuple)
+_CONTAINERS = (dict, list, tuple, Call, Module)
 _SCHEDULER_KEYS = frozenset({"_step_count", "_last_lr", "base_lrs", "milestones", "_get_lr_called_within_step"})
 
 
@@ -83,7 +89,7 @@ def survey(root: object, budget: Budget | None = None) -> Survey:
                     found.state_dicts.append(made)
                 seen.add(id(value))
                 continue
-            if isinstance(value, str | bytes | int | float | None) or id(value) in seen:
+            if type(value) in _PLAIN or id(value) in seen:
                 continue
             seen.add(id(value))
             if path and isinstance(path[-1], str) and "rng" in path[-1].lower():
@@ -115,7 +121,7 @@ def _children(value: object, path: KeyPath, spend: Callable[[int], None]) -> Ite
         spend(len(value))
         for key, child in value.items():
             yield plain(child), (*path, _step(key))
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, _SEQUENCES):
         spend(len(value))
         for index, child in enumerate(value):
             yield plain(child), (*path, index)
@@ -158,7 +164,7 @@ def _free(amount: int) -> None:
 
 def _step(key: object) -> object:
     """A mapping's key as a step of a path."""
-    return key if isinstance(key, str | int) else brief(key)
+    return key if isinstance(key, _NAMES) else brief(key)
 
 
 def _is_state_dict(value: Mapping[object, object], children: list[tuple[object, KeyPath]]) -> bool:
@@ -170,7 +176,7 @@ def _is_state_dict(value: Mapping[object, object], children: list[tuple[object, 
         if isinstance(child, TensorInfo):
             tensors += 1
             dotted += "." in key
-        elif isinstance(child, dict | list | tuple | Call | Module) and child and not is_extra_state(key):
+        elif isinstance(child, _CONTAINERS) and child and not is_extra_state(key):
             containers += 1
     return tensors > containers or (tensors > 0 and dotted > 0)
 
@@ -217,11 +223,11 @@ def _optimizer(value: object, path: KeyPath, spend: Callable[[int], None]) -> Op
     for group in groups:
         if not isinstance(group, dict) or not isinstance(group.get("params"), list):
             return None
-        spend(sum(len(item) for item in group.values() if isinstance(item, list | tuple)))
+        spend(sum(len(item) for item in group.values() if isinstance(item, _SEQUENCES)))
         spend(len(group))
         params: list[int | str] = []
         for param in group["params"]:
-            if isinstance(param, int | str):
+            if isinstance(param, _NAMES):
                 params.append(param)
             else:  # the optimizer object itself: it holds the parameters, not their numbers
                 params.append(position)
@@ -234,7 +240,7 @@ def _optimizer(value: object, path: KeyPath, spend: Callable[[int], None]) -> Op
         read.append(ParamGroup(tuple(params), names, options))
     entries: dict[int | str, dict[str, object]] = {}
     for key, per_parameter in state.items():
-        index = key if isinstance(key, int | str) else indexes.get(_identity(key))
+        index = key if isinstance(key, _NAMES) else indexes.get(_identity(key))
         per_parameter = plain(per_parameter)
         if index is not None and isinstance(per_parameter, dict):
             spend(1 + len(per_parameter))
@@ -290,7 +296,7 @@ def _of_optimizer(optimizer: Optimizer, value: object) -> StateDict:
             name = f"param_groups.{number}.{key_text(key)}"
             if isinstance(items, TensorInfo):
                 entries[name] = items
-            elif isinstance(items, list | tuple):
+            elif isinstance(items, _SEQUENCES):
                 tensors = ((i, plain(item)) for i, item in enumerate(items))
                 entries.update((f"{name}.{i}", item) for i, item in tensors if isinstance(item, TensorInfo))
     return StateDict(optimizer.path, "optimizer", entries)
@@ -348,7 +354,7 @@ def _scalars(root: object) -> Iterator[tuple[str, object, KeyPath]]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, _NUMBERS) and not isinstance(value, bool)
 
 
 def _is_value(value: object) -> bool:

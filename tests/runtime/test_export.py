@@ -149,7 +149,7 @@ def test_a_list_of_images(tmp_path: Path) -> None:
     target = tmp_path / "listed.onnx"
     found = done(saved(tmp_path, "Listed"), "Listed", target, inputs=["[3,8,8]"], seeds=1)
     assert found.passed, found.codes
-    assert [value.name for value in onnx.load(target).graph.output] == ["output_0_boxes", "output_0_scores"]
+    assert [value.name for value in onnx.load(target).graph.output] == ["boxes", "scores"]
 
 
 def test_a_model_with_a_memory_is_exported_as_the_checkpoint_has_it(tmp_path: Path) -> None:

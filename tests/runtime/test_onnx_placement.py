@@ -37,6 +37,15 @@ def test_placement_counts_nodes_once_copies_apart_and_knows_sizes() -> None:
     assert found.assigned == {CUDA: 1}
 
 
+def test_what_tensorrt_leaves_to_cuda_is_on_the_gpu() -> None:
+    tensorrt = "TensorrtExecutionProvider"
+    events = [event("engine", "TRTKernel_graph_0", tensorrt), event("nms", "NonMaxSuppression", CUDA)]
+    found = placement.placement(events, None, tensorrt)
+    assert (found.nodes, found.on_cpu) == ({tensorrt: 1, CUDA: 1}, [])
+    assert misplaced(found) == []
+    assert placement.placement(events, None, CUDA).on_cpu == [("engine", "TRTKernel_graph_0")]
+
+
 def misplaced(found: placement.Placement, **options: Any) -> list[tuple[str, str, str]]:
     job = Job("x.pt", "net.py:Net", "x.onnx", provider="cuda", **options)
     state: Any = SimpleNamespace(job=job)

@@ -1,5 +1,7 @@
 """Sessions that never fall back; the fallbacks are acted out by a stand-in."""
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from ckpt_tools.runtime.onnx import environment  # noqa: E402
-from ckpt_tools.runtime.onnx.sessions import Refused, Session, Target, open_session, register  # noqa: E402
+from ckpt_tools.runtime.onnx.sessions import Refused, Session, Target, open_session, register, target  # noqa: E402
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
@@ -23,11 +25,11 @@ class Raw:
     def __init__(self, runtime: "Runtime", model: Any, options: Any, **arguments: Any) -> None:
         runtime.arguments, self.runtime = arguments, runtime
         if runtime.says:
-            import os
-
             os.write(2, runtime.says.encode())
         if runtime.refuses:
             raise RuntimeError(runtime.refuses)
+        strict = "session.disable_cpu_ep_fallback" in options.entries
+        assert not (strict and CPU in [name for name, _ in arguments["providers"]])  # a conflict for onnxruntime
         self.fallback = True
 
     def get_providers(self) -> list[str]:
@@ -51,6 +53,10 @@ class Runtime:
     def __init__(self, available: tuple[str, ...] = (CUDA, CPU), *, refuses: str = "", loses: bool = False) -> None:
         self.available, self.refuses, self.loses, self.says = list(available), refuses, loses, ""
         self.arguments: dict[str, Any] = {}
+        self.loaded = False
+
+    def preload_dlls(self) -> None:
+        self.loaded = True
 
     def get_available_providers(self) -> list[str]:
         return self.available
@@ -96,7 +102,7 @@ def test_second_fallback_a_library_that_does_not_load(capfd: pytest.CaptureFixtu
     "library, remedy",
     [
         ("libcuda.so.1", "libcuda.so.1 comes with NVIDIA's driver"),
-        ("libnvinfer.so.10", "libnvinfer is TensorRT"),
+        ("libnvinfer.so.10", "libnvinfer is TensorRT, which has to be installed: pip install 'tensorrt==10.*'"),
         ("libcudnn.so.9", "Install the CUDA and cuDNN"),
     ],
 )
@@ -130,6 +136,45 @@ def test_a_strict_session_takes_the_cpu_away() -> None:
     assert runtime.options.entries == {"session.disable_cpu_ep_fallback": "1"}
     says = "This session contains graph nodes that are assigned to the default CPU EP, but fallback to CPU EP has been"
     assert refused(Runtime(refuses=says), strict=True).kind == "cpu-nodes"
+
+
+def test_the_real_one_takes_a_strict_session_as_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnx import TensorProto, helper
+
+    azure = "AzureExecutionProvider"  # which is in every build for the CPU, and takes no node of ONNX's own
+    if azure not in onnxruntime.get_available_providers():
+        pytest.skip(f"this onnxruntime has no {azure}")
+    monkeypatch.setitem(environment.EXECUTION, "cuda", azure)
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [ports[0]], [ports[1]])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    with pytest.raises(Refused) as caught:
+        open_session(model, Target("cuda"), strict=True)
+    assert caught.value.kind == "cpu-nodes"
+    session = open_session(model, Target("cuda"))
+    assert session.raw.get_providers() == [azure, CPU]
+    assert session.run({"x": torch.tensor([-1.0, 2.0])})[0].tolist() == [0.0, 2.0]
+
+
+def test_what_tensorrt_does_not_take_goes_to_cuda() -> None:
+    tensorrt = "TensorrtExecutionProvider"
+    runtime = Runtime((tensorrt, CUDA, CPU), loses=True)
+    with pytest.raises(Refused):
+        open_session("x.onnx", Target("tensorrt", {"trt_fp16_enable": "1"}), strict=True, runtime=runtime)
+    assert runtime.arguments["providers"] == [(tensorrt, {"trt_fp16_enable": "1"}), (CUDA, {})]
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+@pytest.mark.parametrize("tf32", [False, True])
+def test_tf32_is_off_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, provider: str, tf32: bool) -> None:
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # which is not installed
+    runtime = Runtime()
+    found = target(provider, {"device_id": "1"}, tf32=tf32, runtime=runtime)
+    assert runtime.loaded
+    switch = {"use_tf32": "1" if tf32 else "0"} if provider == "cuda" else {}
+    assert found.options == {**switch, "device_id": "1"}
+    assert os.environ["NVIDIA_TF32_OVERRIDE"] == ("0" if provider == "tensorrt" and not tf32 else "")
 
 
 def test_a_library_that_is_none(tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ def attributed(state: State, wrong: Sequence[Run]) -> Iterator[Problem]:
         yield Problem("not-finite", "error", where, remedy)
     elif first.on == "cpu":
         yield Problem("export-differs", "error", f"{where}. {_levels(state, first)}", _on_batches(wrong, state))
+    elif not any(run.on == "cpu" and run.difference is not None for run in state.runs):
+        text = f"{where}. Nothing tells whether that is the export's fault or the provider's: the CPU did not run it"
+        yield Problem("provider-differs", "error", text)
     else:
         blame = "TF32 is on" if state.job.tf32 else f"the difference is of {first.on}"
         text = f"{where}. On the CPU onnxruntime computes what torch does, so {blame}"

@@ -23,6 +23,9 @@ EXECUTION = {
 }
 """What onnxruntime calls each provider."""
 
+NVIDIA = ("cuda", "tensorrt")
+"""The providers that run on CUDA."""
+
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 """Distributions that install the one package ``onnxruntime``, each over the other."""
 
@@ -61,11 +64,11 @@ def faults(provider: str, runtime: Any = None) -> Iterator[Problem]:
     if len(both) > 1:
         yield Problem(
             "several-runtimes",
-            "error" if provider in ("cuda", "tensorrt") else "warning",
+            "error" if provider in NVIDIA else "warning",
             f"{' and '.join(both)} are installed: they write the same files, the one installed last has won in part",
             f"pip uninstall -y {' '.join(both)}, then install the one that is wanted",
         )
-    if provider in ("cuda", "tensorrt"):
+    if provider in NVIDIA:
         yield from _cuda(provider, runtime)
     elif provider == "webgpu":
         yield from _webgpu(runtime)

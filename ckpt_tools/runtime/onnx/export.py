@@ -7,7 +7,7 @@ import os
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -17,6 +17,7 @@ from torch import nn
 from ckpt_tools.analysis.digest import digest
 from ckpt_tools.errors import CkptError
 from ckpt_tools.report import count, listed, size
+from ckpt_tools.runtime.onnx.detection import exportable
 from ckpt_tools.runtime.onnx.file import DIGEST, SMALL, Model, digest_of_files, read
 from ckpt_tools.runtime.onnx.inputs import Argument, arguments, cases, placed, traced
 from ckpt_tools.runtime.onnx.state import State
@@ -57,7 +58,9 @@ def exports(state: State) -> Check:
     before = state_digest(model)
     try:
         with untouched(model):
-            made = export(model, state.made, state.outputs, opset=job.opset, keep_stack_traces=job.keep_stack_traces)
+            made, rewritten = export(
+                model, state.made, state.outputs, opset=job.opset, keep_stack_traces=job.keep_stack_traces
+            )
         changed = state_digest(model) != before
         path = os.path.join(state.folder, os.path.basename(os.path.realpath(job.onnx)))
         assert state.subject.state_dict is not None
@@ -74,6 +77,9 @@ def exports(state: State) -> Check:
     if writes:
         text = f"forward writes to {listed(writes, 3)}: the file has no memory, each run begins with the checkpoint's"
         problems.append(Problem("stateful", "warning", text))
+    if rewritten:
+        text = f"torch.export does not follow {listed(sorted(rewritten), 3)}: what is in the file computes the same"
+        problems.append(Problem("rewritten", "note", text))
     files = [path, *written.data_files()]
     total = size(sum(os.path.getsize(file) for file in files))
     facts: dict[str, Any] = {"nodes": len(written.proto.graph.node), "files": [os.path.basename(f) for f in files]}
@@ -88,8 +94,11 @@ def export(
     *,
     opset: int | None,
     keep_stack_traces: bool,
-) -> Any:
-    """The model as ``onnx_ir`` has it; *outputs* are the names of its outputs. Raises `ExportFailed`."""
+) -> tuple[Any, Collection[str]]:
+    """The model as ``onnx_ir`` has it, and which functions of torchvision were written in other words.
+
+    *outputs* are the names of its outputs. Raises `ExportFailed`.
+    """
     tensors = traced(made)
     positional, named = placed(made, tensors)
     options: dict[str, Any] = {}
@@ -100,7 +109,7 @@ def export(
     if opset is not None:
         options["opset_version"] = opset
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), exportable() as (translations, rewritten):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 model,
@@ -109,6 +118,7 @@ def export(
                 verbose=False,
                 input_names=[one.name for one in made],
                 output_names=list(outputs),
+                custom_translation_table=dict(translations),
                 **options,
             )
     except Exception as error:
@@ -116,7 +126,7 @@ def export(
     assert program is not None
     if not keep_stack_traces:
         _strip(program.model)
-    return program.model
+    return program.model, rewritten
 
 
 def _dynamic_shapes(model: nn.Module, made: Sequence[Argument]) -> Any:
@@ -188,7 +198,12 @@ def save(model: Any, path: str, external_data: str, provenance: Mapping[str, str
 
 
 def output_names(paths: Sequence[str]) -> list[str]:
-    """Names for outputs from where they stand in what forward returns: ``output``, ``output_0``, ``logits``."""
+    """Names for outputs from where they stand in what forward returns: ``output``, ``output_0``, ``logits``.
+
+    Where all stand in the only entry of a list, as detections of one image do, that says nothing, and is left out.
+    """
+    if all(path.startswith("[0].") for path in paths):
+        paths = [path.removeprefix("[0].") for path in paths]
     names = []
     for path in paths:
         name = re.sub(r"\W+", "_", path).strip("_") or "output"

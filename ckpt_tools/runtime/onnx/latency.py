@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ckpt_tools.records import record
 from ckpt_tools.report import size
+from ckpt_tools.runtime.onnx.environment import NVIDIA
 from ckpt_tools.runtime.onnx.inputs import Argument, call, cases
 from ckpt_tools.runtime.onnx.sessions import Refused, Session, Target, open_session, ort_value
 from ckpt_tools.runtime.onnx.state import State
@@ -102,7 +103,7 @@ def onnx_times(path: str, where: Target, tensors: Mapping[str, Tensor]) -> tuple
 
 def _bound(session: Session, tensors: Mapping[str, Tensor]) -> Callable[[], object]:
     """A run whose inputs lie on the device already, and whose outputs stay there."""
-    device = "cuda" if session.target.provider in ("cuda", "tensorrt") else "cpu"
+    device = "cuda" if session.target.provider in NVIDIA else "cpu"
     binding: Any = session.raw.io_binding()
     held = {name: ort_value(tensor, device) for name, tensor in tensors.items()}
     for name, value in held.items():
@@ -119,7 +120,7 @@ def _bound(session: Session, tensors: Mapping[str, Tensor]) -> Callable[[], obje
 
 def torch_times(model: nn.Module, made: Sequence[Argument], tensors: Mapping[str, Tensor], where: Target) -> Times:
     """Torch's own eager times on the same device."""
-    cuda = where.provider in ("cuda", "tensorrt")
+    cuda = where.provider in NVIDIA
     device = torch.device("cuda" if cuda else "cpu")
     there = {name: tensor.to(device) for name, tensor in tensors.items()}
     model.to(device)
@@ -138,7 +139,7 @@ def torch_times(model: nn.Module, made: Sequence[Argument], tensors: Mapping[str
 
 def _device_memory(where: Target) -> int | None:
     """Bytes of the device that are in use."""
-    if where.provider not in ("cuda", "tensorrt") or not torch.cuda.is_available():
+    if where.provider not in NVIDIA or not torch.cuda.is_available():
         return None
     free, total = torch.cuda.mem_get_info()
     return int(total - free)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from ckpt_tools.audit.findings import Severity
 from ckpt_tools.report import count, listed, number
 from ckpt_tools.runtime.onnx.attribution import attributed
+from ckpt_tools.runtime.onnx.compare import Tolerance
 from ckpt_tools.runtime.onnx.inputs import cases, read_samples
 from ckpt_tools.runtime.onnx.sessions import Refused, Target, open_session
 from ckpt_tools.runtime.onnx.state import State
@@ -68,16 +71,8 @@ def numbers(state: State) -> Check:
         problems.append(_permuted(next(run for run in wrong if run.order)))
     elif wrong:
         problems += attributed(state, wrong)
-    vacuous = sorted({run.output for run in compared if run.constant})
-    if vacuous:
-        problems.append(
-            Problem(
-                "constant-output",
-                "warning",
-                f"{listed(vacuous)}: torch returns the same for other inputs, so that little is proven by comparing it",
-                "Are these trained weights? A head of zeros gives nothing else; --range or --inputs give other inputs",
-            )
-        )
+    problems += _otherwise([run for run in compared if not run.fault], state.tolerance(state.provider))
+    problems += _vacuous(compared)
     facts = {"runs": [_told(run) for run in compared], "tolerance": str(state.tolerance(state.provider))}
     differences = [run.difference for run in compared if run.difference is not None]
     share = max(found.worst / found.scale if found.scale else found.worst for found in differences)
@@ -90,6 +85,45 @@ def numbers(state: State) -> Check:
     )
     message = f"{count(len(compared), 'output')} compared, {apart}{rows}; allowed {state.tolerance(state.provider)}"
     return Check("numbers", message, worst_first(problems), facts)
+
+
+def _otherwise(runs: Sequence[Run], allowed: Tolerance) -> Iterator[Problem]:
+    """What was taken for the same though it is not so in its place."""
+    reordered = [run for run in runs if run.compared is not None and run.compared.reordered]
+    if reordered:
+        text = f"{_where(reordered)}: rows of equal scores stand in another order than torch's"
+        yield Problem("rows-reordered", "note", text)
+    hanging = [run for run in runs if run.compared is not None and run.compared.hanging]
+    if hanging:
+        most = max(run.compared.hanging for run in hanging if run.compared is not None)
+        text = (
+            f"{_where(hanging)}: up to {count(most, 'row or value', 'rows or values')} hang on a rounding, as torch "
+            f"too decides otherwise when its input is moved by {number(allowed.absolute)} of the largest value"
+        )
+        yield Problem("hangs-on-rounding", "warning", text)
+
+
+def _where(runs: Sequence[Run]) -> str:
+    names, titles = dict.fromkeys(run.output for run in runs), dict.fromkeys(run.case.title for run in runs)
+    return f"{listed(list(names))} in {count(len(titles), 'run')} ({listed(list(titles), 2)})"
+
+
+def _vacuous(runs: Sequence[Run]) -> Iterator[Problem]:
+    """Outputs by which little is proven, or nothing."""
+    filled = {run.output for run in runs if not run.empty}
+    empty = sorted({run.output for run in runs} - filled)
+    if empty:
+        text = f"{listed(empty)}: torch returns nothing for any of the inputs, so that nothing is proven by it"
+        remedy = "Are these trained weights? --range or --inputs give inputs in which there is something to be found"
+        yield Problem("empty-output", "warning", text, remedy)
+    constant = sorted({run.output for run in runs if run.constant and run.output in filled})
+    if constant:
+        yield Problem(
+            "constant-output",
+            "warning",
+            f"{listed(constant)}: torch returns the same for other inputs, so that little is proven by comparing it",
+            "Are these trained weights? A head of zeros gives nothing else; --range or --inputs give other inputs",
+        )
 
 
 def _told(run: Run) -> dict[str, object]:

@@ -11,10 +11,13 @@ from typing import Any
 from ckpt_tools.records import record
 from ckpt_tools.report import count, listed
 from ckpt_tools.runtime.onnx import environment
+from ckpt_tools.runtime.onnx.environment import EXECUTION
 from ckpt_tools.runtime.onnx.inputs import cases
 from ckpt_tools.runtime.onnx.sessions import Refused, Session, open_session
 from ckpt_tools.runtime.onnx.state import State
 from ckpt_tools.verification.results import Check, Problem
+
+CUDA = EXECUTION["cuda"]
 
 NOT_ON_A_GPU = "not verified on a GPU"
 
@@ -105,8 +108,11 @@ def misplaced(state: State, found: Placement) -> Iterator[Problem]:
 def _verdict(state: State, found: Placement, faulty: bool) -> str:
     assert state.target is not None
     parts = [f"{found.nodes.get(found.device, 0)}/{found.total} nodes on {found.device}", f"{found.copies} Memcpy"]
-    if state.provider == "cuda":
-        parts.append(f"TF32 {'on' if state.job.tf32 else 'off'}")
+    if state.provider == "tensorrt" and found.nodes.get(CUDA):
+        parts.insert(1, f"{found.nodes[CUDA]} on {CUDA}")
+    if state.provider in environment.NVIDIA:
+        on = state.job.tf32 or state.target.options.get("use_tf32") == "1"
+        parts.append(f"TF32 {'on' if on else 'off'}")
         about = environment.gpu_facts()
         parts += [value if name == "device" else f"{name} {value}" for name, value in about.items()]
     if state.target.software:
@@ -121,7 +127,7 @@ def _verdict(state: State, found: Placement, faulty: bool) -> str:
 
 @record
 class Placement:
-    """Where the nodes of a real run were: names by provider, and those on the CPU with their operator.
+    """Where the nodes of a real run were: how many by provider, and those on the CPU with their operator.
 
     *copies* are Memcpy nodes between devices. *assigned* is how many nodes onnxruntime said it would give each
     provider. *shape_only* of the CPU's nodes compute sizes: small integers, nothing of the data.
@@ -159,7 +165,8 @@ def placement(events: Sequence[Mapping[str, Any]], assignment: Sequence[Any] | N
     counts: dict[str, int] = {}
     for provider, _ in ran.values():
         counts[provider] = counts.get(provider, 0) + 1
-    on_cpu = [(node, operator) for node, (provider, operator) in ran.items() if provider != device]
+    on_gpu = (device, CUDA) if device == EXECUTION["tensorrt"] else (device,)
+    on_cpu = [(node, operator) for node, (provider, operator) in ran.items() if provider not in on_gpu]
     assigned: dict[str, int] = {}
     for group in assignment or ():
         assigned[group.ep_name] = assigned.get(group.ep_name, 0) + len(group.get_nodes())

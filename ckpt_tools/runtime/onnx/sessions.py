@@ -24,9 +24,7 @@ import torch
 from torch import Tensor
 
 from ckpt_tools.records import record
-from ckpt_tools.runtime.onnx.environment import EXECUTION, WEBGPU
-
-CPU = EXECUTION["cpu"]
+from ckpt_tools.runtime.onnx.environment import EXECUTION, NVIDIA, WEBGPU
 
 LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
 """How much onnxruntime may rewrite the graph, least first; the last is what it does by default."""
@@ -60,13 +58,28 @@ class Target:
 
 def target(provider: str, options: Mapping[str, str], *, tf32: bool, runtime: Any = None) -> Target:
     """The target, its library loaded. Raises `Refused` where that fails, or there is no device for it."""
-    if provider in ("cuda", "tensorrt"):
-        return Target(provider, {"use_tf32": "1" if tf32 else "0", **options} if provider == "cuda" else dict(options))
+    runtime = runtime or importlib.import_module("onnxruntime")
+    if provider in NVIDIA:
+        _load_libraries(provider, runtime)
+    if provider == "cuda":
+        return Target(provider, {"use_tf32": "1" if tf32 else "0", **options})
+    if provider == "tensorrt" and not tf32:
+        # its provider has no option for it; CUDA's libraries look when they start
+        os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
     if provider == "webgpu":
-        runtime = runtime or importlib.import_module("onnxruntime")
         devices = webgpu_devices(runtime)
         return Target(provider, dict(options), software=_is_software(runtime, devices[0]))
     return Target(provider, dict(options))
+
+
+def _load_libraries(provider: str, runtime: Any) -> None:
+    """Load the libraries of CUDA, cuDNN and TensorRT where pip has put them, in which no loader looks."""
+    with contextlib.redirect_stdout(sys.stderr):
+        if hasattr(runtime, "preload_dlls"):
+            runtime.preload_dlls()
+        if provider == "tensorrt":
+            with contextlib.suppress(ImportError):
+                importlib.import_module("tensorrt")
 
 
 def webgpu_devices(runtime: Any, library: str | None = None) -> list[Any]:
@@ -193,7 +206,9 @@ def _not_loaded(execution: str, why: str) -> Refused:
     if "libcuda.so" in why:
         remedy = "libcuda.so.1 comes with NVIDIA's driver: this machine, or its container, has none"
     elif "libnvinfer" in why:
-        remedy = "libnvinfer is TensorRT, which has to be installed: pip install tensorrt"
+        major = re.search(r"libnvinfer\w*\.so\.(\d+)", why)
+        which = f"'tensorrt=={major[1]}.*'" if major else "tensorrt"
+        remedy = f"libnvinfer is TensorRT, which has to be installed: pip install {which}"
     return Refused(
         "provider-library",
         f"onnxruntime calls {execution} available, but its library did not load{f': {why}' if why else ''}; the "
@@ -202,11 +217,15 @@ def _not_loaded(execution: str, why: str) -> Refused:
     )
 
 
-def _providers(where: Target) -> list[Any]:
-    names: list[Any] = [(where.execution, dict(where.options))]
+def _providers(where: Target) -> list[tuple[str, dict[str, str]]]:
+    """The provider, and for what TensorRT does not take CUDA's.
+
+    The CPU's is there in any case: a session in which it is named refuses to be told that it may not be used.
+    """
+    names = [(where.execution, dict(where.options))]
     if where.provider == "tensorrt":
-        names.append(EXECUTION["cuda"])
-    return names if where.provider == "cpu" else [*names, CPU]
+        names.append((EXECUTION["cuda"], {}))
+    return names
 
 
 def _refusal(error: Exception, where: Target) -> Refused:

@@ -20,6 +20,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from ckpt_tools.errors import CkptError
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 forked = False
@@ -39,10 +40,10 @@ def can_fork() -> bool:
     return sys.platform == "linux" and threading.active_count() == 1 and "torch" not in sys.modules
 
 
-def in_forks(
-    work: Callable[[int], T], arguments: Iterable[int | None], processes: int
-) -> Iterator[T | CkptError | None]:
+def in_forks(work: Callable[[A], T], arguments: Iterable[A | None], processes: int) -> Iterator[T | CkptError | None]:
     """What *work* returns for each of *arguments*, in their order, or the `CkptError` it raises; None for None.
+
+    An argument is short: `AHEAD` of them, pickled, fit a pipe (64 KiB).
 
     *work* sees memory as it is when the first result is asked for. The end of a process stands in place of what it
     worked on, and another one goes on. *arguments* is iterated in the caller's process, a little ahead. Raises any
@@ -51,14 +52,14 @@ def in_forks(
     numbered = enumerate(arguments)
     known: dict[int, T | CkptError | None] = {}
 
-    def hand_to(worker: _Worker[T]) -> None:
+    def hand_to(worker: _Worker[A, T]) -> None:
         for number, argument in numbered:
             if argument is not None:
                 worker.take(number, argument)
                 return
             known[number] = None
 
-    workers: list[_Worker[T]] = []
+    workers: list[_Worker[A, T]] = []
     try:
         for _ in range(processes):
             workers.append(_Worker(work))
@@ -82,14 +83,14 @@ def in_forks(
             worker.end()
 
 
-class _Worker(Generic[T]):
+class _Worker(Generic[A, T]):
     """A forked process, and the numbered arguments it has *held* from the first it works on."""
 
     _open: set[int] = set()  # noqa: RUF012 - our ends of all pipes, which no other worker is to keep open
 
-    def __init__(self, work: Callable[[int], T]) -> None:
+    def __init__(self, work: Callable[[A], T]) -> None:
         self.work = work
-        self.held: deque[tuple[int, int]] = deque()
+        self.held: deque[tuple[int, A]] = deque()
         self._fork()
 
     def _fork(self) -> None:
@@ -111,22 +112,21 @@ class _Worker(Generic[T]):
         """Where results come in."""
         return self._replies
 
-    def take(self, number: int, argument: int) -> None:
+    def take(self, number: int, argument: A) -> None:
         """Hand over a numbered argument."""
         self.held.append((number, argument))
         with suppress(BrokenPipeError):  # then no answer will come
-            os.write(self._requests, argument.to_bytes(8, "little"))
+            _write(self._requests, argument)
 
     def finish(self) -> tuple[int, T | CkptError]:
         """The outcome of the first argument held, which has come, or will not come any more."""
         number, _ = self.held.popleft()
-        size = self._read(8)
-        reply = self._read(int.from_bytes(size, "little")) if size else b""
-        if not reply:
+        reply = _read(self._replies)
+        if reply is None:
             status = self._ended()
             self._fork()
             for _, argument in self.held:
-                os.write(self._requests, argument.to_bytes(8, "little"))
+                _write(self._requests, argument)
             return number, CkptError(f"the process that read it {_how(status)}")
         outcome: T | BaseException = pickle.loads(reply)
         if isinstance(outcome, BaseException) and not isinstance(outcome, CkptError):
@@ -145,16 +145,6 @@ class _Worker(Generic[T]):
             os.close(descriptor)
         return os.waitpid(self._process, 0)[1]
 
-    def _read(self, count: int) -> bytes:
-        """*count* bytes, or none where the process has ended."""
-        data = b""
-        while len(data) < count:
-            more = os.read(self._replies, count - len(data))
-            if not more:
-                return b""
-            data += more
-        return data
-
 
 def _how(status: int) -> str:
     if not os.WIFSIGNALED(status):
@@ -164,21 +154,43 @@ def _how(status: int) -> str:
     return f"was ended by {signal.Signals(os.WTERMSIG(status)).name}"
 
 
-def _serve(work: Callable[[int], Any], requests: int, replies: int) -> NoReturn:
+def _write(pipe: int, message: object) -> None:
+    content = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    data = memoryview(len(content).to_bytes(8, "little") + content)
+    while data:
+        data = data[os.write(pipe, data) :]
+
+
+def _read(pipe: int) -> bytes | None:
+    """The next message, pickled; None where the other end is closed."""
+    size = _bytes(pipe, 8)
+    content = _bytes(pipe, int.from_bytes(size, "little"))
+    return content or None
+
+
+def _bytes(pipe: int, count: int) -> bytes:
+    """*count* bytes, or none where the other end is closed before they have come."""
+    data = b""
+    while len(data) < count:
+        more = os.read(pipe, count - len(data))
+        if not more:
+            return b""
+        data += more
+    return data
+
+
+def _serve(work: Callable[[Any], Any], requests: int, replies: int) -> NoReturn:
     """Answer requests until there are no more. Nothing of the parent's is tidied up, flushed or reported here."""
     global forked
     forked = True
     status = 1
     try:
-        while request := os.read(requests, 8):
+        while request := _read(requests):
             try:
-                outcome = work(int.from_bytes(request, "little"))
+                outcome = work(pickle.loads(request))
             except Exception as error:
                 outcome = error
-            reply = pickle.dumps(outcome, protocol=pickle.HIGHEST_PROTOCOL)
-            data = memoryview(len(reply).to_bytes(8, "little") + reply)
-            while data:
-                data = data[os.write(replies, data) :]
+            _write(replies, outcome)
         status = 0
     finally:
         os._exit(status)

@@ -44,7 +44,7 @@ _KINDS = {
 WRAPPERS = {
     "module": "DataParallel, DistributedDataParallel or AveragedModel",
     "_orig_mod": "torch.compile",
-    "model": "often a Lightning module's attribute",
+    "model": "a Lightning module or another class that holds the model as .model",
     "_forward_module": "Lightning Fabric",
     "_fsdp_wrapped_module": "FullyShardedDataParallel",
     "_checkpoint_wrapped_module": "activation checkpointing",

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tests.benchmarks.bench_verify import make
-from tests.benchmarks.harness import COST_COLUMNS, Table, at_most, ckpt, measure
+from tests.benchmarks.harness import Table, at_most, ckpt, measure
 
 PLAIN = """
 import sys
@@ -50,9 +50,8 @@ def run(folder: Path, runs: int = 3, name: str = "vgg19", size: int = 224) -> li
         "export": "the worker of `ckpt export` up to the check of the weights, bit for bit",
         "whole": "`ckpt export`: the same, and two runs in torch and onnxruntime",
     }
-    table = Table(name, ("process", *COST_COLUMNS))
-    table.rows = [(labels[key], *cost.cells) for key, cost in costs.items()]
-    table.note = f"{weights / 1e6:,.0f} MB of weights, an input of 1×3×{size}×{size}."
+    note = f"{weights / 1e6:,.0f} MB of weights, an input of 1×3×{size}×{size}."
+    table = Table.of_costs(name, costs, labels, note)
     table.targets = [
         at_most("peak memory of the export against the plain script", costs["export"].rss / costs["plain"].rss, 1.1),
         at_most(

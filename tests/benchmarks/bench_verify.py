@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.benchmarks.harness import COST_COLUMNS, Table, at_most, ckpt, measure
+from tests.benchmarks.harness import Table, at_most, ckpt, measure
 
 PLAIN = """
 import sys
@@ -51,9 +51,8 @@ def run(folder: Path, runs: int = 5, name: str = "vgg19") -> list[Table]:
         "plain": "plain script: build, load strictly, run once",
         "verify": "`ckpt verify`: all checks, four forward passes' worth, a digest of every byte",
     }
-    table = Table(name, ("process", *COST_COLUMNS))
-    table.rows = [(labels[key], *cost.cells) for key, cost in costs.items()]
-    table.note = f"{weights / 1e6:,.0f} MB of weights, an input of 1×3×224×224."
+    note = f"{weights / 1e6:,.0f} MB of weights, an input of 1×3×224×224."
+    table = Table.of_costs(name, costs, labels, note)
     table.targets = [
         at_most(
             "wall of `ckpt verify` against the plain script",

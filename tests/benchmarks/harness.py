@@ -85,6 +85,12 @@ class Table:
     note: str = ""
     targets: list[Target] = field(default_factory=list)
 
+    @classmethod
+    def of_costs(cls, title: str, costs: Mapping[str, Cost], labels: Mapping[str, str], note: str = "") -> Table:
+        """A row for each process, by its label."""
+        rows = [(labels[key], *cost.cells) for key, cost in costs.items()]
+        return cls(title, ("process", *COST_COLUMNS), rows, note)
+
     def markdown(self) -> str:
         lines = [f"### {self.title}", ""]
         lines += ["| " + " | ".join(row) + " |" for row in (self.columns, ["---"] * len(self.columns), *self.rows)]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from ckpt_tools.analysis.counting import distinct, looks_like_buffer, tally
 from ckpt_tools.analysis.overview import wrapper_prefix
+from ckpt_tools.analysis.renames import DENSENET, GAMMA, weight_norm_pairs
 from ckpt_tools.analysis.trainability import same_bytes
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.rule import Rule, rule
@@ -235,9 +236,6 @@ def oversize_storage(subject: Subject) -> Iterator[Finding]:
 
 # --- names
 
-_OLD_DENSENET = r"denselayer\d+\.(norm|conv)\.[12]\."
-
-
 @rule("F109", "old-names", "warning")
 def old_names(subject: Subject) -> Iterator[Finding]:
     """Keys have names that a library has changed since.
@@ -251,11 +249,12 @@ def old_names(subject: Subject) -> Iterator[Finding]:
     Remedy: write the new names once, with ``ckpt diff --write-key-map`` and ``ckpt convert --key-map``.
     """
     for state_dict in _models(subject):
-        for pattern, what in (
-            (_OLD_DENSENET, "DenseNet's old form (norm.1 for norm1)"),
-            (r"LayerNorm\.(gamma|beta)$", "LayerNorm's form in BERT's first files (gamma for weight)"),
+        # elsewhere gamma may be a layer's scale
+        norms = [name for name in state_dict.entries if re.search(r"LayerNorm\.\w+$", name)]
+        for names, what in (
+            (list(DENSENET.apply(state_dict.entries)), "DenseNet's old form (norm.1 for norm1)"),
+            (list(GAMMA.apply(norms)), "LayerNorm's form in BERT's first files (gamma for weight)"),
         ):
-            names = [name for name in state_dict.entries if re.search(pattern, name)]
             if names:
                 yield subject.finding(
                     f"{count(len(names), 'key')}{_of(state_dict)} in {what}: {listed(names, 2)}",
@@ -277,7 +276,7 @@ def benign_names(subject: Subject) -> Iterator[Finding]:
     """
     for state_dict in _models(subject):
         names = state_dict.entries
-        old_norm = [name for name in names if name.endswith("_g") and f"{name[:-1]}v" in names]
+        old_norm = weight_norm_pairs(names)
         positions = [name for name in names if name.rpartition(".")[2] == "position_ids"]
         means = [name for name in names if name.rpartition(".")[2] == "running_mean"]
         uncounted = [n for n in means if f"{n.removesuffix('running_mean')}num_batches_tracked" not in names]

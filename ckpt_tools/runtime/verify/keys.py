@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import re
 from collections.abc import Sequence
 
 import torch
@@ -125,6 +126,23 @@ def _mismatch(mismatch: Mismatch) -> dict[str, object]:
 
 
 # --- problems
+
+_NEEDLESS = (
+    ("averaged-model", r"(^|\.)n_averaged$", "the counter of an AveragedModel, which the class is not"),
+    (
+        "constant-buffers",
+        # timm and transformers: buffers with persistent=False now, which were saved once
+        r"(^|\.)(attn_mask|relative_position_index|relative_coords_table|position_ids|attn\.masked_bias)$",
+        "constants that the class makes itself, which older versions of its library saved",
+    ),
+    (
+        "profiler-buffers",
+        # thop/profile.py registers them in every module that it counts
+        r"(^|\.)total_(ops|params)$",
+        "counts that a profiler (thop) put into the model that was saved",
+    ),
+)
+"""Tensors that may be left out of a file: the code, the names, and what they are."""
 
 _INCOMPLETE = {"missing-tensors", "auxiliary-heads", "batchnorm-counters-missing"}
 
@@ -257,17 +275,20 @@ def _of_tensors(report: LoadReport, subject: Subject, model: nn.Module) -> list[
                 f"{count(len(report.supplied), 'counter')} to 0",
             )
         )
-    averaged = [name for name in unexpected if name.rpartition(".")[2] == "n_averaged"]
-    if averaged:
-        problems.append(
-            Problem(
-                "averaged-model",
-                "error",
-                f"{averaged[0]} is the counter of an AveragedModel, which the class is not",
-                "Load without it; --write-fixed FILE leaves it out",
+    for code, needless, words in _NEEDLESS:
+        found = [name for name in unexpected if re.search(needless, name)]
+        if found:
+            verb = "is" if len(found) == 1 else "are"
+            problems.append(
+                Problem(
+                    code,
+                    "error",
+                    f"{listed(found, 3)} {verb} in the file alone: {words}",
+                    f"Load without {'it' if len(found) == 1 else 'them'}; --write-fixed FILE leaves "
+                    f"{'it' if len(found) == 1 else 'them'} out, --allow-unexpected GLOB lets it be",
+                )
             )
-        )
-        unexpected = [name for name in unexpected if name not in averaged]
+            unexpected = [name for name in unexpected if name not in found]
     if missing:
         problems.append(
             Problem(
@@ -377,7 +398,7 @@ def _another_class(report: LoadReport, subject: Subject, model: nn.Module) -> Pr
 
 def _write(subject: Subject, way: Renaming | None, report: LoadReport) -> list[Problem]:
     job = subject.job
-    dropped = [name for name in report.unexpected if name.rpartition(".")[2] == "n_averaged"]
+    dropped = [name for name in report.unexpected if any(re.search(needless, name) for _, needless, _ in _NEEDLESS)]
     if way is None and not dropped:
         return [Problem("nothing-to-mend", "note", "no renaming makes more tensors fit, so nothing was written")]
     names = dict(way.names) if way is not None else {}

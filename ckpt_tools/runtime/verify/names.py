@@ -7,11 +7,12 @@ in the class; then again, until nothing makes it better. So stacked wrappers com
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+from ckpt_tools.analysis.overview import WRAPPERS
 from ckpt_tools.analysis.pairing import pair
+from ckpt_tools.analysis.renames import ALL
 from ckpt_tools.checkpoint import StateDict, TensorInfo
 from ckpt_tools.dtypes import BY_NAME
 from ckpt_tools.records import record
@@ -26,54 +27,6 @@ ENOUGH = 0.5
 
 COMMON = 0.1
 """The share of the names that must have a prefix in common before it counts as one."""
-
-_WRAPPERS = {
-    "module": "DataParallel, DistributedDataParallel or AveragedModel",
-    "_orig_mod": "torch.compile",
-    "_fsdp_wrapped_module": "FSDP",
-    "model": "a Lightning module or another class that holds the model as .model",
-}
-
-_LIBRARIES: tuple[tuple[str, str, str, str], ...] = (
-    # torchvision/models/densenet.py, _load_state_dict: names with a dot are no longer allowed for modules
-    (
-        "densenet-names",
-        r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.)",
-        r"\1\2",
-        "DenseNet layers are named as torchvision before 0.3 did (norm.1 for norm1)",
-    ),
-    (
-        "weight-norm-names",
-        r"(^|\.)parametrizations\.(\w+)\.original0$",
-        r"\1\2_g",
-        "weight_norm is the one of torch.nn.utils.parametrizations, in the class that of torch.nn.utils",
-    ),
-    (
-        "weight-norm-names",
-        r"(^|\.)parametrizations\.(\w+)\.original1$",
-        r"\1\2_v",
-        "",
-    ),
-    (
-        "weight-norm-names",
-        r"(^|\.)(weight)_g$",
-        r"\1parametrizations.\2.original0",
-        "weight_norm is the one of torch.nn.utils, in the class that of torch.nn.utils.parametrizations",
-    ),
-    (
-        "weight-norm-names",
-        r"(^|\.)(weight)_v$",
-        r"\1parametrizations.\2.original1",
-        "",
-    ),
-    ("gamma-names", r"(^|\.)gamma$", r"\1weight", "normalization weights are named gamma and beta, as TensorFlow does"),
-    ("gamma-names", r"(^|\.)beta$", r"\1bias", ""),
-    # timm moved the last layer of several models into a module with pooling
-    ("timm-head-names", r"^head\.(weight|bias)$", r"head.fc.\1", "the head is named as older timm did"),
-    ("timm-head-names", r"^head\.fc\.(weight|bias)$", r"head.\1", "the head is named as newer timm does"),
-    ("timm-head-names", r"^norm\.(weight|bias)$", r"head.norm.\1", "the last norm is named as older timm did"),
-    ("timm-head-names", r"^head\.norm\.(weight|bias)$", r"norm.\1", "the last norm is named as newer timm does"),
-)  # fmt: skip
 
 
 @record
@@ -175,25 +128,14 @@ def _candidates(current: Mapping[str, str], sizes: Mapping[str, TensorInfo], sha
 def _known(current: Mapping[str, str], shapes: Shapes) -> Iterator[Step]:
     """What libraries have renamed, and names without dots."""
     names = list(current.values())
-    for code in dict.fromkeys(code for code, *_ in _LIBRARIES):
-        rules = [rule for rule in _LIBRARIES if rule[0] == code]
-        # rules without words belong to the one before them
-        groups: list[list[tuple[str, str, str, str]]] = []
-        for rule in rules:
-            if rule[3]:
-                groups.append([rule])
-            else:
-                groups[-1].append(rule)
-        for group in groups:
-            changed = {}
-            for name in names:
-                for _, pattern, replacement, _ in group:
-                    new = re.sub(pattern, replacement, name)
-                    if new != name:
-                        changed[name] = new
-                        break
-            if changed:
-                yield Step(code, group[0][3], changed)
+    for rename in ALL:
+        changed = rename.apply(names)
+        if changed:
+            yield Step(rename.code, rename.what, changed)
+    for part, who in WRAPPERS.items():
+        changed = {name: new for name in names if (new := name.replace(f".{part}.", ".")) != name}
+        if changed:
+            yield Step("wrapped-names", f"names hold {part}. ({who}) within, in the class they do not", changed)
     flat = {name.replace(".", ""): name for name in shapes}
     if len(flat) == len(shapes):
         for prefix in ("", "model", "ema_model", "module"):
@@ -243,14 +185,14 @@ def _prefix_code(theirs: str, ours: str) -> str:
         return "other-prefix"
     if ours:
         return "bare-names"
-    if set(parts) & {"module", "_orig_mod", "_fsdp_wrapped_module"}:
+    if set(parts) & (WRAPPERS.keys() - {"model"}):
         return "stacked-wrappers" if len(parts) > 1 else "wrapped-names"
     return "lightning-names" if parts == ["model"] else "prefixed-names"
 
 
 def _prefix_words(theirs: str, ours: str) -> str:
     def known(prefix: str) -> str:
-        words = [_WRAPPERS[part] for part in prefix.split(".")[:-1] if part in _WRAPPERS]
+        words = [WRAPPERS[part] for part in prefix.split(".")[:-1] if part in WRAPPERS]
         return f" ({' around '.join(words)})" if words else ""
 
     if theirs and ours:

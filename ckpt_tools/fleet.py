@@ -46,7 +46,7 @@ def run_all(
     `CkptError` comes as one, and so does the end of a process. Raises `MissingDependency` without Dask, and
     `CkptError` where the scheduler cannot be reached.
     """
-    work = partial(_outcome, function)
+    work = partial(outcome, function)
     if dask is not None:
         yield from _on_cluster(work, items, dask)
     elif jobs > 1:
@@ -55,7 +55,8 @@ def run_all(
         yield from map(work, items)
 
 
-def _outcome(function: Callable[[T], R], item: T) -> R | CkptError:
+def outcome(function: Callable[[T], R], item: T) -> R | CkptError:
+    """What *function* makes of *item*, or its error; one that is no `CkptError` comes as one."""
     try:
         return function(item)
     except CkptError as error:

@@ -122,7 +122,7 @@ def test_the_end_of_a_process_costs_its_item(helpers: Any) -> None:
 
 
 def test_a_process_killed_at_rest_costs_nothing(helpers: Any) -> None:
-    worker: Any = fleet._Worker(partial(fleet._outcome, helpers.slow_first))
+    worker: Any = fleet._Worker(partial(fleet.outcome, helpers.slow_first))
     _, first = worker.do(1)
     os.kill(first, signal.SIGKILL)
     while worker._process.poll() is None:

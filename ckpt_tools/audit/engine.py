@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import chain, islice
 
 from ckpt_tools.audit.cache import Cache
 from ckpt_tools.audit.containers import MAX_MEMBERS, Container, container
@@ -27,36 +28,42 @@ from ckpt_tools.sources import Folder
 MAX_DEPTH = 3
 """How deep containers may lie in containers."""
 
+MANY = 32
+"""So many files are worth starting processes for."""
+AT_ONCE = 16
+"""The most files that a process takes at once."""
+SHORT = 1 << 20
+"""Bytes from which on a file is taken alone."""
+
 
 def audit(
-    paths: Iterable[str], options: Options | None = None, *, jobs: int = 1, dask: str | None = None
+    paths: Iterable[str], options: Options | None = None, *, jobs: int | None = 1, dask: str | None = None
 ) -> Iterator[Audited]:
     """Audit everything that *paths* name; the results come in the order of the files.
 
-    With *jobs* above 1 that many processes work, with *dask*, the address of a scheduler, a cluster. Raises
-    `CkptError` where the policy names no rule that there is.
+    With *jobs* above 1 that many processes work; with None one for each core where there are many files and this
+    process can be forked; with *dask*, the address of a scheduler, a cluster. Raises `CkptError` where the policy
+    names no rule that there is.
     """
     options = options or Options()
     check_codes(options.policy)
-    begun: deque[Target] = deque()
+    found: Iterator[Target] = (target for path in paths for target in targets(path))
+    if jobs is None:
+        from ckpt_tools.forks import can_fork, cores
 
-    def found() -> Iterator[Target]:
-        for path in paths:
-            for target in targets(path):
-                begun.append(target)
-                yield target
-
-    baseline = options.baseline
+        first = list(islice(found, MANY))
+        jobs = cores() if len(first) == MANY and can_fork() else 1
+        found = chain(first, found)
     work = partial(_examine, options=options)
-    groups: Iterator[list[Audited] | CkptError]
-    if jobs > 1 or dask is not None:
-        from ckpt_tools.fleet import run_all
-
-        groups = run_all(work, found(), jobs=jobs, dask=dask)
+    outcomes: Iterator[_Outcome]
+    if dask is not None:
+        outcomes = _on_cluster(work, found, dask)
+    elif jobs > 1:
+        outcomes = _in_processes(work, found, jobs)
     else:
-        groups = map(work, found())
-    for group in groups:
-        target = begun.popleft()
+        outcomes = ((target, work(target)) for target in found)
+    baseline = options.baseline
+    for target, group in outcomes:
         results = [Audited(target.path, failure=f"{target.path}: {group}")] if isinstance(group, CkptError) else group
         yield from results if baseline is None else map(baseline.without_known, results)
 
@@ -68,6 +75,74 @@ def check_codes(policy: Policy) -> None:
             raise CkptError(
                 f"{where} names {code!r}, which is no rule{suggestion(code, BY_CODE)}", path=policy.source or None
             )
+
+
+# --- in other processes
+
+_Work = Callable[[Target], list[Audited]]
+_Outcome = tuple[Target, list[Audited] | CkptError]
+
+
+def _in_processes(work: _Work, found: Iterable[Target], jobs: int, at_once: int = AT_ONCE) -> Iterator[_Outcome]:
+    """The outcome for each target, from processes of this machine, which take several short files at once."""
+    taken: deque[list[Target]] = deque()
+
+    def handed_out() -> Iterator[list[Target]]:
+        for several in _together(found, at_once):
+            taken.append(several)
+            yield several
+
+    from ckpt_tools.fleet import run_all
+    from ckpt_tools.forks import can_fork, in_forks
+
+    each = partial(_each, work)
+    for outcome in in_forks(each, handed_out(), jobs) if can_fork() else run_all(each, handed_out(), jobs=jobs):
+        several = taken.popleft()
+        if isinstance(outcome, list):
+            yield from zip(several, outcome, strict=True)
+        elif len(several) > 1:  # the process ended: one by one, so that only the file that ends it is lost
+            yield from _in_processes(work, several, 2, 1)
+        else:
+            assert isinstance(outcome, CkptError)
+            yield several[0], outcome
+
+
+def _each(work: _Work, several: list[Target]) -> list[list[Audited] | CkptError]:
+    from ckpt_tools.fleet import outcome
+
+    return [outcome(work, target) for target in several]
+
+
+def _together(found: Iterable[Target], at_once: int) -> Iterator[list[Target]]:
+    """The targets in order, in lists of which each takes a process about as long."""
+    several: list[Target] = []
+    length = 0
+    for target in found:
+        try:
+            size = os.stat(target.path).st_size
+        except (OSError, ValueError):
+            size = 0
+        if several and (len(several) == at_once or length + size > SHORT):
+            yield several
+            several, length = [], 0
+        several.append(target)
+        length += size
+    if several:
+        yield several
+
+
+def _on_cluster(work: _Work, found: Iterable[Target], address: str) -> Iterator[_Outcome]:
+    from ckpt_tools.fleet import run_all
+
+    taken: deque[Target] = deque()
+
+    def handed_out() -> Iterator[Target]:
+        for target in found:
+            taken.append(target)
+            yield target
+
+    for outcome in run_all(work, handed_out(), dask=address):
+        yield taken.popleft(), outcome
 
 
 # --- one file

@@ -39,7 +39,9 @@ def _codes(texts: Iterable[str]) -> tuple[str, ...]:
 @click.option("--no-values", is_flag=True, help="Read headers and pickles only, not the bytes of tensors.")
 @click.option("--base", metavar="PATH", help="The checkpoint that training began with, for the rules that compare.")
 @click.option("--torch", metavar="VERSION", help="The torch that is to load the files, for the rules that ask.")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes to use.")
+@click.option(
+    "--jobs", type=click.IntRange(1), metavar="N", help="Processes to use. [default: one a core, for many files]"
+)
 @click.option("--dask", metavar="ADDRESS", help="Have the workers of this Dask cluster do it: its scheduler's address.")
 @click.option("--cache", metavar="DIR", help="Keep results here, and take them from here where nothing has changed.")
 @output_options("text", "json", "sarif", "junit", "github", "gitlab", "markdown", "html")
@@ -56,7 +58,7 @@ def audit(
     no_values: bool,
     base: str | None,
     torch: str | None,
-    jobs: int,
+    jobs: int | None,
     dask: str | None,
     cache: str | None,
     format: str,

@@ -48,7 +48,7 @@ def convert_many(
                 failed.append((task.source, outcome))
                 _tell(outcome)
     if report_file is not None:
-        stories = [_story(item, options) for item in done] + [_failure(path, error) for path, error in failed]
+        stories = [_story(item) for item in done] + [_failure(path, error) for path, error in failed]
         emit(stories, command="convert", format="json", output=report_file)
     emit([_summary(folder, todo, done, failed)], command="convert", format="text", output=None)
     if failed or not done:
@@ -118,9 +118,9 @@ def _why(path: str, error: CkptError) -> str:
     return str(error).removeprefix(f"{path}: ")
 
 
-def _story(done: Done, options: Options) -> Report:
+def _story(done: Done) -> Report:
     known = {"path": done.task.source, "target": done.task.target, "result": done.how}
-    return Report(done.task.source, lambda: {**known, **(done.story or {})})
+    return Report(done.task.source, lambda: {**(done.story or {}), **known})
 
 
 def _failure(path: str, error: CkptError) -> Report:

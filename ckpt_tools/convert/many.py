@@ -32,11 +32,12 @@ BATCH_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A file or folder to convert, where to, and its size in bytes."""
+    """A file or folder to convert, where to, and its size in bytes; *rival* is another that would go there as well."""
 
     source: str
     target: str
     nbytes: int = 0
+    rival: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,8 @@ def tasks(found: Iterable[tuple[str, str]], folder: str, suffix: str) -> list[Ta
     """What goes where: *found* are pairs of the folder that an argument begins at, and a path that it names.
 
     The tree below what all these folders have in common is kept; names end in *suffix* for their own suffix. What
-    lies in the output *folder*, or is another's target, is no source. Raises `CkptError` where two would become
-    one.
+    lies in the output *folder*, or is another's target, is no source. Two that would become one are each the other's
+    rival.
     """
     pairs = [(root, path) for root, path in found if not path.endswith(PARTIAL)]
     if not pairs:
@@ -106,14 +107,17 @@ def tasks(found: Iterable[tuple[str, str]], folder: str, suffix: str) -> list[Ta
     for path in list(sources):
         if any(other != path for other in others.get(os.path.realpath(path), ())):
             del sources[path]
-    taken: dict[str, str] = {}
+    made: dict[str, list[str]] = {}
+    seen: set[str] = set()
     for path, target in sources.items():
-        other = taken.setdefault(os.path.realpath(target), path)
-        if os.path.abspath(other) != os.path.abspath(path):
-            raise CkptError(
-                f"{other} and {path} would both be written there", path=target, remedy="Convert them in two runs"
-            )
-    return [Task(path, sources[path], _size(path)) for path in taken.values()]
+        if os.path.abspath(path) not in seen:
+            seen.add(os.path.abspath(path))
+            made.setdefault(os.path.realpath(target), []).append(path)
+    return [
+        Task(path, sources[path], _size(path), next((other for other in paths if other != path), ""))
+        for paths in made.values()
+        for path in paths
+    ]
 
 
 def _stem(name: str) -> str:
@@ -148,12 +152,16 @@ def convert_all(
 ) -> Iterator[tuple[Task, Outcome]]:
     """Convert all of *todo* into the output *folder*, and say of each, in order, what became of it."""
     known = _Manifest(folder, options)
-    unchanged = {task: done for task in todo if (done := known.unchanged(task)) is not None}
-    rest = [task for task in todo if task not in unchanged]
+    alone = [task for task in todo if not task.rival]
+    unchanged = {task: done for task in alone if (done := known.unchanged(task)) is not None}
+    rest = [task for task in alone if task not in unchanged]
     outcomes = _outcomes(rest, options, jobs, dask)
     try:
         for task in todo:
-            outcome = unchanged[task] if task in unchanged else next(outcomes)
+            if task.rival:
+                outcome: Outcome = _rivalry(task)
+            else:
+                outcome = unchanged[task] if task in unchanged else next(outcomes)
             if isinstance(outcome, CkptError):
                 outcome = outcome.at(path=task.source)
             elif outcome.record is not None:
@@ -162,6 +170,14 @@ def convert_all(
     finally:
         known.close()
         outcomes.close()
+
+
+def _rivalry(task: Task) -> CkptError:
+    return CkptError(
+        f"would be written to {task.target}, and so would {task.rival}",
+        path=task.source,
+        remedy="Convert one of them alone, or in another run",
+    )
 
 
 class _Manifest:

@@ -338,11 +338,11 @@ def report(conversion: Conversion, done: bool, sources: Sequence[ClassSource] = 
     renamed = [(old, new) for old, new in plan.names.items() if old != new]
     cast = [(e.name, e.tensor.dtype.name, e.dtype.name) for e in plan.entries if e.tensor.dtype != e.dtype]
     left = [*plan.left]
+    extras = [name for name, value in plan.extras.items() if _has_place(conversion.format, value)]
     if conversion.format != "safetensors":
         left += [(path, "plain data, which goes along only in safetensors") for path in plan.values]
-    if conversion.format != "torch":
-        lost = (name for name, value in plan.extras.items() if conversion.format == "npz" or not is_told(value))
-        left += [(name, "extra state, for which the format has no place") for name in lost]
+    lost = (name for name in plan.extras if name not in extras)
+    left += [(name, "extra state, for which the format has no place") for name in lost]
     nbytes = sum(e.tensor.numel * e.dtype.itemsize for e in plan.entries if not _is_tied(plan, e.name))
     facts = [
         ("state_dict", format_path(plan.state_dict.path) or "the root"),
@@ -351,8 +351,8 @@ def report(conversion: Conversion, done: bool, sources: Sequence[ClassSource] = 
     ]
     if plan.values and conversion.format == "safetensors":
         facts.append(("plain data", ", ".join(plan.values)))
-    if plan.extras:
-        facts.append(("extra state", ", ".join(plan.extras)))
+    if extras:
+        facts.append(("extra state", ", ".join(extras)))
     if conversion.source is not None:
         of = "source's digest" if plan.complete else "digest of what is taken"
         facts.append((of, conversion.source.sha256))
@@ -386,7 +386,7 @@ def report(conversion: Conversion, done: bool, sources: Sequence[ClassSource] = 
         blocks.append(Table("Left behind", ("what", "why"), left))
     return Report(
         plan.checkpoint.path,
-        lambda: _data(conversion, done, left, sources),
+        lambda: _data(conversion, done, extras, left, sources),
         tuple(blocks),
         _verdict(conversion, done),
     )
@@ -410,13 +410,23 @@ def _is_tied(plan: Plan, name: str) -> bool:
     return name in plan.aliases and not plan.aliases[name].stored
 
 
+def _has_place(format: str, extra: object) -> bool:
+    """Whether a file of *format* takes the *extra* state of a module."""
+    return format == "torch" or (format == "safetensors" and is_told(extra))
+
+
 def _data(
-    conversion: Conversion, done: bool, left: list[tuple[str, str]], sources: Sequence[ClassSource]
+    conversion: Conversion,
+    done: bool,
+    extras: Sequence[str],
+    left: Sequence[tuple[str, str]],
+    sources: Sequence[ClassSource],
 ) -> dict[str, object]:
     plan = conversion.plan
     data: dict[str, object] = {
         "path": plan.checkpoint.path,
         "target": conversion.target,
+        "result": "converted" if done else "planned",
         "format": conversion.format,
         "written": done,
         "verified": conversion.output is not None,
@@ -448,6 +458,7 @@ def _data(
             for name, loss in (conversion.losses or {}).items()
         },
         "values": dict(plan.values) if conversion.format == "safetensors" else {},
+        "extra_state": list(extras),
         "class_sources": [{"class": s.class_name, "file": s.file, "written_to": s.path} for s in sources],
         "left_behind": [{"what": what, "why": why} for what, why in left],
     }

@@ -219,13 +219,23 @@ def test_folders_that_are_checkpoints_are_one_each(run: Any, tmp_path: Path) -> 
     assert rows(again.stdout)["unchanged since it was converted"][0] == "1"
 
 
-def test_two_into_one_are_refused_before_anything_is_written(run: Any, runs: Path, tmp_path: Path) -> None:
+def test_two_files_for_one_target_are_told_and_stop_no_other(run: Any, runs: Path, tmp_path: Path) -> None:
     shutil.copy(runs / "a" / "one.pth", runs / "a" / "one.pt")
-    done = run("convert", runs, "--out-dir", tmp_path / "out")
-    assert done.exit_code == 2
-    assert "one.pt and" in done.stderr
-    assert "would both be written there. Convert them in two runs" in done.stderr
-    assert not (tmp_path / "out").exists()
+    out = tmp_path / "out"
+    for _ in range(2):  # also where a run without the other has converted one of them before
+        done = run("convert", runs, "--out-dir", out)
+        assert done.exit_code == 1
+        errors = done.stderr.splitlines()
+        remedy = "Convert one of them alone, or in another run"
+        assert sorted(errors) == [
+            f"ckpt: {runs}/a/one.{mine}: would be written to {out}/a/one.safetensors, and so would "
+            f"{runs}/a/one.{other}. {remedy}"
+            for mine, other in (("pt", "pth"), ("pth", "pt"))
+        ]
+        assert rows(done.stdout)["failed"] == ["2"]
+        assert "2 of 4 checkpoints" in done.stdout
+        run("convert", runs / "a/one.pt", "--out-dir", out / "a")
+    assert tree(out) == CONVERTED
 
 
 def test_outputs_are_no_sources(run: Any, runs: Path) -> None:
@@ -392,5 +402,5 @@ def test_a_disk_that_is_full_at_the_last_moment_costs_its_file(
 def test_tasks_know_their_sizes(runs: Path) -> None:
     (task,) = tasks([(str(runs), str(runs / "a" / "one.pth"))], "out", ".pt")
     assert task == Task(str(runs / "a" / "one.pth"), "out/a/one.pt", (runs / "a" / "one.pth").stat().st_size)
-    with pytest.raises(CkptError, match="would both be written"):
-        tasks([("x", "x/a.pt"), ("x", "x/a.pth")], "out", ".npz")
+    both = tasks([("x", "x/a.pt"), ("x", "./x/a.pt"), ("x", "x/b.pt"), ("x", "x/a.pth")], "out", ".npz")
+    assert {task.source: task.rival for task in both} == {"x/a.pt": "x/a.pth", "x/a.pth": "x/a.pt", "x/b.pt": ""}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from ckpt_tools.analysis.comparison import Comparison, change_histogram
+from ckpt_tools.analysis.changes import change_histogram
+from ckpt_tools.analysis.comparison import Comparison
 from ckpt_tools.analysis.diff import ABSENT, Absent, Diff, TensorDiff, ValueDiff, moved
 from ckpt_tools.analysis.diff_layers import is_cast, round_to, verdict
 from ckpt_tools.analysis.leaves import Described, Leaf

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckpt_tools.analysis.comparison import side_by_side
+from ckpt_tools.analysis.changes import side_by_side
 from ckpt_tools.checkpoint import TensorInfo
 from ckpt_tools.contents import numpy_dtype
 from ckpt_tools.dtypes import DType

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 
-from ckpt_tools.analysis.comparison import Tolerance
+from ckpt_tools.analysis.pairs import Tolerance
 from ckpt_tools.errors import CkptError
 
 

@@ -12,9 +12,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ckpt_tools.analysis import comparison as module
-from ckpt_tools.analysis import streaming
-from ckpt_tools.analysis.comparison import Tolerance, bytes_to_compare, change_histogram, compare, compare_all
+from ckpt_tools.analysis import elements, streaming
+from ckpt_tools.analysis import pairs as module
+from ckpt_tools.analysis.changes import change_histogram
+from ckpt_tools.analysis.comparison import Tolerance, bytes_to_compare, compare, compare_all
 from ckpt_tools.checkpoint import TensorInfo
 from ckpt_tools.contents import numpy_dtype, read_bytes
 from ckpt_tools.dtypes import BY_NAME
@@ -35,10 +36,10 @@ PARTS = {"complex128": "float64", "complex64": "float32", "complex32": "float16"
 def block(request, monkeypatch):
     """Blocks of at most 64 numbers, four to a span, and float32 for all; or such as they are."""
     if request.param == "small blocks":
-        monkeypatch.setattr(module, "BLOCK", 64)
-        monkeypatch.setattr(module, "BLOCK_BYTES", 256)
+        monkeypatch.setattr(elements, "BLOCK", 64)
+        monkeypatch.setattr(elements, "BLOCK_BYTES", 256)
         monkeypatch.setattr(module, "SPAN", 1024)
-        monkeypatch.setattr(module, "_FEW", 0)
+        monkeypatch.setattr(module, "FEW", 0)
     return request.param
 
 
@@ -168,7 +169,7 @@ def test_more_than_a_block(dtype, block):
     if block != "whole":
         return
     rng = np.random.default_rng(8)
-    count = module.BLOCK * 3 + 77
+    count = elements.BLOCK * 3 + 77
     raw = ordinary(rng, dtype, count)
     values = np.frombuffer(bytearray(raw), np.uint8).copy()
     values[rng.integers(0, values.size, 50)] ^= 1

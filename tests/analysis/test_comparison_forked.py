@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 from ckpt_tools import open_checkpoint
-from ckpt_tools.analysis import comparison, streaming
+from ckpt_tools.analysis import comparison, pairs as pairing, streaming
 
 folder = Path(sys.argv[1])
 rng = np.random.default_rng(0)
@@ -44,7 +44,7 @@ def pairs():
     return [(a, b, None) for a, b in zip(*sides, strict=True)]
 
 comparison.WORTH_A_FORK = 1
-comparison.SPAN = 1 << 18
+pairing.SPAN = 1 << 18
 forks = []
 in_forks = comparison.in_forks
 comparison.in_forks = lambda *given: forks.append(given[2]) or in_forks(*given)
@@ -87,17 +87,17 @@ save_file({"x": big}, folder / "before.safetensors")
 big[3] = 1
 save_file({"x": big}, folder / "after.safetensors")
 told = []
-read = comparison._Pair.read
+read = pairing.Pair.read
 log = folder / "log"
 def logged(self, left, right, scratch):
     with open(log, "a") as file:
         print(left.start, file=file)
     return read(self, left, right, scratch)
-comparison._Pair.read = logged
+pairing.Pair.read = logged
 (found,) = comparison.compare_all(pairs(), threads=2, values=False, advance=told.append)
 assert forks == [2] and not found.identical
 assert sum(told) == 32_000_000
-print(len(log.read_text().split()), 4_000_000 * 4 // comparison.SPAN)
+print(len(log.read_text().split()), 4_000_000 * 4 // pairing.SPAN)
 """
     begun, pieces = map(int, outcome(program, str(tmp_path), "straight").split())
     assert begun < pieces

@@ -5,7 +5,6 @@ Archives that one program writes and reads as a checkpoint are none of these: th
 
 from __future__ import annotations
 
-import io
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from typing import IO, Any
 
 from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded, NotACheckpoint, UnsupportedFeature
 from ckpt_tools.formats.archive import Archive
-from ckpt_tools.formats.tar import BLOCK, entries, is_header
+from ckpt_tools.formats.tar import BLOCK, entries, is_header, tail
 from ckpt_tools.records import record
 from ckpt_tools.sources import CHUNK, Folder, Source
 
@@ -23,10 +22,8 @@ MAX_UNPACKED = 1 << 32
 """The most bytes that one compressed file is decompressed to, in a temporary file."""
 MAX_MEMBERS = 10_000
 """The most members of one container that are judged."""
-
-
-_Open = Callable[[io.BufferedReader], Any]
-"""Makes of a compressed file one of what is compressed in it."""
+BEHIND = "behind the end"
+"""The name of what follows the end of an archive or of a compressed stream."""
 
 
 @record
@@ -52,9 +49,9 @@ def container(source: Source | Folder, error: CkptError | None) -> Container | N
     head = source.peek(0, BLOCK)
     if is_header(head):
         return Container("tar", "tar archive", lambda: _in_tar(source))
-    for magic, name, opened in _COMPRESSIONS:
-        if head.startswith(magic) and _decompresses(source, opened):
-            return Container(name, f"file compressed with {name}", partial(_in_compressed, source, opened))
+    for magic, name, begin in _COMPRESSIONS:
+        if head.startswith(magic) and _decompresses(source, begin):
+            return Container(name, f"file compressed with {name}", partial(_in_compressed, source, magic, begin))
     return None
 
 
@@ -84,6 +81,18 @@ def _in_tar(source: Source) -> Iterator[tuple[str, Source]]:
             if entry.offset + entry.size > source.size:
                 raise CorruptFile("the tar archive breaks off", path=source.name, member=entry.name)
             yield entry.name, source.slice(entry.offset, entry.size, entry.name)
+    yield from _behind(source, tail(source))
+
+
+def _behind(source: Source, at: int) -> Iterator[tuple[str, Source]]:
+    """What is no zero from *at* on, behind the end of an archive or of what is compressed."""
+    while chunk := source.peek(at, CHUNK):
+        rest = chunk.lstrip(b"\0")
+        if rest:
+            at += len(chunk) - len(rest)
+            yield BEHIND, source.slice(at, source.size - at, BEHIND)
+            return
+        at += len(chunk)
 
 
 def _in_zip(source: Source) -> Iterator[tuple[str, Source]]:
@@ -99,7 +108,7 @@ def _in_zip(source: Source) -> Iterator[tuple[str, Source]]:
             yield member.name, archive.open(member)
 
 
-def _in_compressed(source: Source, opened: _Open) -> Iterator[tuple[str, Source]]:
+def _in_compressed(source: Source, magic: bytes, begin: _Begin) -> Iterator[tuple[str, Source]]:
     """What is compressed in *source*, in a temporary file; of a tar archive the files in it."""
     base = os.path.basename(source.name)
     stem, dot, suffix = base.rpartition(".")
@@ -107,67 +116,44 @@ def _in_compressed(source: Source, opened: _Open) -> Iterator[tuple[str, Source]
     from tempfile import TemporaryFile
 
     with TemporaryFile() as file:
-        try:
-            stream = opened(io.BufferedReader(_Reader(source)))
-            while data := stream.read(CHUNK):
-                if file.tell() + len(data) > MAX_UNPACKED:
-                    raise LimitExceeded(f"decompresses to more than {MAX_UNPACKED:,} bytes", path=source.name)
-                file.write(data)
-        except _errors() as error:
-            raise CorruptFile(f"it cannot be decompressed: {error}", path=source.name) from None
+        end = 0
+        while end == 0 or source.peek(end, len(magic)) == magic:  # streams in a row are one to those who read them
+            end = _decompress(source, end, begin, file)
         file.flush()
         inside = _Temporary(file, name)
         if is_header(inside.peek(0, BLOCK)):
             yield from _in_tar(inside)
         else:
             yield name, inside
+    yield from _behind(source, end)
 
 
-def _decompresses(source: Source, opened: _Open) -> bool:
+def _decompress(source: Source, start: int, begin: _Begin, file: IO[bytes]) -> int:
+    """Decompress the stream that begins at *start* into *file*; the offset at which it ends."""
+    stream, at, pending = begin(), start, b""
+    try:
+        while not stream.eof:
+            if not pending and getattr(stream, "needs_input", True):
+                pending = source.peek(at, _FEED)
+                at += len(pending)
+                if not pending:
+                    raise EOFError("it breaks off")
+            data = stream.decompress(pending, CHUNK)
+            pending = getattr(stream, "unconsumed_tail", b"")  # the others keep it themselves
+            if file.tell() + len(data) > MAX_UNPACKED:
+                raise LimitExceeded(f"decompresses to more than {MAX_UNPACKED:,} bytes", path=source.name)
+            file.write(data)
+    except _errors() as error:
+        raise CorruptFile(f"it cannot be decompressed: {error}", path=source.name) from None
+    return at - len(stream.unused_data)
+
+
+def _decompresses(source: Source, begin: _Begin) -> bool:
     """Whether what looks compressed by its first bytes is so."""
     try:
-        return bool(opened(io.BufferedReader(_Reader(source))).read(1))
+        return bool(begin().decompress(source.peek(0, _FEED), 1))
     except _errors():
         return False
-
-
-class _Reader(io.RawIOBase):
-    """A source as a file to be read forward."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data = self._source.peek(self._position, len(buffer))
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-
-class _Inflating(io.RawIOBase):
-    """A zlib stream, for which Python has no module that reads files."""
-
-    def __init__(self, file: io.BufferedReader) -> None:
-        self._file = file
-        self._inflater = zlib.decompressobj()
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        while not self._inflater.eof:
-            feed = self._inflater.unconsumed_tail or self._file.read(1 << 16)
-            if not feed:
-                raise EOFError("it breaks off")
-            data = self._inflater.decompress(feed, len(buffer))
-            if data:
-                buffer[: len(data)] = data
-                return len(data)
-        return 0
 
 
 class _Temporary(Source):
@@ -190,18 +176,22 @@ def _errors() -> tuple[type[Exception], ...]:
     return OSError, EOFError, zlib.error, LZMAError
 
 
-def _opener(module: str) -> _Open:
-    """``open`` of one of Python's modules for compressed files, which few files need."""
-
-    def opened(file: io.BufferedReader) -> Any:
-        return import_module(module).open(file)
-
-    return opened
+def _zlib(bits: int) -> _Begin:
+    return lambda: zlib.decompressobj(bits)
 
 
-_COMPRESSIONS: tuple[tuple[bytes, str, _Open], ...] = (
-    (b"\x1f\x8b\x08", "gzip", _opener("gzip")),
-    (b"BZh", "bzip2", _opener("bz2")),
-    (b"\xfd7zXZ\0", "xz", _opener("lzma")),
-    (b"\x78", "zlib", _Inflating),
+def _module(name: str, decompressor: str) -> _Begin:
+    """A decompressor of one of Python's modules, which few files need."""
+    return lambda: getattr(import_module(name), decompressor)()
+
+
+_Begin = Callable[[], Any]
+"""Makes what decompresses one stream."""
+_FEED = 1 << 16
+"""Compressed bytes that are read at once."""
+_COMPRESSIONS: tuple[tuple[bytes, str, _Begin], ...] = (
+    (b"\x1f\x8b\x08", "gzip", _zlib(zlib.MAX_WBITS | 16)),
+    (b"BZh", "bzip2", _module("bz2", "BZ2Decompressor")),
+    (b"\xfd7zXZ\0", "xz", _module("lzma", "LZMADecompressor")),
+    (b"\x78", "zlib", _zlib(zlib.MAX_WBITS)),
 )

@@ -8,7 +8,7 @@ PKWARE APPNOTE 4.3.7 to 4.3.16.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from struct import Struct
 from typing import NamedTuple
@@ -84,7 +84,7 @@ class Payload(Source):
     def locate(self, offset: int) -> tuple[str, int] | None:
         return self._archive.locate(self.start + offset)
 
-    def extents(self, offset: int, size: int) -> Iterator[tuple[Source, int, int]]:
+    def extents(self, offset: int, size: int) -> Iterable[tuple[Source, int, int]]:
         return self._archive.extents(self.start + offset, size)
 
 
@@ -96,8 +96,8 @@ class Archive:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        count, self.directory_offset, size = _find_directory(source)
-        self.members: tuple[Member, ...] = tuple(_parse(source, self.directory_offset, size, count))
+        count, self.directory_offset, self.directory_size = _find_directory(source)
+        self.members: tuple[Member, ...] = tuple(_parse(source, self.directory_offset, self.directory_size, count))
         self._by_name = {_fold(member.name): member for member in self.members}
         self._sorted: list[int] | None = None
 
@@ -152,6 +152,45 @@ class Archive:
             path=self.source.name,
             member=member.name,
         )
+
+    def notes(self) -> Iterator[tuple[str, int, int]]:
+        """What stands in the directory and behind it that no reader needs: what it is, its offset and its size.
+
+        Comments, of members and of the archive, bytes between the records, and extra fields where they take more
+        than those that programs write, such as times and owners.
+        """
+        source, at = self.source, self.directory_offset
+        # the listing has a line end for each name, and one more
+        if self.directory_size > len(self.members) * (_CENTRAL.size - 1) + len(self.listing) - 1:
+            data = source.read(at, self.directory_size)
+            for member in self.members:
+                fields = _CENTRAL.unpack_from(data, at - self.directory_offset)
+                name_size, extra_size, comment_size = fields[12:15]
+                at += _CENTRAL.size + name_size
+                if extra_size > _SHORT_EXTRA:
+                    yield f"in the extra field of {member.name}", at, extra_size
+                at += extra_size
+                if comment_size:
+                    yield f"in the comment of {member.name}", at, comment_size
+                at += comment_size
+        end_at = _find_end(source)
+        *_, records_at = _end_record(source)
+        position = self.directory_offset + self.directory_size
+        for record, size in ((records_at, _END64.size), (end_at - _LOCATOR64.size, _LOCATOR64.size), (end_at, 0)):
+            if records_at == end_at or position > record:
+                continue  # without the records of zip64
+            if record > position:
+                yield "behind the directory", position, record - position
+            position = record + size
+        if end_at > position:
+            yield "behind the directory", position, end_at - position
+        behind = end_at + _END.size
+        if behind < source.size:
+            yield "in the comment of the archive", behind, source.size - behind
+
+
+_SHORT_EXTRA = 64
+"""Bytes of an extra field that programs fill: sizes, times, owners."""
 
 
 def _find_end(source: Source) -> int:

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ckpt_tools.errors import LimitExceeded
-from ckpt_tools.sources import Source
+from ckpt_tools.sources import CHUNK, Source
 
 BLOCK = 512
 """Everything in a tar archive begins at a multiple of this many bytes."""
 MAX_ENTRIES = 10_000
 """The most entries an archive may have; torch wrote four."""
 _MAX_PAX = 1 << 20
-_REGULAR = (b"0", b"\0", b"7")
+_SPECIAL = (b"1", b"2", b"3", b"4", b"5", b"6", b"K", b"X")  # links, devices, folders, and GNU's and Sun's records
 
 
 class Entry(NamedTuple):
@@ -54,8 +54,19 @@ def entries(source: Source) -> Iterator[Entry]:
             size = int(renamed["size"][:20])
             position = start + -(-size // BLOCK) * BLOCK
         renamed = {}
-        yield Entry(name.rstrip("/"), start, size, kind in _REGULAR)
+        yield Entry(name.rstrip("/"), start, size, kind not in _SPECIAL)  # tarfile reads unknown kinds as files
     raise LimitExceeded(f"a tar archive of more than {MAX_ENTRIES:,} entries", path=source.name)
+
+
+def tail(source: Source) -> int:
+    """Where what is no zero begins behind the last entry; the size of *source* where nothing does."""
+    at = max((entry.offset + -(-entry.size // BLOCK) * BLOCK for entry in entries(source)), default=0)
+    while chunk := source.peek(at, CHUNK):
+        rest = chunk.lstrip(b"\0")
+        if rest:
+            return at + len(chunk) - len(rest)
+        at += len(chunk)
+    return source.size
 
 
 def is_header(block: bytes) -> bool:

@@ -95,8 +95,10 @@ def judge(
             )
         if from_class is not None and tensor.name in from_class:
             verdict = "trainable" if from_class[tensor.name] else "frozen"
+            # a class that freezes nothing leaves it to the script that trains
+            sure: Confidence = "unclear" if all(from_class.values()) else "likely"
             by_name[tensor.name].append(
-                Evidence(verdict, "class", "likely", f"requires_grad={from_class[tensor.name]} as the class builds it")
+                Evidence(verdict, "class", sure, f"requires_grad={from_class[tensor.name]} as the class builds it")
             )
     drifted: tuple[str, ...] = ()
     if base is not None:
@@ -134,9 +136,14 @@ def _weigh(evidence: list[Evidence]) -> Judgement:
     contradictions = tuple(
         f"{decided.reason}, but {other.reason}"
         for other in ordered[1:]
-        if other.verdict != "unknown" and other.verdict != decided.verdict
+        if other.verdict != "unknown" and other.verdict != decided.verdict and not _by_default(other)
     )
     return Judgement(decided.verdict, tuple(ordered), contradictions)
+
+
+def _by_default(evidence: Evidence) -> bool:
+    """Whether it is but what a class does that says nothing about freezing."""
+    return evidence.source == "class" and evidence.confidence == "unclear"
 
 
 # --- compared with a base

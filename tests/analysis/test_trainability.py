@@ -333,6 +333,22 @@ def test_optimizers_whose_state_is_of_other_shapes_or_there_before_the_first_ste
     assert set(found.values()) == {"frozen", "trainable"}
 
 
+def test_a_class_that_freezes_nothing_does_not_outweigh_the_optimizer(tmp_path):
+    model = freeze_backbone(net())
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+    step(model, optimizer)
+    path = save(tmp_path, {"m": model.state_dict(), "o": optimizer.state_dict()})
+    found, trust = verdicts(path, from_class=dict.fromkeys(FROZEN_BACKBONE, True))
+    assert found == FROZEN_BACKBONE
+    assert not any(judgement.contradictions for judgement in trust.parameters.values())
+    # one that freezes something means what it does not freeze
+    found, trust = verdicts(path, from_class={**dict.fromkeys(FROZEN_BACKBONE, True), "0.weight": False})
+    assert found == {**dict.fromkeys(FROZEN_BACKBONE, "trainable"), "0.weight": "frozen"}
+    assert trust.parameters["1.bias"].contradictions == (
+        "requires_grad=True as the class builds it, but it is not in the optimizer",
+    )
+
+
 def test_base_compares_bytes_and_finds_drifted_buffers(tmp_path):
     model = net()
     base = save(tmp_path, model.state_dict(), "base.pt")

@@ -389,8 +389,10 @@ def test_expectations_hold_against_the_class(verify, nets):
     assert problems(found) == [("not-frozen", "error")]
     assert problem(found, "not-frozen").message == (
         "4 parameters that should be frozen (body.*) are not: body.0.weight, body.0.bias, body.2.weight and 1 more: "
-        "requires_grad=True as the class builds it"
+        "requires_grad=True as the class builds it, which freezes nothing; what the training script froze is not in the "
+        "file"
     )
+    assert problem(found, "not-frozen").remedy.startswith("--base FILE tells")
     found = verify(state, kwargs={"freeze": True}, trainable=["body.0.weight"])
     assert problems(found) == [("not-trainable", "error")]
     with pytest.raises(CkptError, match="no parameter's name matches --expect-frozen boddy"):

@@ -122,6 +122,11 @@ def _in_class(model: nn.Module | None) -> Iterator[Mistake]:
 
 # --- what was expected
 
+_SILENT = ", which freezes nothing; what the training script froze is not in the file"
+_TELLING = (
+    "--base FILE tells, by what training began from; so does a file with the optimizer in it, or a class that freezes"
+)
+
 
 def _expected(subject: Subject, trust: Trainability, own: StateDict) -> Iterator[Problem]:
     job = subject.job
@@ -137,15 +142,18 @@ def _expected(subject: Subject, trust: Trainability, own: StateDict) -> Iterator
             against: dict[tuple[str, Severity], list[str]] = {}
             unknown = []
             for name in names:
-                evidence = trust.parameters[name].evidence
+                evidence = [e for e in trust.parameters[name].evidence if e.verdict != "unknown"]
                 # what the class starts with is no word on the training that froze it, where another source has one
                 known = any(e.verdict == wanted and e.source != "class" for e in evidence)
+                # a class that freezes nothing leaves that to the script that trains
+                silent = all(e.source == "class" and e.confidence == "unclear" for e in evidence)
+                if not evidence:
+                    unknown.append(name)
                 for said in evidence:
                     if said.verdict == other:
                         severity: Severity = "warning" if said.source == "class" and known else "error"
-                        against.setdefault((said.reason, severity), []).append(name)
-                if trust.parameters[name].verdict == "unknown":
-                    unknown.append(name)
+                        reason = f"{said.reason}{_SILENT if silent else ''}"
+                        against.setdefault((reason, severity), []).append(name)
             for (reason, severity), concerned in against.items():
                 verb = "is" if len(concerned) == 1 else "are"
                 still = "are found so, but would not be if trained on" if severity == "warning" else f"{verb} not"
@@ -154,6 +162,7 @@ def _expected(subject: Subject, trust: Trainability, own: StateDict) -> Iterator
                     severity,
                     f"{count(len(concerned), 'parameter')} that should be {wanted} ({glob}) {still}: "
                     f"{listed(concerned, 3)}: {reason}",
+                    _TELLING if reason.endswith(_SILENT) else "",
                 )
             if unknown:
                 yield Problem(

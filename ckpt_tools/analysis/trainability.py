@@ -130,7 +130,7 @@ def parameters_of(state_dict: StateDict, module: Module | None) -> list[TensorIn
 def _weigh(evidence: list[Evidence]) -> Judgement:
     if len(evidence) == 1:
         return Judgement(evidence[0].verdict, (evidence[0],), ())
-    ordered = sorted(evidence, key=lambda e: _STRENGTH.index(e.source)) or [NO_EVIDENCE]
+    ordered = sorted(evidence, key=lambda e: (_by_default(e), _STRENGTH.index(e.source))) or [NO_EVIDENCE]
     decided = next((e for e in ordered if e.verdict != "unknown"), ordered[0])
     ordered = [decided, *(e for e in ordered if e is not decided)]
     contradictions = tuple(
@@ -228,7 +228,8 @@ def _from_optimizer(
 ) -> list[str]:
     """Add what the optimizer's groups and state say; returns remarks on how sure the mapping is."""
     tied_to = {other: first for first, *others in tied(parameters) for other in others}
-    flags = {**(from_class or {}), **{t.name: t.requires_grad for t in parameters if t.requires_grad is not None}}
+    recorded = {t.name: t.requires_grad for t in parameters if t.is_parameter and t.requires_grad is not None}
+    flags = {**(from_class or {}), **recorded}
     shapes = {tensor.name: tensor.shape for tensor in parameters if tensor.name not in tied_to}
     if from_class and all(name in by_name for name in from_class):
         # the class knows what is a parameter, and in which order

@@ -195,7 +195,7 @@ def test_arguments_are_suggested_from_head_first_layer_and_hyperparameters(verif
     # nothing is known of the activation here
     found = verify({"state_dict": state}, "Needs")
     assert problem(found, "arguments-missing").remedy == (
-        "Give them with --kwargs in_features=VALUE --kwargs num_classes=VALUE --kwargs activation=VALUE"
+        "The file suggests --kwargs in_features=4 --kwargs num_classes=7; give the rest with --kwargs activation=VALUE"
     )
     assert found["keys"].message == "the class could not be built"
 

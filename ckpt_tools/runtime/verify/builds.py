@@ -83,14 +83,17 @@ def builds(subject: Subject) -> Check:
     except MissingArguments as error:
         found = _suggested(error.names, subject.checkpoint, subject.state_dict)
         remedy = error.remedy or ""
-        if found.keys() >= set(error.names):
+        known = " ".join(f"--kwargs {name}={found[name]}" for name in error.names if name in found)
+        rest = " ".join(f"--kwargs {name}=VALUE" for name in error.names if name not in found)
+        if known and rest:
+            remedy = f"The file suggests {known}; give the rest with {rest}"
+        elif known:
             subject.arguments |= found
-            options = " ".join(f"--kwargs {name}={value}" for name, value in found.items())
             try:
                 subject.model = subject.build()
-                remedy = f"The file suggests {options}, with which it can be built"
+                remedy = f"The file suggests {known}, with which it can be built"
             except CkptError as second:
-                remedy = f"The file suggests {options}, but then {second.problem}"
+                remedy = f"The file suggests {known}, but then {second.problem}"
         problems.append(Problem("arguments-missing", "error", error.problem, remedy))
     except CkptError as error:
         # Hugging Face's libraries know that they are offline, and ask nobody

@@ -49,10 +49,8 @@ def audit(
     check_codes(options.policy)
     found: Iterator[Target] = (target for path in paths for target in targets(path))
     if jobs is None:
-        from ckpt_tools.forks import can_fork, cores
-
         first = list(islice(found, MANY))
-        jobs = cores() if len(first) == MANY and can_fork() else 1
+        jobs = _cores() if len(first) == MANY else 1
         found = chain(first, found)
     work = partial(_examine, options=options)
     outcomes: Iterator[_Outcome]
@@ -81,6 +79,13 @@ def check_codes(policy: Policy) -> None:
 
 _Work = Callable[[Target], list[Audited]]
 _Outcome = tuple[Target, list[Audited] | CkptError]
+
+
+def _cores() -> int:
+    """How many processes to use, unless this one must not be forked."""
+    from ckpt_tools.forks import can_fork, cores
+
+    return cores() if can_fork() else 1
 
 
 def _in_processes(work: _Work, found: Iterable[Target], jobs: int, at_once: int = AT_ONCE) -> Iterator[_Outcome]:
@@ -185,6 +190,8 @@ def _all_of(subject: Subject, named: bool, depth: int) -> Iterator[Audited]:
             yield from _held(subject, held, depth)
     except Exception as error:  # a fault of ours or of the machine must not keep the other files from being judged
         yield _failed(subject.path, error)
+    if subject.file is not None:
+        subject.file.memo.clear()  # an archive refers back to it, so that its bytes would be kept for a while
     if held is None and isinstance(subject.source, Opening) and not subject.is_remote:
         taken = frozenset(source.name for source in subject.source.opened.values())
         for target in below(subject.path, taken):
@@ -277,24 +284,29 @@ def _asked(options: Options) -> tuple[tuple[Rule, Severity], ...]:
     )
 
 
-def _found(rule: Rule, severity: Severity, subject: Subject) -> Iterator[Finding]:
+def _found(rule: Rule, severity: Severity, subject: Subject) -> list[Finding]:
     """What *rule* finds in *subject*."""
     policy = subject.options.policy
+    found: list[Finding] = []
     if policy.per_path_ignores and not policy.counts(rule.code, subject.path):
-        return
+        return found
     try:
-        yield from rule.findings(subject, severity)
+        for finding in rule.findings(subject, severity):
+            found.append(finding)
     except CkptError as error:
         unread = BY_CODE[UNREAD]
-        yield Finding(
-            UNREAD,
-            unread.name,
-            policy.severity_of(UNREAD, unread.severity),
-            f"{rule.code} {rule.name} could not look at everything: {error.problem}",
-            Location(subject.path, error.member or "", error.offset),
-            {"rule": rule.code},
-            error.remedy or unread.remedy,
+        found.append(
+            Finding(
+                UNREAD,
+                unread.name,
+                policy.severity_of(UNREAD, unread.severity),
+                f"{rule.code} {rule.name} could not look at everything: {error.problem}",
+                Location(subject.path, error.member or "", error.offset),
+                {"rule": rule.code},
+                error.remedy or unread.remedy,
+            )
         )
+    return found
 
 
 def _waiver(finding: Finding, options: Options) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -239,7 +239,7 @@ class Deferred(Source):
     def locate(self, offset: int) -> tuple[str, int] | None:
         return self._source().locate(offset)
 
-    def extents(self, offset: int, size: int) -> Iterator[tuple[Source, int, int]]:
+    def extents(self, offset: int, size: int) -> Iterable[tuple[Source, int, int]]:
         return self._source().extents(offset, size)
 
 

@@ -11,7 +11,7 @@ import os
 import stat
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ckpt_tools.errors import CkptError, CorruptFile, NotFound
 
@@ -60,9 +60,9 @@ class Source:
         """The local file and the offset in it where byte *offset* lies verbatim; None where there is none."""
         return None
 
-    def extents(self, offset: int, size: int) -> Iterator[tuple[Source, int, int]]:
+    def extents(self, offset: int, size: int) -> Iterable[tuple[Source, int, int]]:
         """Where *size* bytes from *offset* come from: runs of outermost sources, each as (source, offset, size)."""
-        yield self, offset, size
+        return ((self, offset, size),)
 
     def folder(self) -> Folder | None:
         """The folder it lies in; None for what is no file of its own."""
@@ -170,7 +170,7 @@ class Slice(Source):
     def locate(self, offset: int) -> tuple[str, int] | None:
         return self.parent.locate(self.offset + offset)
 
-    def extents(self, offset: int, size: int) -> Iterator[tuple[Source, int, int]]:
+    def extents(self, offset: int, size: int) -> Iterable[tuple[Source, int, int]]:
         return self.parent.extents(self.offset + offset, size)
 
 
@@ -228,6 +228,18 @@ class Inflated(Source):
             if not self._buffer:
                 break
         return b"".join(parts)
+
+    def behind(self) -> int:
+        """How many bytes follow where the deflated ones end, which takes inflating them all.
+
+        Raises `CorruptFile` where they give more than is declared.
+        """
+        self.peek(max(0, self.size - 1), 1)
+        self._position += len(self._buffer)
+        self._buffer = self._inflate() if self._position >= self.size else b""
+        if self._buffer or self._position > self.size:
+            raise CorruptFile(f"inflates to more than the {self.size:,} bytes that are declared", path=self.name)
+        return len(self._inflater.unused_data) + self._compressed.size - self._consumed
 
     def _inflate(self) -> bytes:
         try:

@@ -106,6 +106,8 @@ def _in_zip(source: Source) -> Iterator[tuple[str, Source]]:
             raise LimitExceeded(f"more than {MAX_UNPACKED:,} bytes would be inflated", path=source.name)
         if not member.name.endswith("/"):
             yield member.name, archive.open(member)
+    for where, start, size in archive.asides():
+        yield where, source.slice(start, size, where)
 
 
 def _in_compressed(source: Source, magic: bytes, begin: _Begin) -> Iterator[tuple[str, Source]]:

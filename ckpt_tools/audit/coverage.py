@@ -10,14 +10,14 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from ckpt_tools.checkpoint import Checkpoint, Pickle, Storage, TensorInfo
 from ckpt_tools.errors import CkptError
 from ckpt_tools.formats import FORMATS
-from ckpt_tools.formats.archive import LOCAL, Archive, Member, MissingDirectory, prefix
-from ckpt_tools.formats.base import HEAD_BYTES
-from ckpt_tools.formats.tar import BLOCK, entries, is_header
+from ckpt_tools.formats.archive import Archive, Member, MissingDirectory, prefix
+from ckpt_tools.formats.base import HEAD_BYTES, HeaderEnd
+from ckpt_tools.formats.tar import BLOCK, entries, is_header, tail
 from ckpt_tools.formats.unpickled import load_buffer, pickle_of
 from ckpt_tools.pickles.machine import Evaluation, Truncated, evaluate
 from ckpt_tools.records import comparable, record
@@ -32,6 +32,8 @@ MAX_MEMBERS = 20_000
 """How many members of one archive are looked into, and how many pickles in a row."""
 MAX_INFLATED = 1 << 30
 """The most bytes that are inflated in order to look into members."""
+AS_PICKLE = "the same bytes as a pickle"
+"""The name of a pickle that a file of another format is, too."""
 TEXT_BYTES = 1 << 20
 """The longest member of which all is read to see that it is text; of longer ones, the beginning and the end."""
 
@@ -45,20 +47,6 @@ class Region:
     size: int
     how: How
     what: str = ""
-
-
-@comparable
-class MemberState:
-    """A zip member by both of its headers: *local* has the fields of the local one, None where there is none.
-
-    The fields are those of `ckpt_tools.formats.archive.LOCAL`; *local_name* is the name there, *start* the offset
-    of the first byte.
-    """
-
-    member: Member
-    local: tuple[Any, ...] | None
-    local_name: str
-    start: int
 
 
 @record
@@ -97,31 +85,6 @@ def cover(
     return Coverage(tuple(survey.regions), tuple(survey.pickles), tuple(survey.checkpoints), survey.storages)
 
 
-class _States(tuple[MemberState, ...]):
-    """What `members` tells; kept in the source's memo."""
-
-
-def members(archive: Archive) -> tuple[MemberState, ...]:
-    """Every member of *archive* by its central and its local header, in the order of the directory."""
-    known = archive.source.memo.get(_States)
-    if not isinstance(known, _States):
-        known = archive.source.memo[_States] = _States(_state(archive.source, member) for member in archive.members)
-    return known
-
-
-def _state(source: Source, member: Member) -> MemberState:
-    # one read where the name here is as long as in the directory
-    raw = source.peek(member.header_offset, LOCAL.size + len(member.name))
-    if len(raw) < LOCAL.size or not raw.startswith(b"PK\x03\x04"):
-        return MemberState(member, None, "", member.header_offset)
-    fields = LOCAL.unpack_from(raw)
-    name = raw[LOCAL.size : LOCAL.size + fields[9]]
-    if len(name) < fields[9]:
-        name = source.peek(member.header_offset + LOCAL.size, fields[9])
-    start = member.header_offset + LOCAL.size + fields[9] + fields[10]
-    return MemberState(member, fields, name.decode("utf-8", "surrogateescape"), start)
-
-
 def all_tensors(checkpoint: Checkpoint) -> Iterator[TensorInfo]:
     """Every tensor that the description has, parts included; one may come more than once."""
     for found in checkpoint.state_dicts:
@@ -142,8 +105,11 @@ def all_storages(checkpoint: Checkpoint) -> list[Storage]:
     """Every storage that a tensor or a pickle of *checkpoint* refers to, once."""
     found: dict[int, Storage] = {}
     for tensor in all_tensors(checkpoint):
-        for storage in tensor.storages():
-            found[id(storage)] = storage
+        if tensor.storage is not None:
+            found[id(tensor.storage)] = tensor.storage
+        for _, part in tensor.parts:
+            for storage in part.storages():
+                found[id(storage)] = storage
     for pickle in checkpoint.pickles:
         for storage in pickle.storages:
             found[id(storage)] = storage
@@ -169,7 +135,9 @@ class _Survey:
         self.storages = tuple(all_storages(checkpoint)) if checkpoint else ()
         for storage in self.storages:
             for root, offset, size in _places(storage.source, storage.offset, storage.nbytes):
-                self.data.setdefault(root.name, []).append((offset, min(offset + size, root.size)))
+                if root.name not in self.data:
+                    self.data[root.name] = []
+                self.data[root.name].append((offset, min(offset + size, root.size)))
         self.data = {name: _merged(sorted(ranges)) for name, ranges in self.data.items()}
         self.parts: dict[tuple[str, int], Checkpoint] = {}
         for part in checkpoint.parts if checkpoint else ():
@@ -202,31 +170,48 @@ class _Survey:
     def _flat(self, source: Source, label: str) -> None:
         """A file without members: what is no tensor's is header, which the format has read, up to the last."""
         assert self.checkpoint is not None
+        format = self.checkpoint.format
         ranges = self.data.get(source.name, [])
-        nested = {pickle.member for pickle in self.checkpoint.pickles if pickle.member.startswith("storage ")}
-        ends = [p.offset + p.size for p in self.checkpoint.pickles if p.member not in nested]
-        position = 0
+        streams = format in ("pickle", "torch_legacy") or (format == "npy" and not ranges and bool(self.known))
+        header = source.memo.get(HeaderEnd) if format == "gguf" else None
+        position = header if isinstance(header, int) else 0
+        if position:
+            self.regions.append(Region(label, 0, position, "examined"))
         for start, end in ranges:
-            if start > position:
+            if start > position and isinstance(header, int):
+                self._gap(source, position, start, label, "between tensors")
+            elif start > position:
                 self.regions.append(Region(label, position, start - position, "examined"))
             self.regions.append(Region(label, start, end - start, "tensor data"))
-            position = end
-        streams = self.checkpoint.format in ("pickle", "torch_legacy")
-        last = max([position, *ends]) if streams or (ranges and self.checkpoint.format in _ENDS_WITH_TENSORS) else None
-        if last is None:
+            position = max(position, end)
+        if not (streams or isinstance(header, int) or (ranges and format in _ENDS_WITH_TENSORS)):
             self.regions.append(Region(label, position, source.size - position, "examined"))
-            return
+            position = source.size
+        nested = {pickle.member for pickle in self.checkpoint.pickles if pickle.member.startswith("storage ")}
+        ends = [_end(p) for p in self.checkpoint.pickles if p.member not in nested] if streams else []
+        last = max([position, *ends])
         if last > position:
             self.regions.append(Region(label, position, last - position, "examined"))
         if last < source.size:
             self._gap(source, last, source.size, label, "after the end")
+        if not streams and format != "torch_tar":
+            # tensors may be such that all of the file is a pickle, to those who take it for one
+            found = _pickles(source, f"{label}: {AS_PICKLE}" if label else AS_PICKLE)
+            self.pickles += [pickle for pickle in found if pickle.globals]
 
     def _gap(self, source: Source, start: int, end: int, label: str, where: str) -> None:
         """Bytes that no format leads to: pickles in them are evaluated; zeros are padding."""
-        rest = source.slice(start, end - start, source.name)
-        if all(chunk.count(0) == len(chunk) for chunk in rest.chunks(size=1 << 16)):
-            self.regions.append(Region(label, start, end - start, "inert", f"zeros {where}"))
+        padding = 0
+        for chunk in source.slice(start, end - start, source.name).chunks(size=1 << 16):
+            padding += len(chunk) - len(chunk.lstrip(b"\0"))
+            if chunk.count(0) < len(chunk):
+                break
+        if padding:
+            self.regions.append(Region(label, start, padding, "inert", f"zeros {where}"))
+            start += padding
+        if start == end:
             return
+        rest = source.slice(start, end - start, source.name)
         found = _pickles(rest, f"{label}: {where}" if label else where)
         for pickle in found:
             self.pickles.append(replace(pickle, offset=start + pickle.offset))
@@ -242,39 +227,30 @@ class _Survey:
     def _zip(self, archive: Archive, label: str) -> None:
         source = archive.source
         base = next(((root, at) for root, at, _ in source.extents(0, source.size)), (source, 0))
-        position = 0
-        for state in sorted(members(archive), key=lambda state: state.member.header_offset):
-            member = state.member
-            if member.header_offset > position:
-                self._between(source, position, member.header_offset, label)
-            position = max(position, state.start + member.compressed_size)
-            self._member(archive, state, base[0].name, base[1] + state.start, label)
-        if position < archive.directory_offset:
-            self._between(source, position, archive.directory_offset, label)
+        for member, local in archive.placed:
+            self._member(archive, member, base[0].name, base[1] + local.start, label)
+        for where, start, size in archive.asides():
+            self._gap(source, start, start + size, label, where)
 
-    def _between(self, source: Source, start: int, end: int, label: str) -> None:
-        """Bytes between members: the sizes that stand after a member's bytes, padding, or something hidden."""
-        raw = source.peek(start, 24)
-        if end - start in (12, 16, 20, 24) and (end - start in (12, 20) or raw.startswith(b"PK\x07\x08")):
-            return
-        where = "before the first member" if start == 0 else "between members"
-        self._gap(source, start, end, label, where)
-
-    def _member(self, archive: Archive, state: MemberState, root: str, start: int, label: str) -> None:
+    def _member(self, archive: Archive, member: Member, root: str, start: int, label: str) -> None:
         """A member whose bytes begin at *start* of the file *root*."""
-        member = state.member
         name = f"{label}: {member.name}" if label else member.name
         size = member.size
         if not size:
             return
-        part = self.parts.get((root, start))
+        part = self.parts.get((root, start)) if self.parts else None
         if part is not None and isinstance(part.source, Source):
             # what the format says of it is in the checkpoint already
             self._inside(name, part, cover(part.source, part, depth=self.depth + 1))
             return
-        first = _first_in(start, start + member.compressed_size, self.data.get(root, []))
+        ranges = self.data.get(root)
+        first = _first_in(start, start + member.compressed_size, ranges) if ranges else None
         if first is not None:
             self.regions.append(Region(name, 0, size, "tensor data" if first == start else "examined"))
+            bare = first == start or (self.checkpoint is not None and self.checkpoint.format == "npz")
+            end = _last_in(start, start + size, ranges) if ranges and bare and not member.method else None
+            if end is not None and end < start + size:
+                self._gap(archive.open(member), end - start, size, name, "after the tensor's bytes")
             return
         end = self.read.get(name) or self.read.get(member.name)
         chosen = archive.find(member.name) if end else None
@@ -290,6 +266,9 @@ class _Survey:
                 return
         try:
             content = archive.open(member)
+            if isinstance(content, Inflated) and (behind := content.behind()):
+                at = content.compressed_size - behind
+                self._gap(content.compressed, at, content.compressed_size, name, "after the deflated bytes")
             if not self._look(content, name):
                 orphan = self._is_storage(archive, member)
                 what = "a storage that no tensor refers to" if orphan else "no format that is known"
@@ -339,6 +318,9 @@ class _Survey:
                 known = True
                 if not self._look(content, label):
                     self.regions.append(Region(label, 0, entry.size, "unread", "no format that is known"))
+        behind = tail(source)
+        if behind < source.size:
+            self._gap(source, behind, source.size, name, "after the end")
         return known
 
     def _nested(self, source: Source, name: str, read: Callable[..., Checkpoint]) -> bool:
@@ -398,15 +380,17 @@ def _archive(source: Source) -> Archive | None:
         return None
 
 
-def _places(source: Source, offset: int, size: int) -> Iterator[tuple[Source, int, int]]:
+def _places(source: Source, offset: int, size: int) -> list[tuple[Source, int, int]]:
     """Where bytes of *source* lie: in the outermost source, and in what is inflated on the way there."""
+    found: list[tuple[Source, int, int]] = []
     try:
-        for root, at, length in source.extents(offset, size):
-            yield root, at, length
-            if isinstance(root, Inflated):
-                yield from _places(root.compressed, 0, root.compressed.size)
+        for place in source.extents(offset, size):
+            found.append(place)
+            if type(place[0]) is Inflated:
+                found += _places(place[0].compressed, 0, place[0].compressed.size)
     except CkptError:  # a storage without bytes; a rule says so
-        return
+        pass
+    return found
 
 
 def _pickles(source: Source, member: str) -> list[Pickle]:
@@ -474,6 +458,12 @@ def _is_text(source: Source) -> bool:
     return True
 
 
+def _end(pickle: Pickle) -> int:
+    """Where in its file a pickle ends."""
+    start = pickle.stream.extents(pickle.offset, pickle.size) if pickle.stream is not None else ()
+    return next((at for _, at, _ in start), pickle.offset) + pickle.size
+
+
 def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     merged: list[tuple[int, int]] = []
     for start, end in ranges:
@@ -492,6 +482,12 @@ def _first_in(start: int, end: int, ranges: list[tuple[int, int]]) -> int | None
     if at + 1 < len(ranges) and ranges[at + 1][0] < end:
         return ranges[at + 1][0]
     return None
+
+
+def _last_in(start: int, end: int, ranges: list[tuple[int, int]]) -> int:
+    """Where in ``[start, end)`` the last byte ends that *ranges* cover; *start* where there is none."""
+    at = bisect_right(ranges, (end, -1)) - 1
+    return max(start, min(end, ranges[at][1])) if at >= 0 else start
 
 
 class Opening(Folder):

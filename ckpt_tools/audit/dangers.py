@@ -727,8 +727,17 @@ def _is_union(call: Call) -> bool:
     operator = as_global(function)
     if operator is None or operator.name != "or_" or len(types) != 1 or not isinstance(types[0], tuple):
         return False
-    names = [None if type(one) is Call and _is_typing(one) else as_global(one) for one in types[0] if one is not None]
-    return all(name is None or not _LOWER.match(name.name) or name.path in INERT for name in names)
+    return all(one is None or (type(one) is Call and _is_type(one)) or _is_class(one) for one in types[0])
+
+
+def _is_type(call: Call) -> bool:
+    """Whether it is ``list[int]``, ``Optional[int]`` or ``type(None)``."""
+    return call.target in ("types.GenericAlias", "builtins.type") or _is_typing(call)
+
+
+def _is_class(value: object) -> bool:
+    name = as_global(value)
+    return name is not None and (not _LOWER.match(name.name) or name.path in INERT)
 
 
 # torch.compile(module), saved whole, is OptimizedModule(module, OptimizeContext(callback, nullcontext, first_ctx)).

@@ -115,6 +115,7 @@ KNOWN_DANGERS: dict[str, Category] = _table(
     pickle _pickle cPickle pickletools marshal shelve dill joblib cloudpickle jsonpickle yaml ruamel _yaml skops
     torch.load torch.save torch.serialization torch.storage torch.jit torch.hub torch.package torch.utils.model_zoo
     torch.distributed.checkpoint torch.distributed._tools torch.distributed._checkpointable torch.utils.serialization
+    torch.import_ir_module torch.import_ir_module_from_buffer torch.parse_ir torch.CompilationUnit
     torch._weights_only_unpickler torch._C.PyTorchFileReader torch._C.PyTorchFileWriter torch._C.import_ir_module
     torch._C._import_ir_module_from_package torch._C._load_for_lite_interpreter torch._C._get_model_bytecode_version
     torch.utils.data.datapipes.utils.decoder torch.utils.data.datapipes.datapipe._DataPipeSerializationWrapper

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from operator import attrgetter
 from struct import Struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ckpt_tools.errors import CorruptFile, UnsupportedFeature
 from ckpt_tools.sources import Inflated, Source
@@ -43,6 +44,17 @@ class Member(NamedTuple):
     attributes: int = 0
 
 
+class Local(NamedTuple):
+    """The header before a member's bytes: its *fields* as in `LOCAL`, none where there is no header.
+
+    *name* is the member's name there, *start* the offset of the first byte.
+    """
+
+    fields: tuple[Any, ...]
+    name: str
+    start: int
+
+
 class MissingDirectory(CorruptFile):
     """There is no central directory: the archive is cut short, or no archive."""
 
@@ -50,12 +62,13 @@ class MissingDirectory(CorruptFile):
 class Payload(Source):
     """A stored member's bytes. Where they begin stands in the local header, which is read when needed."""
 
-    __slots__ = ("_archive", "_header_offset", "_start")
+    __slots__ = ("_archive", "_member", "_source", "_start")
 
-    def __init__(self, archive: Source, member: Member) -> None:
-        super().__init__(f"{archive.name}: {member.name}", member.compressed_size)
+    def __init__(self, archive: Archive, member: Member) -> None:
+        super().__init__(f"{archive.source.name}: {member.name}", member.compressed_size)
         self._archive = archive
-        self._header_offset = member.header_offset
+        self._source = archive.source
+        self._member = member
         self._start = -1
 
     @property
@@ -63,15 +76,14 @@ class Payload(Source):
         """The offset of the first byte in the archive."""
         if self._start < 0:
             # the local header's extra field may be longer than the central directory's: torch pads there
-            fields = LOCAL.unpack(self._archive.read(self._header_offset, LOCAL.size))
-            if fields[0] != b"PK\x03\x04":
+            fields, _, start = self._archive.local(self._member)
+            if not fields:
                 raise CorruptFile(
                     "no local header stands where the central directory points",
                     path=self.name,
-                    offset=self._header_offset,
+                    offset=self._member.header_offset,
                 )
-            start = self._header_offset + LOCAL.size + fields[9] + fields[10]
-            if start + self.size > self._archive.size:
+            if start + self.size > self._source.size:
                 raise CorruptFile(
                     f"its {self.size:,} bytes reach past the end of the file", path=self.name, offset=start
                 )
@@ -79,13 +91,13 @@ class Payload(Source):
         return self._start
 
     def peek(self, offset: int, count: int) -> bytes:
-        return self._archive.peek(self.start + offset, max(0, min(count, self.size - offset)))
+        return self._source.peek(self.start + offset, max(0, min(count, self.size - offset)))
 
     def locate(self, offset: int) -> tuple[str, int] | None:
-        return self._archive.locate(self.start + offset)
+        return self._source.locate(self.start + offset)
 
     def extents(self, offset: int, size: int) -> Iterable[tuple[Source, int, int]]:
-        return self._archive.extents(self.start + offset, size)
+        return self._source.extents(self.start + offset, size)
 
 
 class Archive:
@@ -100,6 +112,7 @@ class Archive:
         self.members: tuple[Member, ...] = tuple(_parse(source, self.directory_offset, self.directory_size, count))
         self._by_name = {_fold(member.name): member for member in self.members}
         self._sorted: list[int] | None = None
+        self._locals: dict[int, Local] = {}
 
     @classmethod
     def of(cls, source: Source) -> Archive:
@@ -108,6 +121,19 @@ class Archive:
         if not isinstance(known, Archive):
             known = source.memo[cls] = cls(source)
         return known
+
+    def local(self, member: Member) -> Local:
+        """The other header of *member*, read when it is first asked for."""
+        found = self._locals.get(member.header_offset)
+        if found is None:
+            found = self._locals[member.header_offset] = _local(self.source, member)
+        return found
+
+    @cached_property
+    def placed(self) -> tuple[tuple[Member, Local], ...]:
+        """The members in the order in which they lie in the file, each with its other header."""
+        ordered = sorted(self.members, key=attrgetter("header_offset"))
+        return tuple((member, self.local(member)) for member in ordered)
 
     @cached_property
     def listing(self) -> str:
@@ -142,7 +168,7 @@ class Archive:
         """The bytes of *member*; nothing is read yet."""
         if member.flags & 0x1:
             raise UnsupportedFeature("the member is encrypted", path=self.source.name, member=member.name)
-        payload = Payload(self.source, member)
+        payload = Payload(self, member)
         if member.method == 0:
             return payload
         if member.method == 8:
@@ -153,12 +179,30 @@ class Archive:
             member=member.name,
         )
 
-    def notes(self) -> Iterator[tuple[str, int, int]]:
-        """What stands in the directory and behind it that no reader needs: what it is, its offset and its size.
+    def asides(self) -> Iterator[tuple[str, int, int]]:
+        """The bytes that belong to no member and are no record: where they are, their offset and their size.
 
-        Comments, of members and of the archive, bytes between the records, and extra fields where they take more
-        than those that programs write, such as times and owners.
+        Comments, of members and of the archive, bytes between members and records, and extra fields where they
+        take more than those that programs write, such as times and owners.
         """
+        source, position = self.source, 0
+        for member, local in self.placed:
+            yield from self._between(position, member.header_offset)
+            extra = local.fields[10] if local.fields else 0
+            if extra > _SHORT_EXTRA and not _is_filler(source.peek(local.start - extra, extra)):
+                yield f"in the extra field of {member.name}", local.start - extra, extra
+            position = max(position, local.start + member.compressed_size)
+        yield from self._between(position, self.directory_offset)
+        yield from self._notes()
+
+    def _between(self, start: int, end: int) -> Iterator[tuple[str, int, int]]:
+        size = end - start
+        if size <= 0 or size in (12, 20) or (size in (16, 24) and self.source.peek(start, 4) == b"PK\x07\x08"):
+            return  # the checksum and the sizes that may follow a member's bytes
+        yield "before the first member" if start == 0 else "between members", start, size
+
+    def _notes(self) -> Iterator[tuple[str, int, int]]:
+        """Those of `asides` in the directory and behind it."""
         source, at = self.source, self.directory_offset
         # the listing has a line end for each name, and one more
         if self.directory_size > len(self.members) * (_CENTRAL.size - 1) + len(self.listing) - 1:
@@ -189,8 +233,13 @@ class Archive:
             yield "in the comment of the archive", behind, source.size - behind
 
 
-_SHORT_EXTRA = 64
-"""Bytes of an extra field that programs fill: sizes, times, owners."""
+_SHORT_EXTRA = 68
+"""Bytes of an extra field that programs fill: with sizes, times, owners, and what aligns the bytes that follow."""
+
+
+def _is_filler(extra: bytes) -> bool:
+    """Whether an extra field holds one byte over and over, as torch pads with to align what follows."""
+    return not extra[4:].strip(extra[4:5])
 
 
 def _find_end(source: Source) -> int:
@@ -277,6 +326,18 @@ def _parse(source: Source, offset: int, size: int, count: int) -> list[Member]:
             )
         members.append(Member(name, header_offset, unpacked, packed, method, crc, flags, fields[17]))
     return members
+
+
+def _local(source: Source, member: Member) -> Local:
+    # one read where the name here is as long as in the directory
+    at = member.header_offset
+    raw = source.peek(at, LOCAL.size + len(member.name))
+    if len(raw) < LOCAL.size or not raw.startswith(b"PK\x03\x04"):
+        return Local((), "", at)
+    fields = LOCAL.unpack_from(raw)
+    end = LOCAL.size + fields[9]
+    name = raw[LOCAL.size : end] if end <= len(raw) else source.peek(at + LOCAL.size, fields[9])
+    return Local(fields, str(name, "utf-8", "surrogateescape"), at + end + fields[10])
 
 
 def _zip64(extra: bytes, size: int, packed: int, header_offset: int) -> tuple[int, int, int]:

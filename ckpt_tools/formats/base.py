@@ -19,6 +19,10 @@ NOTE = "ckpt-tools"
 """The metadata key of what our own conversion noted; see formats/note.py."""
 
 
+class HeaderEnd(int):
+    """Where the header of a file ends, and its tensors may begin: what a format leaves in `Source.memo` for others."""
+
+
 @record
 class Format:
     """A file format.

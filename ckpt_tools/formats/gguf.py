@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from ckpt_tools.checkpoint import Anomaly, Checkpoint, StateDict, Storage, TensorInfo
 from ckpt_tools.dtypes import BY_NAME
 from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded, UnsupportedFeature
-from ckpt_tools.formats.base import Format
+from ckpt_tools.formats.base import Format, HeaderEnd
 from ckpt_tools.formats.dense import dense, packed
 from ckpt_tools.sources import Source
 
@@ -200,6 +200,7 @@ def _read(source: Source) -> Checkpoint:
     if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
         raise CorruptFile(f"a GGUF model with the alignment {alignment!r}, which is no power of two")
     start = -(-reader.at // alignment) * alignment
+    source.memo[HeaderEnd] = HeaderEnd(reader.at)
     order: Literal["little", "big"] = "big" if reader.order == ">" else "little"
     found: dict[str, object] = {}
     for entry in described:

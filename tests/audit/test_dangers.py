@@ -23,7 +23,7 @@ from ckpt_tools.audit.gadgets import (
 from ckpt_tools.formats.unpickled import pickle_of
 from ckpt_tools.pickles.machine import evaluate
 from ckpt_tools.sources import MemorySource
-from tests.hostile.attacks import Raw, call, name, new, push, stacked, stream, tensors
+from tests.hostile.assembler import Raw, call, name, new, push, stacked, stream, tensors
 
 Judged = tuple[str, str | None]
 

@@ -11,7 +11,7 @@ from ckpt_tools.audit.subject import Subject
 from ckpt_tools.sources import MemorySource
 from tests.audit.cases import Case
 from tests.audit.cases_security import ATTACKS, MORE
-from tests.hostile.attacks import SYSTEM, ZEROS, call, checkpoint, name, new, stacked, stream, tensors
+from tests.hostile.assembler import SYSTEM, ZEROS, call, checkpoint, name, new, stacked, stream, tensors
 
 FURTHER = [pytest.param(code, case, id=f"{code}-{i}") for code, cases in MORE.items() for i, case in enumerate(cases)]
 
@@ -96,7 +96,7 @@ def test_odd_integers_and_strings_of_python_2_are_usual() -> None:
     ],
 )
 def test_expressions(expression: str, found: bool) -> None:
-    from tests.hostile.attacks import exported
+    from tests.hostile.assembler import exported
 
     data = exported({"sizes": [{"as_expr": {"expr_str": expression}}]})
     assert bool(list(BY_CODE["S122"].findings(subject(data, "model.pt2")))) is found

@@ -7,14 +7,15 @@ import zlib
 from collections.abc import Iterator
 from functools import partial
 
-from ckpt_tools.audit.coverage import MemberState, all_tensors, members
+from ckpt_tools.audit.coverage import all_tensors
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import SMALL, Subject
 from ckpt_tools.checkpoint import Anomaly
 from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded, NotACheckpoint, UnsupportedFeature
-from ckpt_tools.formats.archive import Archive, Member
+from ckpt_tools.formats.archive import Archive, Local, Member
 from ckpt_tools.report import count, listed, shortened
+from ckpt_tools.sources import Inflated
 
 MAX_INFLATED = 1 << 32
 """The most bytes that are inflated to compare checksums."""
@@ -168,8 +169,11 @@ def _checksum(archive: Archive, member: Member) -> int | CorruptFile | None:
     """The CRC-32 of a member's bytes; None where they cannot be had, which the coverage tells."""
     found = 0
     try:
-        for chunk in archive.open(member).chunks():
+        content = archive.open(member)
+        for chunk in content.chunks():
             found = zlib.crc32(chunk, found)
+        if isinstance(content, Inflated) and (behind := content.behind()):
+            return CorruptFile(f"{count(behind, 'byte')} follow where its deflated bytes end", path=content.name)
     except UnsupportedFeature:
         return None
     except CorruptFile as error:
@@ -204,35 +208,35 @@ def header_mismatch(subject: Subject) -> Iterator[Finding]:
     Remedy: do not trust the file; pack it again from what you know to be in it.
     """
     archive = _archive(subject)
-    for state in members(archive) if archive is not None else ():
-        differences = [] if _agree(state) else list(_differences(state))
+    for member in archive.members if archive is not None else ():
+        assert archive is not None
+        local = archive.local(member)
+        differences = [] if _agree(member, local) else list(_differences(member, local))
         if differences:
             yield subject.finding(
                 "its own header has " + "; ".join(differences),
-                member=state.member.name,
-                evidence={"differences": differences, "header_offset": state.member.header_offset},
+                member=member.name,
+                evidence={"differences": differences, "header_offset": member.header_offset},
             )
 
 
-def _agree(state: MemberState) -> bool:
+def _agree(member: Member, local: Local) -> bool:
     """Whether the headers are as nearly all are: equal, or with sizes and checksum left to what stands after."""
-    member, local = state.member, state.local
-    if local is None or local[2] != member.flags or local[3] != member.method or state.local_name != member.name:
+    if local.name != member.name or local.fields[2:4] != (member.flags, member.method):
         return False
-    sizes = local[6:9]
+    sizes = local.fields[6:9]
     later = sizes == (0, 0, 0) and member.flags & _STREAMED
     return bool(later) or sizes == (member.crc, member.compressed_size, member.size)
 
 
-def _differences(state: MemberState) -> Iterator[str]:
+def _differences(member: Member, local: Local) -> Iterator[str]:
     """What the local header says otherwise; sizes and checksums that it leaves to others do not count."""
-    member, local = state.member, state.local
-    if local is None:
+    if not local.fields:
         yield "no signature"
         return
-    _, _, flags, method, _, _, crc, packed, size, _, _ = local
-    if state.local_name != member.name:
-        yield f"the name {shortened(state.local_name)}"
+    _, _, flags, method, _, _, crc, packed, size, _, _ = local.fields
+    if local.name != member.name:
+        yield f"the name {shortened(local.name)}"
     if method != member.method:
         yield f"the compression method {method}, not {member.method}"
     if flags != member.flags:
@@ -283,17 +287,15 @@ def overlapping_members(subject: Subject) -> Iterator[Finding]:
     """
     archive = _archive(subject)
     end, previous = 0, ""
-    ordered = sorted(members(archive), key=lambda state: state.member.header_offset) if archive is not None else ()
-    for state in ordered:
-        if state.member.header_offset < end:
+    for member, local in archive.placed if archive is not None else ():
+        if member.header_offset < end:
             yield subject.finding(
-                f"it begins at byte {state.member.header_offset:,}, within {shortened(previous)}, "
-                f"which ends at byte {end:,}",
-                member=state.member.name,
-                evidence={"begins": state.member.header_offset, "other": previous, "other_ends": end},
+                f"it begins at byte {member.header_offset:,}, within {shortened(previous)}, which ends at byte {end:,}",
+                member=member.name,
+                evidence={"begins": member.header_offset, "other": previous, "other_ends": end},
             )
-        if state.start + state.member.compressed_size > end:
-            end, previous = state.start + state.member.compressed_size, state.member.name
+        if local.start + member.compressed_size > end:
+            end, previous = local.start + member.compressed_size, member.name
 
 
 @rule("I206", "orphaned-storage", "warning")

@@ -236,6 +236,7 @@ def oversize_storage(subject: Subject) -> Iterator[Finding]:
 
 # --- names
 
+
 @rule("F109", "old-names", "warning")
 def old_names(subject: Subject) -> Iterator[Finding]:
     """Keys have names that a library has changed since.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import chain
 
+from ckpt_tools.audit.coverage import AS_PICKLE
 from ckpt_tools.audit.dangers import Danger, NameVerdict, PickleVerdict, classify
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.gadgets import Category
@@ -412,6 +414,8 @@ def polyglot(subject: Subject) -> Iterator[Finding]:
         for anomaly in subject.checkpoint.anomalies:
             if "the same bytes are a legacy file" in anomaly.what:
                 yield subject.finding(anomaly.what)
+        if any(pickle.member.endswith(AS_PICKLE) for pickle in subject.coverage.pickles):
+            yield subject.finding(f"{subject.checkpoint.title} to some, and to others a pickle", offset=0)
 
 
 class _NoArchive:
@@ -441,14 +445,15 @@ def _checkpoints(subject: Subject) -> Iterator[tuple[str, Checkpoint]]:
 
 _GAP = r"(?:\s|\\|#[^\n]*\n)*"  # between two words of TorchScript may stand white space and comments
 _DOT = rf"{_GAP}\.{_GAP}"
-_OPERATOR = re.compile(
+# patterns stay text until there is code to look at: compiling them takes longer than reading most files
+_OPERATOR = (
     rf"\btorch{_DOT}(?:save|from_file)\b|\bops{_DOT}aten{_DOT}(?:save|from_file)\b|\brpc_(?:sync|async|remote)\b"
     rf"|\bops{_DOT}image{_DOT}(?:read_file|write_file)\b|\bops{_DOT}(?:video_reader|torchaudio|debugprims){_DOT}\w+"
     rf"|__torch__{_DOT}torch{_DOT}classes{_DOT}"
     r"(?!(?:quantized|sparse|xnnpack|mkldnn|vulkan|metal|rnn|onednn)\b)[\w.]+"
 )
-_BYTECODE = re.compile(rb"aten::(?:save|from_file)|prim::rpc_\w+|image::(?:read|write)_file|debugprims::\w+")
-_CUSTOM = re.compile(rf"\bops{_DOT}(?!(?:aten|prim|prims|quantized|torchvision|prepacked|sparse|mkldnn)\b)(\w+){_DOT}")
+_BYTECODE = rb"aten::(?:save|from_file)|prim::rpc_\w+|image::(?:read|write)_file|debugprims::\w+"
+_CUSTOM = rf"\bops{_DOT}(?!(?:aten|prim|prims|quantized|torchvision|prepacked|sparse|mkldnn)\b)(\w+){_DOT}"
 CODE_LIMIT = 1 << 25
 """The most bytes of TorchScript that are read, all members together."""
 
@@ -484,9 +489,9 @@ def torchscript_operator(subject: Subject) -> Iterator[Finding]:
         for member, code in _code(checkpoint):
             if member.endswith(".py"):
                 text = code.decode("utf-8", "replace")
-                found = {_plain(m[0]): m.start() for m in reversed([*_OPERATOR.finditer(text)])}
+                found = {_plain(m[0]): m.start() for m in reversed([*re.finditer(_OPERATOR, text)])}
             else:
-                found = {m[0].decode(): m.start() for m in reversed([*_BYTECODE.finditer(code)])}
+                found = {m[0].decode(): m.start() for m in reversed([*re.finditer(_BYTECODE, code)])}
             for operator, offset in sorted(found.items(), key=lambda item: item[1]):
                 yield subject.finding(
                     f"the code uses {operator}", member=member, offset=offset, evidence={"name": operator}
@@ -511,16 +516,14 @@ def custom_operator(subject: Subject) -> Iterator[Finding]:
     for _, checkpoint in _checkpoints(subject):
         for member, code in _code(checkpoint):
             if member.endswith(".py"):
-                for namespace in sorted(set(_CUSTOM.findall(code.decode("utf-8", "replace")))):
+                for namespace in sorted(set(re.findall(_CUSTOM, code.decode("utf-8", "replace")))):
                     yield subject.finding(
                         f"the code uses operators of {namespace}", member=member, evidence={"name": namespace}
                     )
 
 
-_SYMBOL = re.compile(r"Symbol\('\w+'")
-_UNLIKE_SYMPY = re.compile(
-    r"__|['\"\\\[\]{};@]|[A-Za-z_)]\s*\.\s*[A-Za-z_]|\b(?:lambda|import|for|if)\b|\b[a-z_]\w*\s*\("
-)
+_SYMBOL = r"Symbol\('\w+'"
+_UNLIKE_SYMPY = r"__|['\"\\\[\]{};@]|[A-Za-z_)]\s*\.\s*[A-Za-z_]|\b(?:lambda|import|for|if)\b|\b[a-z_]\w*\s*\("
 _TORCH_OPERATORS = ("torch.ops.aten.", "torch.ops.prim.", "torch.ops.prims.", "torch.ops.higher_order.")
 _WRITES = ("torch.ops.aten.from_file", "torch.ops.aten.save", "torch.ops.image.", "torch.ops.debugprims.")
 
@@ -545,7 +548,7 @@ def exported_program_code(subject: Subject) -> Iterator[Finding]:
                 continue
             targets: set[str] = set()
             for key, value in _strings(archive, member):
-                if key == "expr_str" and _UNLIKE_SYMPY.search(_SYMBOL.sub("Symbol(", value)):
+                if key == "expr_str" and re.search(_UNLIKE_SYMPY, re.sub(_SYMBOL, "Symbol(", value)):
                     yield subject.finding(f"a size is the expression {value!r:.120}", member=member.name)
                 elif key == "target" and value not in targets and _is_bad_target(value):
                     targets.add(value)
@@ -557,9 +560,15 @@ def _strings(archive: Archive, member: Member) -> Iterator[tuple[str, str]]:
     import json  # few files have any
 
     try:
-        pending: list[tuple[str, object]] = [("", json.loads(archive.open(member).read(0, member.size)))]
+        content = json.loads(archive.open(member).read(0, member.size))
     except (ValueError, RecursionError) as error:
         raise CorruptFile(f"it is no JSON that can be read: {error!s:.80}", member=member.name) from None
+    yield from _texts_in(content)
+
+
+def _texts_in(content: object) -> Iterator[tuple[str, str]]:
+    """Every text in what was read of JSON, under its key."""
+    pending: list[tuple[str, object]] = [("", content)]
     while pending:
         key, value = pending.pop()
         if isinstance(value, str):
@@ -706,7 +715,12 @@ def _is_path_file(archive: Archive, name: str) -> bool:
         return False
 
 
-_TEMPLATE = re.compile(r"__\w+__|\bcycler\b|\blipsum\b|\bself\._|\.mro\b|\|\s*attr\b|\bos\b\s*\.")
+_TEMPLATE = (
+    r"__\w+__|['\"]__|(?i:\\x5f|\\u005f|\\137|%c)"
+    r"|\bcycler\b|\blipsum\b|\bself\._|\.mro\b|\|\s*attr\b|\bos\b\s*\."
+)
+_TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.json", "chat_template.jinja", "processor_config.json")
+_MODEL_FILES = ("model.", "model-", "pytorch_model.", "pytorch_model-", "adapter_model.")
 
 
 @rule("S126", "template-injection", "error")
@@ -716,28 +730,62 @@ def template_injection(subject: Subject) -> Iterator[Finding]:
     Why: such templates are run by Jinja; outside of its sandbox, ``__class__`` and ``__globals__`` lead to
     ``os.system`` (CVE-2024-34359).
 
-    Example: ``{{ ''.__class__.__mro__[1].__subclasses__() }}`` as ``tokenizer.chat_template`` of a GGUF file.
+    Example: ``{{ ''.__class__.__mro__[1].__subclasses__() }}`` as ``tokenizer.chat_template`` of a GGUF file, or as
+    ``chat_template`` in the ``tokenizer_config.json`` beside the weights.
 
     Remedy: do not use the template.
     """
-    for place, checkpoint in _checkpoints(subject):
-        for key, value in checkpoint.metadata.items():
-            if isinstance(value, str) and ("{{" in value or "{%" in value):
-                match = _TEMPLATE.search(value)
-                if match is not None:
-                    yield subject.finding(
-                        f"{key} refers to {match[0]!r}", member=place, evidence={"name": key, "text": value[:200]}
-                    )
+    own = (
+        (place, key, value)
+        for place, checkpoint in _checkpoints(subject)
+        for key, value in checkpoint.metadata.items()
+        if isinstance(value, str)
+    )
+    for place, key, value in chain(own, _templates(subject)):
+        match = re.search(_TEMPLATE, value) if "{{" in value or "{%" in value else None
+        if match is not None:
+            yield subject.finding(
+                f"{key} refers to {match[0]!r}", member=place, evidence={"name": key, "text": value[:200]}
+            )
+
+
+def _texts(subject: Subject, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Those of the files *names* that lie with a model, where Transformers reads them, with what is in them."""
+    if isinstance(subject.source, Folder):
+        folder: Folder | None = subject.source
+    else:
+        named = re.split(r"[/\\]", subject.path)[-1].startswith(_MODEL_FILES)
+        folder = subject.source.folder() if named else None
+    there = frozenset(folder.names()) if folder is not None else frozenset()
+    for name in names:
+        if folder is not None and name in there:
+            file = folder.open(name)
+            if file.size <= JSON_LIMIT:
+                yield name, file.read(0, file.size).decode("utf-8", "replace")
+
+
+def _templates(subject: Subject) -> Iterator[tuple[str, str, str]]:
+    """The texts beside a model that may be templates: the file, the key and the text of each."""
+    import json
+
+    for name, content in _texts(subject, _TEMPLATE_FILES):
+        try:
+            whole = content if name.endswith(".jinja") else json.loads(content)
+        except (ValueError, RecursionError):
+            continue
+        yield from ((name, key or name, text) for key, text in _texts_in(whole))
 
 
 @rule("S127", "code-in-model", "error")
 def code_in_model(subject: Subject) -> Iterator[Finding]:
-    """A Keras model has a layer that is code.
+    """A Keras model has a layer that is code, or that opens files.
 
     Why: a Lambda layer holds the bytecode of a function, or names one of any module, and Keras makes it when it
-    loads the model (CVE-2024-3660, CVE-2025-1550, CVE-2025-8747).
+    loads the model (CVE-2024-3660, CVE-2025-1550, CVE-2025-8747). A lookup layer whose vocabulary is a path reads that
+    file, or fetches it (CVE-2025-12058).
 
-    Example: ``"class_name": "Lambda"`` in the ``config.json`` of a ``.keras`` archive; ``"module": "os"``.
+    Example: ``"class_name": "Lambda"`` in the ``config.json`` of a ``.keras`` archive; ``"module": "os"``;
+    ``"vocabulary": "/etc/passwd"``.
 
     Remedy: load it with ``safe_mode=True`` of a current Keras, or not at all.
     """
@@ -753,9 +801,18 @@ def code_in_model(subject: Subject) -> Iterator[Finding]:
             yield subject.finding(f"a layer of the class {value}", member=member.name, evidence={"name": value})
         elif key == "module" and value.partition(".")[0] not in _KERAS and classify(value, "Unknown", True)[1]:
             yield subject.finding(f"it refers to the module {value:.200}", member=member.name, evidence={"name": value})
+        elif key in ("config", "registered_name", "function", "function_name") and value in _LOADERS:
+            yield subject.finding(f"it refers to the function {value}", member=member.name, evidence={"name": value})
+        elif key == "vocabulary":
+            what = f"a layer reads its vocabulary from {value!r:.200}"
+            yield subject.finding(what, member=member.name, evidence={"name": value})
 
 
 _CODE_LAYERS = ("Lambda", "TorchModuleWrapper", "__lambda__")
+_LOADERS = (
+    *("get_file", "load_model", "load_weights", "load_img", "save_model", "save_weights", "load_from_saved_model"),
+    *("deserialize_keras_object", "enable_unsafe_deserialization", "extract_archive"),
+)
 _KERAS = ("builtins", "keras", "tensorflow", "tf_keras", "keras_nlp", "keras_hub", "keras_cv")
 
 
@@ -779,6 +836,9 @@ def recent_global(subject: Subject) -> Iterator[Finding]:
             )
 
 
+_CONFIGURATIONS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+
+
 @rule("S129", "remote-code", "warning")
 def remote_code(subject: Subject) -> Iterator[Finding]:
     """A model's folder names Python files that its loader is to import.
@@ -790,15 +850,12 @@ def remote_code(subject: Subject) -> Iterator[Finding]:
 
     Remedy: load it without ``trust_remote_code``, or read the files that it names, at that revision.
     """
-    if not isinstance(subject.source, Folder):
-        return
     import json
 
-    for name in ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
+    for name, content in _texts(subject, _CONFIGURATIONS):
         try:
-            file = subject.source.open(name)
-            text = json.loads(file.read(0, file.size)) if file.size <= JSON_LIMIT else {}
-        except (CkptError, ValueError, RecursionError):
+            text = json.loads(content)
+        except (ValueError, RecursionError):
             continue
         wanted = text.get("auto_map") if isinstance(text, dict) else None
         if isinstance(wanted, dict) and wanted:

@@ -619,6 +619,7 @@ def programs() -> list[Attack]:
             {"class_name": "StringLookup", "module": "keras.layers", "config": {"vocabulary": "/etc/passwd"}},
             ("CVE-2025-12058",),
         ),
+        "a Lambda layer by its whole name": ({"class_name": "keras.layers.Lambda", "config": {}}, ("modelaudit#1020",)),
         "a module of torch in Keras": (
             {"class_name": "TorchModuleWrapper", "module": "keras.layers", "config": {"module": "gASV"}},
             ("CVE-2025-49655",),
@@ -686,6 +687,52 @@ def programs() -> list[Attack]:
     return found
 
 
+def advisories() -> list[Attack]:
+    """Those published since the first search, called as their reports call them."""
+    hidden = call(call("builtins:getattr", stacked("builtins:eval"), "__call__"), "1")
+    cases: dict[str, tuple[Raw, str, tuple[str, ...]]] = {
+        "eval by getattr": (hidden, "S102", ("GHSA-9m3x-qqw2-h32h", "CVE-2026-53874")),
+        "an empty file by logging": (
+            call("logging:FileHandler", "/nonexistent/x"),
+            "S104",
+            ("GHSA-m7j5-r2p5-c39r", "CVE-2026-56304"),
+        ),
+        "a file that is read and sent": (
+            call(
+                "urllib.request:urlopen",
+                "http://127.0.0.1:1/x",
+                call("io:FileIO", "/etc/hostname"),
+            ),
+            "S105",
+            ("GHSA-9726-w42j-3qjr", "CVE-2026-53872"),
+        ),
+        "a name that pkgutil resolves, called": (
+            call(call("pkgutil:resolve_name", "os:system"), COMMAND),
+            "S102",
+            ("GHSA-vvpj-8cmc-gx39", "CVE-2026-3490"),
+        ),
+        "doctest": (call("doctest:run_docstring_examples", "pass", {}), "S101", ("GHSA-pc6j-px3p-rrj4",)),
+        "unittest": (call("unittest.mock:_importer", "os"), "S101", ("GHSA-pc6j-px3p-rrj4",)),
+        "test": (call("test.support.script_helper:run_python_until_end", "-c"), "S101", ("GHSA-pc6j-px3p-rrj4",)),
+        "an interpreter beside": (
+            call("_xxsubinterpreters:run_string", 0, "pass"),
+            "S101",
+            ("GHSA-6ggj-6f2q-f7mx",),
+        ),
+        "a session of aiohttp": (call("aiohttp.client:ClientSession"), "S105", ("GHSA-hgrh-qx5j-jfwx",)),
+    }
+    found = [
+        Attack(f"published: {way}", stream(value), code, cites=cites) for way, (value, code, cites) in cases.items()
+    ]
+    magic = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
+    other = pickle.dumps(0x1950A86A20F9469CFC6D, 2) + LEGACY[len(magic) :]
+    keys = pickle.dumps([], 2)
+    return [
+        *found,
+        Attack("a legacy file with another magic number", other + stream(SYSTEM, {}, protocol=2) + keys, "S101", ".pt"),
+    ]
+
+
 def second_search() -> list[Attack]:
     """All of them."""
     return [
@@ -696,4 +743,5 @@ def second_search() -> list[Attack]:
         *archives(),
         *polyglots(),
         *programs(),
+        *advisories(),
     ]

@@ -797,7 +797,7 @@ def code_in_model(subject: Subject) -> Iterator[Finding]:
     if archive is None or member is None or archive.find("metadata.json") is None or member.size > JSON_LIMIT:
         return
     for key, value in _strings(archive, member):
-        if key == "class_name" and value in _CODE_LAYERS:
+        if key in ("class_name", "registered_name") and value.rpartition(".")[2].rpartition(">")[2] in _CODE_LAYERS:
             yield subject.finding(f"a layer of the class {value}", member=member.name, evidence={"name": value})
         elif key == "module" and value.partition(".")[0] not in _KERAS and classify(value, "Unknown", True)[1]:
             yield subject.finding(f"it refers to the module {value:.200}", member=member.name, evidence={"name": value})

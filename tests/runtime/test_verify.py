@@ -104,6 +104,29 @@ class Zeroes(Net):
         state_dict[prefix + "head.weight"] = torch.zeros(3, 4)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
+class Many(nn.Module):
+    """A layer of each kind that comes in several sizes."""
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3)
+        self.words = nn.Embedding(10, 4)
+        self.position = nn.Embedding(5, 4)
+        self.pos_embed = nn.Parameter(torch.zeros(1, 5, 4))
+        self.mix = nn.Linear(4, 6)
+        self.mix.weight = nn.Parameter(torch.zeros(6, 4))
+        self.point = nn.Conv2d(4, 6, 1)
+        self.deep = nn.Conv2d(6, 6, 3)
+        self.head = nn.Linear(4, 3)
+
+def Normed():
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+
+def pruned():
+    from torch.nn.utils import prune
+    net = Net()
+    prune.l1_unstructured(net.head, "weight", 0.5)
+    return net
+
 class NoForward(nn.Module):
     def __init__(self):
         super().__init__()
@@ -230,12 +253,12 @@ def test_errors_of_the_class_in_torchs_own_methods_are_told(verify, nets):
 def test_missing_and_unexpected_and_what_strict_false_would_do(verify, nets):
     state = trained(nets["Net"]()).state_dict()
     state["extra.weight"] = torch.zeros(2)
-    del state["head.weight"], state["head.bias"]
+    del state["head.weight"], state["body.2.bias"]
     found = verify(state)
     assert problems(found) == [("missing-tensors", "error"), ("unexpected-tensors", "error")]
     assert problem(found, "missing-tensors").message == (
-        "2 tensors of the class are not in the file: head.weight, head.bias. load_state_dict refuses the file; with "
-        "strict=False it would load 4 of 6 tensors (72.73 % of parameter elements), leave 2 tensors of the class as "
+        "2 tensors of the class are not in the file: body.2.bias, head.weight. load_state_dict refuses the file; with "
+        "strict=False it would load 4 of 6 tensors (70.91 % of parameter elements), leave 2 tensors of the class as "
         "made and drop 1 tensor of the file, without a word"
     )
     model = nets["Net"]()
@@ -378,6 +401,127 @@ def test_fixed_file_is_not_written_over_another(verify, nets, tmp_path):
     assert set(torch.load("fixed.pt")) == set(nets["Net"]().state_dict())
 
 
+# --- where what does not fit comes from
+
+
+def saved_as(change, state):
+    """*state* after *change* has done to it what a habit or a tool does."""
+    changed = dict(state)
+    change(changed)
+    return changed
+
+
+def prune(state):
+    state["head.weight_orig"], state["head.weight_mask"] = state.pop("head.weight"), torch.ones(3, 4)
+
+
+def spectral(state):
+    state["body.0.weight_orig"] = state.pop("body.0.weight")
+    state["body.0.weight_u"] = state["body.0.weight_v"] = torch.ones(4)
+
+
+def parametrize(state):
+    weight = state.pop("body.0.weight")
+    state["body.0.parametrizations.weight.original0"], state["body.0.parametrizations.weight.original1"] = (
+        weight.norm(dim=1, keepdim=True),
+        weight,
+    )
+
+
+def quantize(state):
+    del state["head.weight"], state["head.bias"]
+    for name in ("scale", "zero_point", "_packed_params.dtype", "_packed_params._packed_params"):
+        state[f"head.{name}"] = torch.ones(())
+
+
+def four_bits(state):
+    state["body.2.weight.absmax"] = state["body.2.weight.quant_map"] = torch.ones(4)
+
+
+def adapt(state):
+    for leaf in ("weight", "bias"):
+        state[f"head.base_layer.{leaf}"] = state.pop(f"head.{leaf}")
+    state["head.lora_A.default.weight"], state["head.lora_B.default.weight"] = torch.ones(1, 4), torch.ones(3, 1)
+
+
+def profile(state):
+    state["total_ops"] = state["body.0.total_params"] = torch.ones(1)
+
+
+def behead(state):
+    del state["head.weight"], state["head.bias"]
+
+
+def another_head(state):
+    state["fc.weight"], state["fc.bias"] = torch.randn(9, 4), torch.randn(9)
+    behead(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        (prune, "pruned-weights", "head.weight is in the file in the parts that torch.nn.utils.prune makes of it "
+         "(head.weight_orig, head.weight_mask)"),
+        (spectral, "reparametrized-weights", "the parts that spectral_norm makes of it (body.0.weight_orig, "
+         "body.0.weight_u, body.0.weight_v)"),
+        (parametrize, "reparametrized-weights", "the parts that torch.nn.utils.parametrize makes of it"),
+        (quantize, "quantized-weights", "1 layer is quantized in the file (head), and not in the class"),
+        (four_bits, "quantized-weights", "1 layer is quantized in the file (body.2), and not in the class"),
+        (adapt, "lora-weights", "it holds 2 matrices of LoRA beside the weights (head.lora_A.default.weight,"),
+        (profile, "profiler-buffers", "total_ops, body.0.total_params are in the file alone"),
+        (behead, "head-missing", "the head `head` of the class is not in the file. load_state_dict refuses"),
+        (another_head, "head-missing", "is not in the file, which has `fc` with 9 outputs instead"),
+    ],
+)  # fmt: skip
+def test_origins_of_names(verify, nets, change, code, words):
+    found = verify(saved_as(change, trained(nets["Net"]()).state_dict()))
+    assert problems(found)[:1] == [(code, "error")]
+    assert [c for c, severity in problems(found) if severity == "error"] == [code]
+    assert words in problem(found, code).message
+
+
+def test_a_class_that_is_reparametrized_before_loading(verify, nets):
+    found = verify(trained(nets["Net"]()).state_dict(), "pruned")
+    assert problems(found) == [("class-reparametrized", "error")]
+    assert problem(found, "class-reparametrized").remedy == "Load first, and apply torch.nn.utils.prune afterwards"
+
+
+def test_an_adapter_alone_is_no_other_class(verify, nets):
+    state = {f"base_model.model.head.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
+    found = verify(state)
+    assert problems(found) == [("lora-weights", "error")]
+    assert "it holds the matrices of LoRA alone" in problem(found, "lora-weights").message
+
+
+def test_parameters_saved_without_buffers(verify, nets):
+    model = nets["Normed"]()
+    found = verify(dict(model.named_parameters()), "Normed")
+    assert ("batchnorm-statistics-missing", "error") in problems(found)
+    assert "(2 tensors: 1.running_mean, 1.running_var)" in problem(found, "batchnorm-statistics-missing").message
+    assert "missing-tensors" not in found.codes
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "code", "words"),
+    [
+        ("stem.weight", (6, 1, 3, 3), "input-channels", "the first layer takes 1 channels in the file and 3 in"),
+        ("words.weight", (12, 4), "vocabulary-size", "the table has 12 rows in the file and 10 in the class"),
+        ("position.weight", (9, 4), "input-size", "the class takes inputs of another length"),
+        ("pos_embed", (1, 9, 4), "input-size", "9 positions in the file and 5 in the class"),
+        ("mix.weight", (4, 6), "axes-permuted", "the same sizes in another order"),
+        ("point.weight", (6, 4), "shape-mismatch", "the same number of elements in another shape"),
+        ("deep.weight", (6, 6, 3, 5), "shape-mismatch", "deep.weight 6×6×3×5 in the file, 6×6×3×3 in the class"),
+        ("head.weight", (7, 4), "head-classes", "7 outputs in the file and 3 in the class"),
+    ],
+)  # fmt: skip
+def test_origins_of_shapes(verify, nets, name, shape, code, words):
+    state = nets["Many"]().state_dict()
+    state[name] = torch.randn(shape)
+    found = verify(state, "Many")
+    assert [c for c, severity in problems(found) if severity == "error"] == [code]
+    assert words in problem(found, code).message
+
+
 # --- transfer
 
 
@@ -389,8 +533,8 @@ def test_expectations_hold_against_the_class(verify, nets):
     assert problems(found) == [("not-frozen", "error")]
     assert problem(found, "not-frozen").message == (
         "4 parameters that should be frozen (body.*) are not: body.0.weight, body.0.bias, body.2.weight and 1 more: "
-        "requires_grad=True as the class builds it, which freezes nothing; what the training script froze is not in the "
-        "file"
+        "requires_grad=True as the class builds it, which freezes nothing; what the training script froze is not in "
+        "the file"
     )
     assert problem(found, "not-frozen").remedy.startswith("--base FILE tells")
     found = verify(state, kwargs={"freeze": True}, trainable=["body.0.weight"])

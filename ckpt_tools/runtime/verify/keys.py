@@ -6,6 +6,7 @@ import glob
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -18,7 +19,8 @@ from ckpt_tools.errors import CkptError
 from ckpt_tools.report import count, listed
 from ckpt_tools.runtime.reload import LoadReport, Mismatch, rehearse
 from ckpt_tools.runtime.verify.names import Renaming, renamed, renaming
-from ckpt_tools.runtime.verify.subject import Subject, head_of, matches, percent, shape
+from ckpt_tools.runtime.verify.origins import adapter, of_shapes, origins
+from ckpt_tools.runtime.verify.subject import Subject, head_of, matches, percent
 from ckpt_tools.verification.results import Check, Problem, worst_first
 
 MOSTLY = 0.05
@@ -39,9 +41,7 @@ def keys(subject: Subject) -> Check:
     report = as_it_is
     subject.renamed = state_dict
     if as_it_is.missing or as_it_is.unexpected:
-        own = model.state_dict(keep_vars=True)
-        shapes = {n: tuple(t.shape) for n, t in own.items() if isinstance(t, torch.Tensor) and not _lazy(t)}
-        way = renaming(state_dict.tensors, shapes)
+        way = renaming(state_dict.tensors, _shapes(model))
     if way is not None:
         subject.renamed = renamed(state_dict, way.names)
         try:
@@ -80,6 +80,11 @@ def keys(subject: Subject) -> Check:
 
 def _lazy(tensor: object) -> bool:
     return bool(nn.parameter.is_lazy(tensor))
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    own = model.state_dict(keep_vars=True)
+    return {n: tuple(t.shape) for n, t in own.items() if isinstance(t, torch.Tensor) and not _lazy(t)}
 
 
 def _total(model: nn.Module) -> int:
@@ -144,7 +149,13 @@ _NEEDLESS = (
 )
 """Tensors that may be left out of a file: the code, the names, and what they are."""
 
-_INCOMPLETE = {"missing-tensors", "auxiliary-heads", "batchnorm-counters-missing"}
+_INCOMPLETE = {
+    "missing-tensors",
+    "head-missing",
+    "batchnorm-statistics-missing",
+    "auxiliary-heads",
+    "batchnorm-counters-missing",
+}
 
 
 def _milder(problem: Problem) -> Problem:
@@ -180,9 +191,14 @@ def _of_names(way: Renaming, before: LoadReport, after: LoadReport, model: nn.Mo
         remedies.insert(0, "a guess by order and shapes: see that it is right")
     message = f"{_silent(before, model)}" if not before.exact else ""
     return [
-        Problem(code, "error", f"{what}{'. ' + message if message and at == 0 else ''}", "; ".join(remedies))
+        Problem(code, "error", f"{what}{_then(what, message) if at == 0 else ''}", "; ".join(remedies))
         for at, (code, what) in enumerate(steps)
     ]
+
+
+def _then(what: str, message: str) -> str:
+    # a prefix ends with a full stop of its own
+    return f"{' ' if what.endswith('.') else '. '}{message}" if message else ""
 
 
 def _one_liner(way: Renaming) -> str:
@@ -223,6 +239,9 @@ def _of_tensors(report: LoadReport, subject: Subject, model: nn.Module) -> list[
         problems.append(
             Problem("allowed", "note", f"{count(excused, 'name')} that the file and the class do not share: allowed")
         )
+    alone = adapter(unexpected) if not report.loaded else None
+    if alone is not None:
+        return [*problems, alone]
     if loaded_share(report, model) <= MOSTLY and report.missing and (report.unexpected or report.mismatched):
         return [*problems, _another_class(report, subject, model)]
     if report.mismatched:
@@ -289,6 +308,13 @@ def _of_tensors(report: LoadReport, subject: Subject, model: nn.Module) -> list[
                 )
             )
             unexpected = [name for name in unexpected if name not in found]
+    assert subject.renamed is not None
+    file = {tensor.name: tensor.shape for tensor in subject.renamed.tensors}
+    for origin in origins(missing, unexpected, _shapes(model), file):
+        problem = origin.problem
+        problems.append(replace(problem, message=f"{problem.message}. {_silent(report, model)}"))
+        missing = [name for name in missing if name not in origin.names]
+        unexpected = [name for name in unexpected if name not in origin.names]
     if missing:
         problems.append(
             Problem(
@@ -346,19 +372,7 @@ def _of_shapes(mismatched: Sequence[Mismatch], subject: Subject, model: nn.Modul
                 f"leave {layer}.* out of the state_dict",
             )
         )
-    if rest:
-        shown = "; ".join(
-            f"{m.name} {shape(m.file_shape)} in the file, {shape(m.class_shape)} in the class" for m in rest[:4]
-        )
-        more = f"; and {len(rest) - 4:,} more" if len(rest) > 4 else ""
-        problems.append(
-            Problem(
-                "shape-mismatch",
-                "error",
-                f"{count(len(rest), 'tensor')} {'has' if len(rest) == 1 else 'have'} another shape: {shown}{more}",
-                "Build the class with the arguments that it had when the file was saved",
-            )
-        )
+    problems += of_shapes(rest, model)
     return problems
 
 

@@ -224,3 +224,56 @@ def test_what_a_tar_of_torch_does_not_hold_is_looked_into() -> None:
     found = subject(out.getvalue())
     assert found.checkpoint is not None
     assert [(pickle.member, str(pickle.globals[0])) for pickle in found.coverage.pickles] == [("more.pkl", "os.system")]
+
+
+def commented(text: bytes) -> bytes:
+    """An archive with *text* as its comment."""
+    plain = packed(contents())
+    return plain[:-2] + struct.pack("<H", len(text)) + text
+
+
+@pytest.mark.parametrize(
+    ("comment", "how"),
+    [
+        (b"trained on Tuesday", "inert"),
+        (bytes(40), "inert"),
+        (bytes(range(1, 60)), "unread"),
+        (bytes(8) + CALL, "examined"),
+    ],
+)
+def test_the_comment_of_an_archive_is_looked_at(comment: bytes, how: str) -> None:
+    found = subject(commented(comment))
+    assert found.checkpoint is not None
+    last = found.coverage.regions[-1]
+    assert (last.offset + last.size, last.how) == (len(commented(comment)), how)
+    assert ("os.system" in {str(use) for pickle in found.pickles for use in pickle.globals}) == (how == "examined")
+
+
+def test_bytes_of_a_member_behind_its_tensor_are_looked_at() -> None:
+    members = [(name, data + CALL if name == "mlp/data/2" else data) for name, data in contents()]
+    found = subject(packed(members))
+    assert found.checkpoint is not None
+    assert [(pickle.member, pickle.offset) for pickle in found.coverage.pickles] == [
+        ("mlp/data/2: after the tensor's bytes", 96)
+    ]
+
+
+def test_what_follows_the_last_tensor_of_gguf_is_looked_at() -> None:
+    data = (FIXTURES / "other/tiny.gguf").read_bytes()  # it ends with the padding of its last tensor
+    whole = subject(data, "model.gguf").coverage
+    assert whole.unread == ()
+    assert sum(region.size for region in whole.regions) == len(data)
+    for tail, how, start in ((bytes(64), "inert", 296), (b"\x01\x02\x03" * 9, "unread", len(data))):
+        last = subject(data + tail, "model.gguf").coverage.regions[-1]
+        assert (last.offset, last.offset + last.size, last.how) == (start, len(data + tail), how)
+    found = subject(data + CALL, "model.gguf")
+    assert [str(use) for pickle in found.coverage.pickles for use in pickle.globals] == ["os.system"]
+
+
+def test_what_stands_between_the_tensors_of_gguf_is_looked_at() -> None:
+    data = bytearray((FIXTURES / "other/tiny.gguf").read_bytes())
+    gap = next(r for r in subject(bytes(data), "model.gguf").coverage.regions if r.what == "zeros between tensors")
+    data[gap.offset] = 0xEE
+    assert [(r.offset, r.what) for r in subject(bytes(data), "model.gguf").coverage.unread] == [
+        (gap.offset, "bytes between tensors")
+    ]

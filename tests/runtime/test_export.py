@@ -116,6 +116,34 @@ def test_float16(tmp_path: Path) -> None:
     assert found["numbers"].facts["tolerance"] == "0.005·max|ref| + 0.01·|ref|"
 
 
+@pytest.mark.parametrize("model, options", [("Net", {"inputs": SIZES}), ("Tied", {"inputs": ["int64:1,7"]})])
+def test_bfloat16_runs_on_the_cpu_by_rounding(tmp_path: Path, model: str, options: dict[str, Any]) -> None:
+    target = tmp_path / "net.onnx"
+    found = done(saved(tmp_path, model), model, target, dtype="bfloat16", ranges=["0:49"], **options)
+    assert found.passed, found.codes
+    proto = onnx.load(target)
+    assert proto.opset_import[0].version == 22
+    kinds = {tensor.data_type for tensor in proto.graph.initializer if tensor.dims and tensor.dims[0] > 4}
+    assert kinds == {onnx.TensorProto.BFLOAT16}
+    assert found["numbers"].facts["tolerance"] == "0.04·max|ref| + 0.05·|ref|"
+    assert problem(found, "bfloat16-by-rounding").message == (
+        "the CPU has no kernels for bfloat16: its nodes ran in float32, and what they put out was rounded"
+    )
+    state = torch.load(tmp_path / f"{model}.pt")
+    state["fc.weight"] += 1
+    torch.save(state, tmp_path / f"{model}.pt")
+    again = done(tmp_path / f"{model}.pt", model, target, write=False, bisect=True, ranges=["0:49"])
+    assert problem(again, "first-diverging-node").message.endswith(" (of fc)")
+
+
+def test_bfloat16_in_an_opset_that_lacks_it(tmp_path: Path) -> None:
+    found = done(saved(tmp_path), "Net", tmp_path / "net.onnx", inputs=SIZES, dtype="bfloat16", opset=20)
+    assert found.reason == "shape"
+    one = problem(found, "no-session")
+    assert "Type 'tensor(bfloat16)' of input parameter (x) of operator (Conv)" in one.message
+    assert one.remedy == "bfloat16 needs opset 22 in convolutions and the like"
+
+
 def test_the_checkpoint_and_an_existing_file_stay_as_they_are(tmp_path: Path) -> None:
     path, target = saved(tmp_path), tmp_path / "net.onnx"
     before = path.read_bytes()
@@ -137,7 +165,7 @@ def test_data_of_the_file_that_is_replaced_goes_with_it(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there_or_stands_in_the_way(tmp_path: Path) -> None:
     path = saved(tmp_path)
-    with pytest.raises(CkptError, match="cannot be written: No such file or directory"):
+    with pytest.raises(CkptError, match="cannot be written: (there is no folder|No such file)"):
         done(path, "Net", tmp_path / "no" / "net.onnx", inputs=SIZES)
     (tmp_path / "net.onnx").mkdir()
     with pytest.raises(CkptError, match="cannot be written: Is a directory"):

@@ -30,6 +30,12 @@ FULL: list[tuple[str, str]] = [
     ("timm:vit_tiny_patch16_224", SIZES),
     (f"{HERE}:TransferVGG19", SIZES),
 ]
+DETECTION: list[tuple[str, int, dict[str, Any]]] = [
+    ("ssdlite320_mobilenet_v3_large", 320, {}),
+    ("retinanet_resnet50_fpn", 224, {"min_size": 224, "max_size": 224}),
+    ("fcos_resnet50_fpn", 224, {"min_size": 224, "max_size": 224}),
+    ("fasterrcnn_mobilenet_v3_large_320_fpn", 320, {"box_score_thresh": 0.0}),
+]
 
 
 class TransferVGG19(nn.Module):
@@ -83,6 +89,51 @@ def test_the_table(tmp_path: Path, model: str, sizes: str) -> None:
     found = exported(tmp_path, model, sizes, dynamic=["batch"])
     assert found.passed, found.codes
     assert "constant-output" not in found.codes
+
+
+def detector(name: str, size: int, options: dict[str, Any]) -> nn.Module:
+    """A detection model that finds something: of random weights, its features of mean 0 and variance 1 as if trained.
+
+    Without that, roundings grow from layer to layer, and scores are equal by the hundred.
+    """
+    torch.manual_seed(0)
+    model = locate(f"torchvision:{name}", kwargs=options, empty=False)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.normal_(module.bias, 0, 0.1)
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None  # the statistics are those of the one batch below
+            module.reset_running_stats()
+    model.train()
+    with torch.no_grad():
+        features = model.backbone(torch.rand(8, 3, size, size) * 4 - 2)
+        if hasattr(model, "head"):
+            model.head(list(features.values()))
+    for part, parameter in model.named_parameters():
+        if part.startswith(("head.", "roi_heads.", "rpn.head.")) and parameter.dim() > 1:
+            parameter.data.mul_(0.1)
+    return model
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name, size, options", DETECTION, ids=[name for name, _, _ in DETECTION])
+def test_detection(tmp_path: Path, name: str, size: int, options: dict[str, Any]) -> None:
+    options = {"num_classes": 5, **options}
+    torch.save(detector(name, size, options).state_dict(), tmp_path / "model.pt")
+    job = Job(
+        str(tmp_path / "model.pt"),
+        f"torchvision:{name}",
+        str(tmp_path / "model.onnx"),
+        kwargs=options,
+        inputs=[f"[3,{size},{size}]"],
+        seeds=6,
+    )
+    found = Export(job.path, job.model, job.onnx, True, list(checks(job)))
+    assert found.passed, [problem.message for problem in found.problems]
+    assert "empty-output" not in found.codes
+    assert len(found["numbers"].facts["runs"]) == 18  # type: ignore[arg-type]
 
 
 class Large(nn.Module):

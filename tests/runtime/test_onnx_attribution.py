@@ -10,7 +10,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from ckpt_tools.runtime.onnx import attribution, bisect, environment, outputs, placement, stages  # noqa: E402
+from ckpt_tools.runtime.onnx import bisect, environment, stages, state  # noqa: E402
 from ckpt_tools.runtime.onnx.compare import Tolerance  # noqa: E402
 from ckpt_tools.runtime.onnx.sessions import LEVELS, Refused, Session, Target, open_session  # noqa: E402
 from tests.runtime.onnx_models import done, saved  # noqa: E402
@@ -37,7 +37,7 @@ def stand_in(model: Any, where: Target, **options: Any) -> Any:
 def test_a_difference_of_the_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "faults", lambda provider: [])
     monkeypatch.setattr(stages, "target", lambda provider, options, *, tf32: Target(provider))
-    for module in (outputs, placement, bisect):
+    for module in (state, bisect):
         monkeypatch.setattr(module, "open_session", stand_in)
     options: dict[str, Any] = {"inputs": ["2,3,8,8"], "provider": "webgpu", "bisect": True, "seeds": 1}
     found = done(saved(tmp_path), "Net", tmp_path / "net.onnx", **options)
@@ -55,8 +55,7 @@ def test_a_difference_of_the_optimizer(tmp_path: Path, monkeypatch: pytest.Monke
         session = open_session(model, where, level=level)
         return Off(session, where) if level == LEVELS[-1] else session
 
-    for module in (outputs, attribution):
-        monkeypatch.setattr(module, "open_session", optimizing)
+    monkeypatch.setattr(state, "open_session", optimizing)
     found = done(saved(tmp_path), "Net", tmp_path / "net.onnx", inputs=["2,3,8,8"], seeds=1)
     (problem,) = [p for p in found.problems if p.code == "export-differs"]
     assert problem.message.endswith(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ckpt_tools.report import listed
-from ckpt_tools.runtime.onnx.bisect import against_cpu, against_torch
+from ckpt_tools.runtime.onnx.bfloat16 import rounding
+from ckpt_tools.runtime.onnx.bisect import against_cpu, against_torch, as_it_is
 from ckpt_tools.runtime.onnx.inputs import cases
-from ckpt_tools.runtime.onnx.sessions import LEVELS, Refused, Target, open_session
+from ckpt_tools.runtime.onnx.sessions import LEVELS, Refused, Target
 from ckpt_tools.runtime.onnx.state import State
 from ckpt_tools.runtime.onnx.sweep import Run, sweep
 from ckpt_tools.verification.results import Problem
@@ -40,7 +41,7 @@ def _levels(state: State, run: Run) -> str:
     fine: list[str] = []
     for level in LEVELS[:-1]:
         try:
-            session = open_session(state.onnx, Target("cpu"), level=level)
+            session = state.open(Target("cpu"), level=level)
         except Refused:
             continue
         again = [r for r in sweep(wanted, state.made, [run.case], [(session, state.tolerance("cpu"))]) if not r.unfit]
@@ -64,7 +65,8 @@ def _bisected(state: State, run: Run) -> Problem:
     wanted, _ = state.models()
     try:
         if run.on == "cpu":
-            found = against_torch(state.onnx, wanted, state.made, run.case.tensors, state.tolerance("cpu"))
+            change = rounding if state.rounding else as_it_is
+            found = against_torch(state.onnx, wanted, state.made, run.case.tensors, state.tolerance("cpu"), change)
         else:
             assert state.target is not None
             found = against_cpu(state.onnx, run.case.tensors, state.target, state.tolerance(run.on))

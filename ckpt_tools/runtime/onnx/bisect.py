@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,14 @@ from ckpt_tools.runtime.onnx.inputs import Argument, call
 from ckpt_tools.runtime.onnx.sessions import LEVELS, Target, open_session
 from ckpt_tools.runtime.onnx.sweep import untouched
 
+Change = Callable[[Any], Any]
+
 SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def as_it_is(proto: Any) -> Any:
+    """The model itself."""
+    return proto
 
 
 @record
@@ -38,9 +45,16 @@ class Diverging:
 
 
 def against_torch(
-    path: str, model: nn.Module, made: Sequence[Argument], tensors: Mapping[str, Tensor], allowed: Tolerance
+    path: str,
+    model: nn.Module,
+    made: Sequence[Argument],
+    tensors: Mapping[str, Tensor],
+    allowed: Tolerance,
+    change: Change = as_it_is,
 ) -> Diverging | None:
     """The first node of *path*, run on the CPU as it stands, whose output torch never computes on its way.
+
+    The CPU runs what *change* makes of the model, in which all values have their names.
 
     A node is right if its output is one of the values that torch's operators give, or if it leads to one that is:
     exporters take steps of their own in between.
@@ -48,7 +62,7 @@ def against_torch(
     recorder = _Recorder()
     with torch.random.fork_rng(devices=[]), torch.no_grad(), untouched(model), recorder:
         call(model, made, {name: t.float() if t.dtype in _HALF else t for name, t in tensors.items()})
-    found, file = values(path, tensors, Target("cpu"))
+    found, file = values(path, tensors, Target("cpu"), change)
     right = {
         name: any(compare(torch_value, value, allowed).fault == "" for torch_value in recorder.of_shape(value))
         for name, value in found.items()
@@ -90,17 +104,20 @@ class _Recorder(TorchDispatchMode):  # type: ignore[misc]
         return [tensor for tensor in same if tensor.dtype.is_floating_point == value.dtype.is_floating_point]
 
 
-def values(path: str, tensors: Mapping[str, Tensor], where: Target) -> tuple[dict[str, Tensor], Model]:
+def values(
+    path: str, tensors: Mapping[str, Tensor], where: Target, change: Change = as_it_is
+) -> tuple[dict[str, Tensor], Model]:
     """The output of every node of the graph in *path*, which is run as it stands, without optimizations."""
     file = read(path)
-    known = {value.name for value in file.proto.graph.output}
+    proto = change(file.proto)
+    known = {value.name for value in proto.graph.output}
     for node in file.proto.graph.node:
         for name in node.output:
             if name and name not in known:
-                file.proto.graph.output.append(helper.make_empty_tensor_value_info(name))
+                proto.graph.output.append(helper.make_empty_tensor_value_info(name))
                 known.add(name)
     folder = os.path.dirname(os.path.abspath(path))
-    session = open_session(file.proto.SerializeToString(), where, level=LEVELS[0], folder=folder)
+    session = open_session(proto.SerializeToString(), where, level=LEVELS[0], folder=folder)
     return dict(zip(session.outputs, session.run(tensors), strict=True)), file
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from ckpt_tools.analysis.digest import digest
 from ckpt_tools.errors import CkptError
 from ckpt_tools.report import count, listed, size
+from ckpt_tools.runtime.onnx.bfloat16 import OPSET_OF_BFLOAT16
 from ckpt_tools.runtime.onnx.detection import exportable
 from ckpt_tools.runtime.onnx.file import DIGEST, SMALL, Model, digest_of_files, read
 from ckpt_tools.runtime.onnx.inputs import Argument, arguments, cases, placed, traced
@@ -28,6 +29,9 @@ from ckpt_tools.verification.results import Check, Problem
 
 INLINE = 256 << 20
 """Bytes of weights that stay in the model itself with ``--external-data auto``."""
+
+FOLDS = ("Conv", "ConvTranspose", "Gemm")
+"""Operators whose weights take up a BatchNorm behind them."""
 
 STACK_TRACE = "pkg.torch.onnx.stack_trace"
 
@@ -59,7 +63,11 @@ def exports(state: State) -> Check:
     try:
         with untouched(model):
             made, rewritten = export(
-                model, state.made, state.outputs, opset=job.opset, keep_stack_traces=job.keep_stack_traces
+                model,
+                state.made,
+                state.outputs,
+                opset=job.opset or (OPSET_OF_BFLOAT16 if job.dtype == "bfloat16" else None),
+                keep_stack_traces=job.keep_stack_traces,
             )
         changed = state_digest(model) != before
         path = os.path.join(state.folder, os.path.basename(os.path.realpath(job.onnx)))
@@ -124,9 +132,25 @@ def export(
     except Exception as error:
         raise ExportFailed(_why(error)) from error
     assert program is not None
+    _narrow(program.model)
     if not keep_stack_traces:
         _strip(program.model)
     return program.model, rewritten
+
+
+def _narrow(model: Any) -> None:
+    """Give weights that BatchNorm was folded into the type of what they meet: folding makes float32 of bfloat16."""
+    import onnx_ir
+
+    for node in model.graph.all_nodes():
+        if node.op_type not in FOLDS or node.inputs[0] is None or node.inputs[0].dtype != onnx_ir.DataType.BFLOAT16:
+            continue
+        for value in node.inputs[1:]:
+            if value is not None and value.const_value is not None and value.const_value.dtype.itemsize > 2:
+                narrow = torch.from_numpy(value.const_value.numpy().astype("float32")).to(torch.bfloat16)
+                array = narrow.view(torch.int16).numpy().view("uint16")
+                value.const_value = onnx_ir.Tensor(array, dtype=onnx_ir.DataType.BFLOAT16, name=value.name)
+                value.dtype = onnx_ir.DataType.BFLOAT16
 
 
 def _dynamic_shapes(model: nn.Module, made: Sequence[Argument]) -> Any:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from ckpt_tools.audit.findings import Severity
 from ckpt_tools.report import count, listed, number
 from ckpt_tools.runtime.onnx.attribution import attributed
+from ckpt_tools.runtime.onnx.bfloat16 import OPSET_OF_BFLOAT16, uses_bfloat16
 from ckpt_tools.runtime.onnx.compare import Tolerance
 from ckpt_tools.runtime.onnx.inputs import cases, read_samples
-from ckpt_tools.runtime.onnx.sessions import Refused, Target, open_session
+from ckpt_tools.runtime.onnx.sessions import Refused, Session, Target
 from ckpt_tools.runtime.onnx.state import State
 from ckpt_tools.runtime.onnx.sweep import Run, sweep
 from ckpt_tools.runtime.verify.subject import Stop
@@ -28,11 +29,16 @@ def shapes(state: State) -> Check:
     sessions = []
     for where in [Target("cpu")] if state.provider == "cpu" else [Target("cpu"), state.target]:
         try:
-            sessions.append((open_session(state.onnx, where), state.tolerance(where.provider)))
+            sessions.append((_opened(state, where), state.tolerance(where.provider)))
         except Refused as error:
-            # what the CPU has no kernels for, such as bfloat16, a GPU may have
+            # what the CPU has no kernels for a GPU may have
             severity: Severity = "note" if where.provider == "cpu" != state.provider else "error"
-            problems.append(Problem(error.kind, severity, str(error), error.remedy))
+            old = uses_bfloat16(state.model().proto) and state.model().opset < OPSET_OF_BFLOAT16
+            remedy = f"bfloat16 needs opset {OPSET_OF_BFLOAT16} in convolutions and the like" if old else error.remedy
+            problems.append(Problem(error.kind, severity, str(error), remedy))
+    if state.rounding:
+        text = "the CPU has no kernels for bfloat16: its nodes ran in float32, and what they put out was rounded"
+        problems.append(Problem("bfloat16-by-rounding", "note", text))
     if not sessions:
         return Check("shapes", "it does not run", problems)
     state.runs = list(sweep(wanted, state.made, tried, sessions))
@@ -98,7 +104,7 @@ def _otherwise(runs: Sequence[Run], allowed: Tolerance) -> Iterator[Problem]:
         most = max(run.compared.hanging for run in hanging if run.compared is not None)
         text = (
             f"{_where(hanging)}: up to {count(most, 'row or value', 'rows or values')} hang on a rounding, as torch "
-            f"too decides otherwise when its input is moved by {number(allowed.absolute)} of the largest value"
+            f"too decides otherwise when what its layers put out is moved by {number(allowed.absolute)} of the largest"
         )
         yield Problem("hangs-on-rounding", "warning", text)
 
@@ -143,6 +149,17 @@ def _told(run: Run) -> dict[str, object]:
         "top1": "" if found.top1 is None else f"{found.top1[0]:,}/{found.top1[1]:,}",
         "ok": not found.fault,
     }
+
+
+def _opened(state: State, where: Target) -> Session:
+    try:
+        return state.open(where)
+    except Refused as error:
+        # a kernel that is missing, not a model that is none
+        if where.provider != "cpu" or "NOT_IMPLEMENTED" not in str(error) or not uses_bfloat16(state.model().proto):
+            raise
+        state.rounding = True
+        return state.open(where)
 
 
 def _permuted(run: Run) -> Problem:

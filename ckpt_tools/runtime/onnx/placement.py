@@ -13,7 +13,7 @@ from ckpt_tools.report import count, listed
 from ckpt_tools.runtime.onnx import environment
 from ckpt_tools.runtime.onnx.environment import EXECUTION
 from ckpt_tools.runtime.onnx.inputs import cases
-from ckpt_tools.runtime.onnx.sessions import Refused, Session, open_session
+from ckpt_tools.runtime.onnx.sessions import Refused, Session
 from ckpt_tools.runtime.onnx.state import State
 from ckpt_tools.verification.results import Check, Problem
 
@@ -68,11 +68,11 @@ def _ran(state: State) -> Placement:
     case = next(iter(cases(state.made, 1)))
     prefix = os.path.join(state.folder, "profile")
     try:
-        session = open_session(state.onnx, state.target, strict=not job.allow_cpu_shape_ops, profile=prefix)
+        session = state.open(state.target, strict=not job.allow_cpu_shape_ops, profile=prefix)
     except Refused as error:
         if error.kind != "cpu-nodes":
             raise
-        session = open_session(state.onnx, state.target, profile=prefix)
+        session = state.open(state.target, profile=prefix)
     session.run(case.tensors)
     return profiled(session)
 

@@ -5,8 +5,8 @@ comes out the other way and is as right, but is far from it in numbers. So where
 
 - Rows of things found (detections: boxes, labels, scores) are compared with the rows that they are, not with those in
   their place: rows of equal scores stand in any order.
-- What torch itself decides otherwise when its inputs are moved by no more than the tolerance, which is what rounding
-  does to them, is not held against the file; that it is so is said.
+- What torch itself decides otherwise when its layers are moved by no more than the tolerance allows, as roundings
+  move them, is not held against the file; that it is so is said.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COARSE = 10
 class Compared:
     """A *difference*; how many of its rows were *reordered* for it, and how many rows or values are *hanging*.
 
-    The latter are decisions that came out otherwise, as they do in torch itself when its inputs are moved a little.
+    The latter are decisions that came out otherwise, as they do in torch itself when its layers are moved a little.
     """
 
     difference: Difference
@@ -119,7 +119,7 @@ def compare_things(
 ) -> list[Compared] | None:
     """The outputs *names* of a group, row by row; None where types, or the sizes of a row, are others.
 
-    *moved* is what torch returns for inputs that were moved a little, more than once.
+    *moved* is what torch returns when its layers are moved a little, more than once.
     """
     if any(mismatch(w[:0], f[:0]) for w, f in zip(wanted, found, strict=True)) or len({len(f) for f in found}) > 1:
         return None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
+from ckpt_tools.runtime.onnx.bfloat16 import rounding
 from ckpt_tools.runtime.onnx.compare import Tolerance, tolerance
 from ckpt_tools.runtime.onnx.file import Model
 from ckpt_tools.runtime.onnx.inputs import Argument
-from ckpt_tools.runtime.onnx.sessions import Target
+from ckpt_tools.runtime.onnx.sessions import Session, Target, open_session
 from ckpt_tools.runtime.onnx.sweep import Run
 from ckpt_tools.runtime.verify.subject import Stop, Subject
 from ckpt_tools.serving.job import Job
@@ -22,7 +25,8 @@ class State:
 
     *reference* is the model in the checkpoint's own type and in eval mode, *exported* the one of the type that was
     asked for (the same where none was). *onnx* is the file, where it lies while it is checked; *outputs* are its
-    outputs by name, *made* the arguments of the call.
+    outputs by name, *made* the arguments of the call. With *rounding* onnxruntime's CPU has no kernels for the file's
+    bfloat16, and runs it in float32 with roundings.
     """
 
     job: Job
@@ -37,6 +41,7 @@ class State:
     onnx: str = ""
     file: Model | None = None
     target: Target | None = None
+    rounding: bool = False
     runs: list[Run] = field(default_factory=list)
 
     def models(self) -> tuple[nn.Module, nn.Module]:
@@ -61,3 +66,10 @@ class State:
             found.absolute if job.absolute is None else job.absolute,
             found.relative if job.relative is None else job.relative,
         )
+
+    def open(self, where: Target, **options: Any) -> Session:
+        """A session of the file on *where*; raises `Refused` as `open_session` does."""
+        if where.provider != "cpu" or not self.rounding:
+            return open_session(self.onnx, where, **options)
+        folder = os.path.dirname(os.path.abspath(self.onnx))
+        return open_session(rounding(self.model().proto).SerializeToString(), where, folder=folder, **options)

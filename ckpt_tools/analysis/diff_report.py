@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from ckpt_tools.analysis.changes import change_histogram
@@ -165,40 +166,34 @@ def _tree(entries: Sequence[TensorDiff], depth: int | None, screen: int) -> Tree
 
 
 def _row(layer: str, node: Node, by_name: Mapping[str, TensorDiff], own_only: bool = False) -> tuple[str, ...]:
-    found: list[tuple[TensorDiff, int]] = []
-    pending = [(node, 1)]
-    while pending:
-        current, times = pending.pop()
-        times *= current.repeats
-        found += [(by_name[tensor.name], times) for tensor in current.tensors.values()]
-        if not own_only:
-            pending += [(child, times) for child in current.children.values()]
-    weights = [(entry, times) for entry, times in found if not entry.is_buffer]
-    buffers = sum(times for entry, times in found if entry.is_buffer and entry.change in ("value", "dtype", "shape"))
-    differ = [(entry, times) for entry, times in weights if entry.differs]
-    changes = dict.fromkeys(entry.change for entry, _ in differ)
-    total = sum(times for _, times in weights)
-    number_differ = sum(times for _, times in differ)
+    found: list[TensorDiff] = []
+    for member in node.members:
+        tensors = member.tensors.values() if own_only else member.all_tensors()
+        found += [by_name[tensor.name] for tensor in tensors]
+    weights = [entry for entry in found if not entry.is_buffer]
+    buffers = sum(entry.is_buffer and entry.change in ("value", "dtype", "shape") for entry in found)
+    differ = [entry for entry in weights if entry.differs]
+    changes = Counter(entry.change for entry in differ)
     what: str
     if not weights:
-        kinds = dict.fromkeys(entry.change for entry, _ in found)
+        kinds = dict.fromkeys(entry.change for entry in found)
         what = next(iter(kinds)) if len(kinds) == 1 and kinds.keys() <= {"added", "removed"} else ""
         what = what or ("moved" if buffers else "identical")
     elif not differ:
         what = "identical" if not buffers else "weights identical"
-    elif number_differ == total and len(changes) == 1:
+    elif len(differ) == len(weights) and len(changes) == 1:
         what = _WORDS[next(iter(changes))]
-        shapes = {_reshaped(entry) for entry, _ in differ if entry.change == "shape"}
+        shapes = {_reshaped(entry) for entry in differ if entry.change == "shape"}
         what = ", ".join(sorted(shapes)) if 0 < len(shapes) <= 2 else what
     else:
-        what = ", ".join(f"{sum(t for e, t in differ if e.change == c):,} {_WORDS[c]}" for c in changes)
-    share = moved(entry for entry, _ in weights)
-    top = max((e.comparison.max_abs for e, _ in differ if e.comparison is not None), default=0.0)
+        what = ", ".join(f"{times:,} {_WORDS[change]}" for change, times in changes.items())
+    share = moved(weights)
+    top = max((e.comparison.max_abs for e in differ if e.comparison is not None), default=0.0)
     return (
         layer,
         what,
-        f"{total:,}" if weights else "",
-        f"{number_differ:,}" if number_differ else "",
+        f"{len(weights):,}" if weights else "",
+        f"{len(differ):,}" if differ else "",
         _share(share) if share else "",
         number(round_to(top)) if top else "",
         f"{buffers:,} moved" if buffers and weights else "",

@@ -15,8 +15,8 @@ MAX_DEPTH = 64
 class Node:
     """A layer: its own tensors by their last name, and the layers below it.
 
-    *name* is relative to the parent, *path* from the root; *repeats* counts the equal siblings that a folded
-    node stands for.
+    *name* is relative to the parent, *path* from the root; *members* are the layers that a node of a folded tree
+    stands for, as they were before, *repeats* how many of these are its siblings.
     """
 
     name: str
@@ -25,6 +25,7 @@ class Node:
     children: dict[str, Node] = field(default_factory=dict)
     class_name: str = ""
     repeats: int = 1
+    members: list[Node] = field(default_factory=list)
 
     def walk(self) -> Iterator[Node]:
         """This node and all below, parents first."""
@@ -72,22 +73,24 @@ def fold(root: Node, marks: Mapping[str, str] | None = None) -> Node:
             tuple((name, signatures[id(child)]) for name, child in node.children.items()),
         )
         signatures[id(node)] = known.setdefault(key, len(known))
-    return _folded(root, signatures)
+    return _folded([root], signatures)
 
 
-def _folded(node: Node, signatures: Mapping[int, int]) -> Node:
-    made = Node(node.name, node.path, node.tensors, {}, node.class_name, node.repeats)
+def _folded(members: list[Node], signatures: Mapping[int, int]) -> Node:
+    """The first of *members*, which are equal, with its children folded."""
+    node = members[0]
+    made = Node(node.name, node.path, node.tensors, {}, node.class_name, node.repeats, members)
     for run in _runs(list(node.children.values()), signatures):
         if len(run) > 2 or (len(run) == 2 and run[0].children and run[0].name.isdecimal()):
             first, last = _numbered(run[0].name), _numbered(run[-1].name)
             name = f"{first[0]}{{{first[1]}-{last[1]}}}"
-            folded = _folded(run[0], signatures)
+            folded = _folded([member.children[child.name] for member in members for child in run], signatures)
             folded.name, folded.repeats = name, len(run)
             folded.path = f"{made.path}.{name}" if made.path else name
             made.children[name] = folded
         else:
             for child in run:
-                made.children[child.name] = _folded(child, signatures)
+                made.children[child.name] = _folded([member.children[child.name] for member in members], signatures)
     return made
 
 

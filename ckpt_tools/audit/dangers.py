@@ -16,6 +16,7 @@ import contextlib
 import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Literal
 
@@ -155,6 +156,9 @@ def _judge(pickle: Pickle, depth: int) -> PickleVerdict:
         answer = "needs classes"
     else:
         answer = "tensors only"
+    if shift := pickle.offset - evaluation.start:  # it was evaluated by itself, and stands further on in its member
+        names = tuple(replace(name, offset=name.offset + shift) for name in names)
+        dangers = [replace(danger, offset=danger.offset + shift) for danger in dangers]
     return PickleVerdict(
         pickle.member,
         answer,

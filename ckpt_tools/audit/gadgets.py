@@ -475,6 +475,7 @@ LIBRARIES: dict[str, str] = {
     "pyro": "a class of Pyro",
     "escnn": "a layer of escnn",
     "sklearn": "an estimator of scikit-learn",
+    "torch._dynamo.eval_frame": "a compiled module",
     "scipy.sparse": "a sparse matrix of SciPy",
     "sympy": "a formula of SymPy",
     "pandas.core": "a table of pandas",

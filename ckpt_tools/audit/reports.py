@@ -78,7 +78,13 @@ def _findings(numbers: dict[str, int]) -> str:
 
 def _row(finding: Finding, hints: bool) -> tuple[str, ...]:
     row = (finding.severity, f"{finding.code} {finding.name}", _place(finding), finding.message)
-    return (*row, finding.remedy) if hints else row
+    return (*row, _hint(finding.remedy)) if hints else row
+
+
+def _hint(remedy: str) -> str:
+    """A remedy as a sentence of its own, with code between single backticks."""
+    text = remedy.replace("``", "`")
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "`")) or not text else ".")
 
 
 def _place(finding: Finding) -> str:

@@ -125,7 +125,9 @@ class Audited:
 def artifact(data: Mapping[str, Any]) -> tuple[str, str]:
     """Of a result's data, the path of the file that there is, and what lies before its members' names for others."""
     container, path = data["container"], data["path"]
-    return (container, path.removeprefix(f"{container}: ")) if container else (path, "")
+    inside = path.removeprefix(f"{container}: ") if container else ""
+    # code hosts know files by their paths from the root of the repository
+    return (container or path).removeprefix("./"), inside
 
 
 def place(finding: Mapping[str, Any], prefix: str) -> str:

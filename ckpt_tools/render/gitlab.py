@@ -19,7 +19,6 @@ def render(reports: Sequence[Report], command: str, width: int, color: bool) -> 
     for report in reports:
         data: Any = report.data
         path, prefix = artifact(data)
-        path = path.removeprefix("./")
         if data["failure"]:
             mark = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:32]
             entries.append(_entry(path, "not-examined", data["failure"], "blocker", mark))

@@ -81,6 +81,8 @@ def render(reports: Sequence[Report], command: str, width: int, color: bool) -> 
         widest=lambda block: max(len(cells) for _, cells in block.rows),
         code=_code,
         state=_state,
+        tone=_tone,
+        tally=_tally,
         heat_edges=[f"−{-math.log10(edge):.0f}" for edge in HEAT_EDGES],
         bars=_bars,
     )
@@ -96,6 +98,20 @@ def _code(text: str) -> Markup:
     if len(parts) % 2 == 0:  # a backtick that is part of a name
         return escape(printable(text))
     return Markup("").join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts))
+
+
+def _tone(verdict: str) -> str:
+    """The tone of a verdict: that of the findings that it counts, where these are graver than its first word."""
+    if re.search(r"\b\d[\d,]* errors?\b|^(?:unknown|not examined)\b", verdict):
+        return "bad"
+    return _state(verdict)
+
+
+def _tally(verdict: str) -> Markup:
+    """A verdict with the numbers of errors and warnings in their colours."""
+    text = str(_code(verdict))
+    text = re.sub(r"\b(\d[\d,]* errors?)\b", r'<span class="state bad">\1</span>', text)
+    return Markup(re.sub(r"\b(\d[\d,]* warnings?)\b", r'<span class="state warm">\1</span>', text))
 
 
 def _grouped(blocks: Sequence[Block]) -> Iterator[tuple[str, list[Block]]]:

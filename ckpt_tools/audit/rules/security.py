@@ -323,10 +323,11 @@ def odd_stream(subject: Subject) -> Iterator[Finding]:
     """
     for pickle in _streams(subject):
         seen: set[str] = set()
+        shift = pickle.offset - pickle.evaluation.start
         for what, offset in pickle.evaluation.anomalies:
             if what not in seen and not what.startswith(_USUAL):
                 seen.add(what)
-                yield subject.finding(what, member=pickle.member, offset=offset)
+                yield subject.finding(what, member=pickle.member, offset=offset + shift)
 
 
 _USUAL = ("a mapping sets a key twice", "a Python 2 string that is not UTF-8", "an integer literal")

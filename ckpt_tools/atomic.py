@@ -76,7 +76,14 @@ def replacing(path: str | os.PathLike[str], batch: Batch | None = None) -> Itera
         else:
             _finish(file, temporary, target)
     except OSError as error:
-        raise CkptError(f"cannot be written: {error.strerror}", path=name) from None
+        raise _refusal(error, name) from None
+
+
+def _refusal(error: OSError, name: str) -> CkptError:
+    folder = os.path.dirname(os.path.realpath(name))
+    if not os.path.isdir(folder):
+        return CkptError(f"cannot be written: there is no folder {folder}", path=name, remedy="Make it first")
+    return CkptError(f"cannot be written: {error.strerror}", path=name)
 
 
 def _finish(file: BinaryIO, temporary: str, target: str) -> None:
@@ -116,7 +123,7 @@ def unfinished_folder(path: str) -> Iterator[str]:
             finally:
                 os.close(held)
     except OSError as error:
-        raise CkptError(f"cannot be written: {error.strerror}", path=path) from None
+        raise _refusal(error, path) from None
 
 
 def partial_name(target: str) -> str:

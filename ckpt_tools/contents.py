@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ HELD_BYTES = 256 << 20
 """The most that is held of what cannot be read here and there without beginning anew, such as a deflated file."""
 
 EXPANDED_BYTES = 1 << 30
-"""The longest tensor that `read_bytes` makes of a shorter storage."""
+"""The longest tensor that `read_bytes` makes of a shorter storage; more is allowed for several."""
 
 _FORMATS = {
     "float64": "d",
@@ -65,6 +65,45 @@ def scalar(tensor: TensorInfo) -> bool | int | float | None:
         return None
     value: bool | int | float = struct.unpack(order + code, raw)[0]
     return value
+
+
+def identity(tensor: TensorInfo) -> object:
+    """Equal for tensors that are the same view of the same memory; their elements are the same, in the same order."""
+    # the stride of a dimension of size 1 means nothing; tensors that are not strided have none
+    stride = tuple(0 if size == 1 else step for size, step in zip(tensor.shape, tensor.stride, strict=False))
+    # the storage itself, so that it lives as long as what is known of it
+    return (tensor.storage, tensor.dtype, tensor.storage_offset, tensor.shape, stride, *resolved_bits(tensor))
+
+
+def resolved_bits(tensor: TensorInfo) -> tuple[bool, bool]:
+    """Whether the tensor's elements are the conjugates, and the negatives, of what is in its storage."""
+    return bool(tensor.details.get("conj")), bool(tensor.details.get("neg"))
+
+
+def check_expansion(tensors: Iterable[TensorInfo], *, shared: bool = True, remedy: str | None = None) -> None:
+    """Refuse tensors that are small in the file and, by expansion and by views, large without measure.
+
+    Same views count once where they are *shared*. Raises `LimitExceeded` from a gibibyte and eight times the
+    storages on.
+    """
+    wanted = 0
+    seen: set[object] = set()
+    storages: dict[Storage, None] = {}
+    pending = list(tensors)
+    while pending:
+        tensor = pending.pop()
+        pending += [part for _, part in tensor.parts]
+        if tensor.storage is None or tensor.storage.missing or (shared and identity(tensor) in seen):
+            continue
+        seen.add(identity(tensor))
+        storages[tensor.storage] = None
+        wanted += tensor.nbytes
+    stored = sum(storage.nbytes for storage in storages)
+    if wanted > EXPANDED_BYTES + 8 * stored:
+        raise LimitExceeded(
+            f"its {stored:,} bytes are repeated, by expanded tensors and views, to {wanted:,}",
+            remedy=remedy,
+        )
 
 
 NUMBERS = ("scale", "zero_point", "axis", "size")
@@ -122,7 +161,7 @@ def chunks(tensor: TensorInfo, size: int = CHUNK) -> Iterator[bytes]:
     packed = tensor.nbytes != tensor.numel * itemsize
     if packed and (tensor.storage_offset or not tensor.contiguous):
         raise UnsupportedFeature(f"{tensor.name} packs several {tensor.dtype.name} in a byte and is not dense")
-    if tensor.contiguous and not swap_width(tensor) and not _bits(tensor):
+    if tensor.contiguous and not swap_width(tensor) and not any(resolved_bits(tensor)):
         start = storage.offset + tensor.storage_offset * itemsize
         yield from storage.source.chunks(start, tensor.nbytes, size)
         return
@@ -179,10 +218,6 @@ def swap_width(tensor: TensorInfo) -> int:
         return 0
     width = storage.dtype.itemsize // (2 if storage.dtype.kind == "complex" else 1)
     return width if width > 1 else 0
-
-
-def _bits(tensor: TensorInfo) -> bool:
-    return bool(tensor.details.get("conj") or tensor.details.get("neg"))
 
 
 def _blocks(tensor: TensorInfo, limit: int) -> Iterator[tuple[int, tuple[int, ...], tuple[int, ...]]]:
@@ -294,7 +329,7 @@ def _resolved(items: numpy.ndarray[Any, Any], tensor: TensorInfo) -> bytes:
     width = swap_width(tensor)
     if width:
         items = items.reshape(-1, width)[:, ::-1]
-    if _bits(tensor):
+    if any(resolved_bits(tensor)):
         items = _flipped(items.flatten(), tensor)
     return items.tobytes()
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from ckpt_tools.checkpoint import TensorInfo
-from ckpt_tools.contents import chunks, parts_of
+from ckpt_tools.contents import check_expansion, chunks, identity, parts_of
 
 ALGORITHM = "ckpt-digest-1"
 """The name of the rule above; another rule gets another name."""
@@ -50,13 +50,15 @@ class Digest:
 def digest(tensors: Iterable[TensorInfo], progress: Callable[[int], None] | None = None) -> Digest:
     """Digest *tensors*, streaming their bytes once; *progress* is told how many bytes were read.
 
-    Memory that several names share is read once. Raises `UnsupportedFeature` for tensors without bytes.
+    Memory that several names share is read once. Raises `UnsupportedFeature` for tensors without bytes, and
+    `LimitExceeded` for those that repeat a few bytes without measure.
     """
+    tensors = list(tensors)
+    check_expansion(tensors)
     known: dict[object, str] = {}
     lines: list[TensorDigest] = []
     for name, tensor in _dense(tensors):
-        # the storage itself, so that it lives as long as its digest
-        key = (tensor.storage, tensor.storage_offset, tensor.shape, tensor.stride, tuple(tensor.details.items()))
+        key = identity(tensor)
         if key not in known or tensor.storage is None:
             hasher = hashlib.sha256()
             for chunk in chunks(tensor):

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ckpt_tools.cli.output import emit
+from ckpt_tools.cli.output import check_place, emit
 from ckpt_tools.cli.progress import progress
 from ckpt_tools.convert.plan import Names
 from ckpt_tools.convert.run import FORMATS, carry_out, prepare, report, work
@@ -133,6 +133,8 @@ def convert(
     if to is not None or jobs > 1 or dask is not None:
         raise click.UsageError("--to, --jobs and --dask are for --out-dir")
     conversion, watch = prepare(*paths, **options, force=force)
+    if report_file is not None:
+        check_place(report_file, *conversion.targets())
     if bake and not conversion.plan.baked:
         click.echo("ckpt: nothing to bake: no pruning, weight_norm, spectral_norm or parametrization", err=True)
     sources: list[ClassSource] = []

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from ckpt_tools.cli.output import emit, expand
+from ckpt_tools.cli.output import check_place, emit, expand
 from ckpt_tools.cli.progress import progress
 from ckpt_tools.convert.many import Done, Options, Task, convert_all, tasks
 from ckpt_tools.errors import CkptError
@@ -37,6 +37,8 @@ def convert_many(
 ) -> int:
     """Convert what *arguments* name into *folder*, and return the exit code."""
     failed: list[tuple[str, CkptError]] = []
+    if report_file is not None:
+        check_place(report_file)
     todo = tasks(_found(arguments, failed), folder, f".{suffix}")
     done: list[Done] = []
     with progress(sum(task.nbytes for task in todo), "converting") as advance:

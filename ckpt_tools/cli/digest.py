@@ -10,8 +10,8 @@ from ckpt_tools.analysis.digest import ALGORITHM
 from ckpt_tools.analysis.digest import digest as digest_of
 from ckpt_tools.analysis.summary import pick
 from ckpt_tools.atomic import replacing
-from ckpt_tools.cli.output import the_one
-from ckpt_tools.errors import CkptError
+from ckpt_tools.cli.output import check_place, the_one
+from ckpt_tools.errors import CkptError, NotFound
 
 
 @click.command()
@@ -26,6 +26,8 @@ def digest(path: str, select: str | None, tensors: bool, write: str | None, chec
     It is the same for one model as .pt, legacy file, safetensors or shards. docs/digest.md says how it is
     computed.
     """
+    if write is not None:
+        check_place(write)
     found = digest_of(pick(the_one(path), select)[0].tensors)
     lines = [line.line for line in found.tensors]
     if write is not None:
@@ -47,8 +49,10 @@ def _compare(recorded: str, sha256: str, lines: list[str]) -> list[str]:
     try:
         with open(recorded, encoding="ascii") as file:
             head, *old = file.readlines()
-    except (OSError, ValueError) as error:
-        raise CkptError(f"is no readable record of a digest ({error})", path=recorded) from None
+    except OSError as error:
+        raise NotFound(f"cannot be read: {error.strerror}", path=recorded) from None
+    except ValueError:  # not ASCII, or empty
+        raise CkptError("is no record of a digest", path=recorded, remedy="ckpt digest --write makes one") from None
     algorithm, _, value = head.strip().partition(" ")
     if algorithm != ALGORITHM:
         raise CkptError(

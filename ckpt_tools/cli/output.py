@@ -110,12 +110,19 @@ def _in_folder(folder: str) -> Iterator[str]:
 
 
 def emit(reports: Sequence[Report], *, command: str, format: str, output: str | None) -> None:
-    """Render and write: to *output*, whole or not at all, or to standard output."""
+    """Render and write: to *output*, whole or not at all and over no checkpoint, or to standard output."""
     if output is not None:
+        check_place(output)
         with replacing(output) as file:
             file.write(render(reports, format, command=command).encode("utf-8", "backslashreplace"))
         return
     _write(render(reports, format, command=command, **_look()))
+
+
+def check_place(path: str, *written: str) -> None:
+    """Raise `CkptError` where text at *path* would replace a checkpoint, or one of those about to be *written*."""
+    if looks_like_checkpoint(path) or os.path.realpath(path) in map(os.path.realpath, written):
+        raise CkptError("is a checkpoint, which no report replaces", path=path)
 
 
 def emit_each(reports: Iterable[Report], *, command: str) -> None:

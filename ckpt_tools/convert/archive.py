@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ckpt_tools.convert.stream import Sink
-from ckpt_tools.errors import UnsupportedFeature
 
 ALIGNMENT = 64
 
@@ -46,8 +45,6 @@ class Archive:
         """A member of *size* bytes that *written* writes and hands out."""
         sink = self._sink
         path = f"{self._root}{name}".encode()
-        if len(path) > 0xFFFF:
-            raise UnsupportedFeature(f"the name {name[:60]}… is too long for a zip archive", remedy="Use --rename")
         offset = sink.position
         wide = struct.pack("<HHQQ", 1, 16, size, size) if size >= _WIDE else b""
         start = offset + 30 + len(path) + len(wide) + 4

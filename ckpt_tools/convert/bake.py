@@ -23,9 +23,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tools.checkpoint import Module, TensorInfo
-from ckpt_tools.contents import chunks, numpy_dtype
+from ckpt_tools.contents import chunks, identity, numpy_dtype
 from ckpt_tools.convert.computed import computed
-from ckpt_tools.convert.sharing import identity
 from ckpt_tools.errors import UnsupportedFeature
 from ckpt_tools.pickles.values import Call, plain
 from ckpt_tools.report import count, listed

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from ckpt_tools.analysis.overview import wrapper_prefix
 from ckpt_tools.analysis.summary import pick
 from ckpt_tools.checkpoint import Checkpoint, Module, StateDict, TensorInfo, format_path, is_extra_state
-from ckpt_tools.contents import EXPANDED_BYTES
+from ckpt_tools.contents import check_expansion
 from ckpt_tools.convert.bake import Baked, bake, bare_versions
 from ckpt_tools.convert.decompose import Composite, can_be_taken_apart, decompose
 from ckpt_tools.convert.decompose import Entry as Entry
-from ckpt_tools.convert.sharing import aliases, same_views, shared_again
+from ckpt_tools.convert.sharing import aliases, shared_again
 from ckpt_tools.dtypes import DType
-from ckpt_tools.errors import CkptError, LimitExceeded, UnsupportedFeature
+from ckpt_tools.errors import CkptError, UnsupportedFeature
 from ckpt_tools.formats.base import NOTE as NOTE
 from ckpt_tools.formats.note import Alias, aliases_of, note_of
 from ckpt_tools.pickles.values import Blob, Call, key_text, plain
@@ -101,17 +101,21 @@ def make_plan(
     baking: bool = False,
     apart: Callable[[Entry], bool] = lambda entry: False,
     numbers: bool = True,
+    shared: bool = True,
 ) -> Plan:
     """The plan for one file.
 
     *objection* says why the output's format cannot hold a tensor, "" where it can; *dtype* is what floating
     tensors of 16 bits or more are cast to; *baking* puts weights in the place of what they are computed from;
-    *apart* says which tensors go out as their parts, and *numbers* whether their scales and sizes are parts too.
+    *apart* says which tensors go out as their parts, and *numbers* whether their scales and sizes are parts too;
+    *shared* is whether the output holds once what has several names.
     Raises a `CkptError` where a name would be lost or written twice, or tensors cannot be held.
     """
     state_dict = source_of(checkpoint, select)
     try:
-        return _plan(checkpoint, state_dict, objection, names or Names(), dtype, metadata or {}, baking, apart, numbers)
+        return _plan(
+            checkpoint, state_dict, objection, names or Names(), dtype, metadata or {}, baking, apart, numbers, shared
+        )
     except CkptError as error:
         raise error.at(path=checkpoint.path) from None
 
@@ -126,6 +130,7 @@ def _plan(
     baking: bool,
     apart: Callable[[Entry], bool],
     numbers: bool,
+    shared: bool,
 ) -> Plan:
     left: list[tuple[str, str]] = []
     chosen: list[TensorInfo] = []
@@ -134,9 +139,11 @@ def _plan(
             chosen.append(tensor)
         else:
             left.append((tensor.name, "left out by --keep or --drop"))
+    if NOTE in metadata:
+        raise CkptError(f"--metadata {NOTE}=… would take the place of what every output says there of its source")
     if state_dict.tensors and not chosen:
         raise CkptError("--keep and --drop leave no tensor")
-    _check_expansion(tensor for tensor in chosen if tensor.storage is not None)
+    check_expansion(chosen, shared=shared, remedy="Leave the largest out with --drop GLOB")
     own = checkpoint.module if state_dict.path == checkpoint.module_path else None
     baked: list[Baked] = []
     if baking:
@@ -176,10 +183,10 @@ def _plan(
     kept: dict[str, str] = {}
     if checkpoint.format in ("safetensors", "sharded"):
         strings = ((key, value) for key, value in checkpoint.metadata.items() if isinstance(value, str))
-        kept = {key: value for key, value in strings if key not in (NOTE, "not described")}
+        # nor the lines that name tied tensors, which are written anew
+        without = {NOTE, "not described", *state_dict.entries}
+        kept = {key: value for key, value in strings if key not in without}
     note = note_of(checkpoint)
-    for alias in aliases_of(note):
-        kept.pop(alias, None)  # the plain line that stood beside our note
     earlier = note.get("values")
     if isinstance(earlier, dict):
         values = {**earlier, **values}
@@ -313,18 +320,6 @@ def _check(entries: Sequence[Entry], objection: Callable[[TensorInfo, DType], st
         raise UnsupportedFeature(
             f"{count(len(refused), 'tensor')} cannot be written: {_some(refused)}",
             remedy=remedy,
-        )
-
-
-def _check_expansion(tensors: Iterable[TensorInfo]) -> None:
-    """Refuse what is small in the file and, by expanded tensors and views, without measure in the output."""
-    groups = [group[0] for group in same_views(tensors)]
-    wanted = sum(tensor.nbytes for tensor in groups)
-    stored = sum({id(t.storage): t.storage.nbytes for t in groups if t.storage is not None}.values())
-    if wanted > EXPANDED_BYTES + 8 * stored:
-        raise LimitExceeded(
-            f"its {stored:,} bytes are repeated, by expanded tensors and views, to {wanted:,}",
-            remedy="Leave the largest out with --drop GLOB",
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -36,6 +36,12 @@ _OBJECTIONS: dict[str, Callable[[TensorInfo, DType], str]] = {
 }
 
 
+_CHECK_NAMES: dict[str, Callable[[Iterable[str]], None]] = {
+    "safetensors": write_safetensors.check_names,
+    "torch": lambda names: None,
+    "npz": write_npz.check_names,
+}
+
 _TO_COME = "".join(f"{byte:02x}" for byte in b"the digest will be written here.")
 """What stands for the source's digest, as long, until that is known: it is made while the output is read again."""
 
@@ -56,6 +62,12 @@ class Conversion:
     losses: Mapping[str, Losses] | None = None
     nbytes: int = 0
     files: tuple[str, ...] = ()
+
+    def targets(self) -> list[str]:
+        """The files that it may write, as far as their names are known before."""
+        if self.place is not None:
+            return [os.path.join(self.place.folder, name) for name in (self.place.single, self.place.index)]
+        return [self.target]
 
     def existing(self) -> list[str]:
         """The files that it would replace."""
@@ -93,6 +105,8 @@ def prepare(
     """
     watch = Watch()
     watch.note(source)
+    if shard_size is None:
+        _check_place(target)
     place = write_shards.place_of(target, shard_size) if shard_size is not None else None
     format = format_of(target) if place is None else "safetensors"
     plan = make_plan(
@@ -105,7 +119,12 @@ def prepare(
         baking=baking,
         apart=_apart(format, decomposing),
         numbers=format != "torch",  # which has scales and sizes in its pickle
+        shared=format != "npz",
     )
+    try:
+        _CHECK_NAMES[format](entry.name for entry in plan.entries)
+    except UnsupportedFeature as error:
+        raise error.at(path=source) from None
     for storage in (storage for tensor in plan.state_dict.tensors for storage in tensor.storages()):
         located = storage.source.locate(storage.offset)
         if located is not None:
@@ -115,11 +134,21 @@ def prepare(
     for path in taken:
         if watch.same_as(path):
             raise CkptError("is the source; a conversion does not write over what it reads", path=path)
-    if place is None and os.path.isdir(target):
-        raise CkptError("is a folder", path=target, remedy="--shard-size writes into one")
     if taken and not force:
         raise CkptError("exists already", path=taken[0], remedy="--force replaces it")
     return conversion, watch
+
+
+def _check_place(target: str) -> None:
+    """Raise `CkptError` where no file can take the place *target*."""
+    if target == "-":
+        raise CkptError("an output is proven before it takes its place, which standard output cannot be", path=target)
+    if os.path.isdir(target) or target.endswith(os.sep):
+        raise CkptError(
+            "is a folder", path=target, remedy="Name a file in it; --out-dir and --shard-size write into a folder"
+        )
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise CkptError("is no regular file, which alone can be replaced", path=target)
 
 
 def _apart(format: str, decomposing: bool) -> Callable[[Entry], bool]:

@@ -12,15 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ckpt_tools.checkpoint import StateDict, Storage, TensorInfo
-from ckpt_tools.contents import chunks
+from ckpt_tools.contents import chunks, identity, resolved_bits
 from ckpt_tools.formats.note import Alias
-
-
-def identity(tensor: TensorInfo) -> object:
-    """Equal for tensors that are the same view of the same memory; their elements are the same, in the same order."""
-    # the stride of a dimension of size 1 means nothing
-    stride = tuple(0 if size == 1 else step for size, step in zip(tensor.shape, tensor.stride, strict=True))
-    return (id(tensor.storage), tensor.dtype, tensor.storage_offset, tensor.shape, stride, _resolved(tensor))
 
 
 def same_views(tensors: Iterable[TensorInfo]) -> list[list[TensorInfo]]:
@@ -101,13 +94,9 @@ def _by_memory(tensors: Iterable[TensorInfo]) -> list[list[TensorInfo]]:
     """Lists of tensors of one storage and type that hold its elements as they are."""
     groups: dict[tuple[Storage, str], list[TensorInfo]] = {}
     for tensor in tensors:
-        if tensor.storage is not None and tensor.numel and not any(_resolved(tensor)):
+        if tensor.storage is not None and tensor.numel and not any(resolved_bits(tensor)):
             groups.setdefault((tensor.storage, tensor.dtype.name), []).append(tensor)
     return list(groups.values())
-
-
-def _resolved(tensor: TensorInfo) -> tuple[bool, bool]:
-    return bool(tensor.details.get("conj")), bool(tensor.details.get("neg"))
 
 
 def _equal(a: TensorInfo, b: TensorInfo) -> bool:

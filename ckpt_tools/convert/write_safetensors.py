@@ -36,6 +36,12 @@ def objection(tensor: TensorInfo, dtype: DType) -> str:
     return ""
 
 
+def check_names(names: Iterable[str]) -> None:
+    """Raise `UnsupportedFeature` where one of *names* is the metadata's."""
+    if "__metadata__" in names:
+        raise UnsupportedFeature("a tensor named __metadata__ cannot be written", remedy="Rename it with --rename")
+
+
 def stored(plan: Plan) -> list[Entry]:
     """The entries that take bytes, in the order of the file."""
     return in_order(e for e in plan.entries if e.name not in plan.aliases or plan.aliases[e.name].stored)
@@ -57,13 +63,11 @@ def shape(entry: Entry) -> list[int]:
 def header(entries: Iterable[Entry], metadata: Mapping[str, str]) -> bytes:
     """The header for *entries* in this order, its length in front.
 
-    Raises `UnsupportedFeature` where it would be longer than the library reads, or a tensor has the metadata's name.
+    Raises `UnsupportedFeature` where it would be longer than the library reads.
     """
     table: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     position = 0
     for entry in entries:
-        if entry.name == "__metadata__":
-            raise UnsupportedFeature("a tensor named __metadata__ cannot be written", remedy="Rename it with --rename")
         end = position + entry.tensor.numel * entry.dtype.itemsize
         table[entry.name] = {"dtype": entry.dtype.safetensors, "shape": shape(entry), "data_offsets": [position, end]}
         position = end

@@ -99,7 +99,7 @@ def _read(source: Source) -> Checkpoint:
         format=FORMAT.name,
         title=FORMAT.title,
         kind="optimizer" if role == "optimizer" else "state_dict",
-        state_dicts=(StateDict((), role, tensors),),
+        state_dicts=(StateDict((), role, tensors | _tied(tensors, metadata)),),
         values=tensors,
         metadata=metadata,
         producer=_producer(metadata),
@@ -305,6 +305,19 @@ def _tensor(entry: _Entry, source: Source, start: int) -> TensorInfo:
             raise UnsupportedFeature(f"tensor {_quoted(name)} is empty, but too large for torch otherwise")
     storage = Storage(source, start + begin, end - begin, dtype, "cpu", name)
     return TensorInfo(name, dtype, shape, tuple(stride), 0, storage)
+
+
+def _tied(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, object]) -> dict[str, TensorInfo]:
+    """The names that share a tensor with another, which ``safetensors.torch.save_model`` leaves to the metadata.
+
+    It notes ``name: kept name`` for each (bindings/python/py_src/safetensors/torch.py). Only a name with a dot is
+    taken for one: what else people note has none.
+    """
+    return {
+        name: tensors[kept]
+        for name, kept in metadata.items()
+        if "." in name and name not in tensors and isinstance(kept, str) and kept in tensors
+    }
 
 
 def _role(names: Iterable[str]) -> Role:

@@ -1,5 +1,6 @@
-"""On a CUDA device: ``pytest -m gpu -n 0 tests`` runs all of these where onnxruntime-gpu and a device are."""
+"""On a CUDA device: ``pytest -m gpu -n 0 tests`` runs all of these; docs/export.md has what has to be installed."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from tests.runtime.onnx_models import done, saved  # noqa: E402
+from tests.runtime.onnx_models import HERE, done, saved  # noqa: E402
 
 CUDA = "CUDAExecutionProvider"
 
@@ -55,6 +56,35 @@ def test_an_operator_without_a_kernel_on_cuda(tmp_path: Path) -> None:
     assert found.reason == "placement"
     facts: Any = found["placement"].facts
     assert [node["operator"] for node in facts["on_cpu"]] == ["Det"]
+
+
+def test_what_is_known_of_the_device(tmp_path: Path) -> None:
+    verdict = str(exported(tmp_path)["placement"].facts["verdict"])
+    assert torch.cuda.get_device_name(0) in verdict
+    assert f"CUDA {onnxruntime.cuda_version}" in verdict
+    assert "cuDNN 9" in verdict
+
+
+def test_nodes_that_compute_sizes_are_told_from_others(tmp_path: Path) -> None:
+    # sizes are computed on the CPU by CUDA's provider, which leaves them there on purpose
+    found = exported(tmp_path, inputs=["2,3,8,8"], dynamic=["0:batch,2:height,3:width"], allow_cpu_shape_ops=True)
+    assert found["placement"].verdict != "failed", found.codes
+    facts: Any = found["placement"].facts
+    assert len(facts["shape_only"]) == len(facts["on_cpu"])
+
+
+def test_tensorrt_with_cuda_behind_it(run: Any, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt")
+    outcome = run(
+        "export", saved(tmp_path), "--model", f"{HERE}:Net", "--input", "2,3,8,8", "-o", tmp_path / "net.onnx",
+        "--provider", "tensorrt", "--seeds", "1", "--require-gpu", "--format", "json",
+    )  # fmt: skip
+    assert outcome.exit_code == 0, outcome.stdout + outcome.stderr
+    (found,) = json.loads(outcome.stdout)["files"]
+    (placement,) = [check for check in found["checks"] if check["name"] == "placement"]
+    assert placement["facts"]["nodes"]["TensorrtExecutionProvider"] >= 1
+    assert set(placement["facts"]["nodes"]) <= {"TensorrtExecutionProvider", CUDA}
+    assert "TF32 off" in placement["message"]
 
 
 def test_auto_takes_the_gpu(tmp_path: Path) -> None:

@@ -223,6 +223,16 @@ def test_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert codes("cuda", Runtime((CPU,))) == [("provider-not-available", "error")]
 
 
+def test_the_driver_is_found_without_its_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
+    proc = tmp_path / "version"
+    proc.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22 01:44:30 UTC 2024\nGCC 12\n")
+    assert environment._driver(str(proc)) == "550.54.14"
+    proc.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n")
+    assert environment._driver(str(proc)) == "580.65.06"
+    assert environment._driver(str(tmp_path / "none")) == ""
+
+
 def test_webgpu_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     versions(monkeypatch, onnxruntime="1.32")
     assert codes("webgpu", Runtime()) == [("provider-not-available", "error")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -30,8 +30,6 @@ RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxrunti
 """Distributions that install the one package ``onnxruntime``, each over the other."""
 
 WEBGPU = "onnxruntime_ep_webgpu"
-SOFTWARE_WEBGPU = "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER"
-"""The variable with which the WebGPU provider takes a Vulkan that runs on the CPU."""
 
 
 def require(*, exporting: bool) -> None:
@@ -132,23 +130,29 @@ def best_provider() -> str:
     return "cpu"
 
 
-def gpu_facts() -> dict[str, str]:
-    """The device, driver, CUDA and cuDNN that a CUDA session runs with, as far as they can be found out."""
+def gpu_facts(device: int = 0) -> dict[str, str]:
+    """What a session on the CUDA *device* runs with, as far as that can be found out: device, driver, CUDA, cuDNN."""
     import onnxruntime
 
-    found = {"CUDA": str(getattr(onnxruntime, "cuda_version", "") or torch.version.cuda or "")}
-    if torch.backends.cudnn.is_available():
-        found["cuDNN"] = str(torch.backends.cudnn.version())
-    if shutil.which("nvidia-smi") is not None:
-        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        done = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
-        device, _, driver = done.stdout.partition("\n")[0].partition(", ")
-        found |= {"device": device, "driver": driver}
-    elif torch.cuda.is_available():
-        found["device"] = torch.cuda.get_device_name()
+    found = {
+        "device": torch.cuda.get_device_name(device) if torch.cuda.is_available() else "",
+        "driver": _driver(),
+        "CUDA": str(getattr(onnxruntime, "cuda_version", "") or torch.version.cuda or ""),
+        "cuDNN": str(torch.backends.cudnn.version()) if torch.backends.cudnn.is_available() else "",
+    }
     return {name: value for name, value in found.items() if value}
 
 
-def software_allowed() -> bool:
-    """Whether the user lets WebGPU run on a Vulkan in software."""
-    return os.environ.get(SOFTWARE_WEBGPU) == "1"
+def _driver(version: str = "/proc/driver/nvidia/version") -> str:
+    """The version of NVIDIA's driver, from its own program or, where a container has none, from the kernel."""
+    if shutil.which("nvidia-smi") is not None:
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        done = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode == 0:
+            return done.stdout.partition("\n")[0].strip()
+    try:
+        with open(version, encoding="utf-8") as file:
+            found = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)", file.readline())
+    except OSError:
+        return ""
+    return found[1] if found is not None else ""

@@ -113,7 +113,7 @@ def _verdict(state: State, found: Placement, faulty: bool) -> str:
     if state.provider in environment.NVIDIA:
         on = state.job.tf32 or state.target.options.get("use_tf32") == "1"
         parts.append(f"TF32 {'on' if on else 'off'}")
-        about = environment.gpu_facts()
+        about = environment.gpu_facts(int(state.target.options.get("device_id", 0)))
         parts += [value if name == "device" else f"{name} {value}" for name, value in about.items()]
     if state.target.software:
         parts.append("a software adapter")

@@ -125,7 +125,7 @@ class FileSource(Source):
         return data
 
     def locate(self, offset: int) -> tuple[str, int] | None:
-        return self.name, offset
+        return (self.name, offset) if self._held is None else None
 
     def folder(self) -> Folder:
         return Folder(os.path.dirname(self.name) or ".")

@@ -40,7 +40,7 @@ def _codes(texts: Iterable[str]) -> tuple[str, ...]:
 @click.option("--base", metavar="PATH", help="The checkpoint that training began with, for the rules that compare.")
 @click.option("--torch", metavar="VERSION", help="The torch that is to load the files, for the rules that ask.")
 @click.option(
-    "--jobs", type=click.IntRange(1), metavar="N", help="Processes to use. [default: one a core, for many files]"
+    "--jobs", type=click.IntRange(1), metavar="N", show_default="one a core, for many files", help="Processes to use."
 )
 @click.option("--dask", metavar="ADDRESS", help="Have the workers of this Dask cluster do it: its scheduler's address.")
 @click.option("--cache", metavar="DIR", help="Keep results here, and take them from here where nothing has changed.")

@@ -231,6 +231,9 @@ def holding(optimizer: Optimizer, shapes: Mapping[str, Shape], flags: Mapping[st
         if ranges is not None:
             how = f"{held}, matched by shapes and by the order in each of {len(by_group)} groups"
             return _placed(ranges, indexes, wanted, stepped, shapes, how)
+    ranges = _ranges([[i] for i in range(len(indexes))], wanted, list(shapes.values()))
+    if ranges is not None:
+        return _placed(ranges, indexes, wanted, stepped, shapes, f"{held}, matched by shapes alone")
     return _of_an_older_model(by_group, indexes, wanted, stepped, shapes)
 
 
@@ -297,7 +300,7 @@ def _ranges(
     Each run keeps the order of *wanted*, and two are never in one place. What can only be in one place keeps the others
     out of it, which may leave these less to choose from; so this goes on until nothing changes.
     """
-    if len(runs) * len(wanted) > MAX_WORK:
+    if len(runs) * len(wanted) > MAX_WORK or sum(map(len, runs)) > len(wanted):
         return None
     ranges: dict[int, tuple[int, int]] = {}
     at: dict[int, int] = {}
@@ -403,8 +406,8 @@ def _of_an_older_model(
     pairs = _ends(sizes, wanted)
     matched = {i for i, _ in pairs}
     how = f"{_OLDER}: by order and shapes"
-    if 2 * len(pairs) >= len(indexes):
-        stale = [index for i, index in enumerate(indexes) if i not in matched and sizes[i]]
+    stale = [index for i, index in enumerate(indexes) if i not in matched and sizes[i]]
+    if stale and 2 * len(pairs) >= len(indexes):
         ranges = {i: (at, at) for i, at in pairs}
         return _placed(ranges, indexes, sizes, stepped, shapes, how, stale)
     known = set(wanted)
@@ -414,6 +417,8 @@ def _of_an_older_model(
     if gone and found and 2 * len(found) >= len(indexes):
         return _placed(found, indexes, sizes, stepped, shapes, how, [indexes[i] for i in sorted(gone)])
     how = "the shapes of the optimizer's state do not fit the model's parameters"
+    if len(indexes) > len(shapes):
+        how = f"the optimizer holds {len(indexes)} parameters, the model has {len(shapes)}: it is of another model"
     return Holding(dict.fromkeys(shapes, Place(None)), [None] * len(indexes), how, fits=False)
 
 

@@ -102,6 +102,15 @@ def _is_file(place: str) -> bool:
     return place.endswith(".py") or os.path.sep in place
 
 
+def model_names(library: str) -> list[str]:
+    """The models that ``torchvision:NAME`` or ``timm:NAME`` may be."""
+    if library == "timm":
+        import timm
+
+        return list(timm.list_models())
+    return list(_torchvision_models().list_models())
+
+
 def _torchvision(name: str, kwargs: dict[str, object]) -> tuple[object, dict[str, object]]:
     models = _torchvision_models()
     try:

@@ -3,8 +3,11 @@
 import pytest
 
 from ckpt_tools import open_checkpoint
+from ckpt_tools.analysis.holding import holding
 from ckpt_tools.analysis.summary import subject_of
 from ckpt_tools.analysis.trainability import resembles_requires_grad
+from ckpt_tools.checkpoint import Optimizer, ParamGroup, TensorInfo
+from ckpt_tools.dtypes import BY_NAME
 from ckpt_tools.errors import CkptError
 
 torch = pytest.importorskip("torch")
@@ -308,6 +311,34 @@ def test_recorded_names_of_a_wrapped_model(tmp_path, ours, theirs):
     found, trust = verdicts(save(tmp_path, {"model": state, "optimizer": optimizer.state_dict()}))
     assert {name for name, verdict in found.items() if verdict == "frozen"} == {f"{ours}cls"}
     assert {j.basis.confidence for j in trust.parameters.values()} == {"certain"}
+
+
+def test_an_optimizer_of_another_model(tmp_path):
+    model, other = net(), nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)])
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    found, trust = verdicts(save(tmp_path, {"m": model.state_dict(), "o": optimizer.state_dict()}))
+    assert set(found.values()) == {"unknown"}
+    assert trust.notes == ("the optimizer holds 8 parameters, the model has 6: it is of another model",)
+
+
+def test_groups_in_no_order_at_all(tmp_path):
+    """Shapes that one parameter has alone still tell; and all that are in the optimizer were stepped."""
+    found, trust = trained(tmp_path, lambda m: [p for _, p in sorted(m.named_parameters(), key=lambda x: x[0][::-1])])
+    assert set(found.values()) == {"trainable"}
+    assert trust.notes[0] == "the optimizer holds 31 of 31 parameters, matched by shapes alone"
+
+
+def test_groups_without_end_are_not_worked_through():
+    many = 2000
+    order = [(7 * index) % many for index in range(many)]
+    groups = tuple(ParamGroup((index,), None, {}) for index in order)
+    state = {index: {"exp_avg": TensorInfo("exp_avg", BY_NAME["float32"], (index + 1,))} for index in order}
+    found = holding(Optimizer((), groups, state), {f"p{index}": (index + 1,) for index in range(many)})
+    assert not found.fits
+    assert {place.held for place in found.places.values()} == {None}
+    found = holding(Optimizer((), groups[:100], state), {f"p{index}": (index + 1,) for index in order[50:150]})
+    assert [place.held for place in found.places.values()] == [True] * 50 + [False] * 50
+    assert len(found.stale) == 50
 
 
 def test_tied_weights_count_once(tmp_path):

@@ -480,6 +480,53 @@ def test_origins_of_names(verify, nets, change, code, words):
     assert words in problem(found, code).message
 
 
+def test_what_is_there_in_place_of_a_model(verify, nets):
+    model = nets["Net"]()
+    optimizer = stepped(model, torch.optim.Adam(model.parameters()))
+    found = verify(optimizer.state_dict())
+    assert problem(found, "no-model").message == "there is no model in it: it holds the state of Adam alone"
+    found = verify(list(model.parameters()))
+    assert "6 tensors without names, as list(model.parameters()) gives" in problem(found, "no-model").message
+    assert problem(verify({"epoch": 3}), "no-model").message == "there is no model in it: no state_dict, no module"
+
+
+def test_weights_beside_those_that_are_verified(verify, nets):
+    state = trained(nets["Net"]()).state_dict()
+    found = verify({"model": state, "model_ema": dict(state)})
+    assert problem(found, "other-weights").message == "verified is model; the file also holds model_ema"
+    assert "other-weights" not in verify({"model": state, "model_ema": dict(state)}, select="model").codes
+
+
+def test_tensors_tagged_for_a_device(fixtures_dir):
+    found = Verification("", "", list(checks(Job(str(fixtures_dir / "zip/cuda.pt"), "torchvision:alexnet"))))
+    assert problem(found, "device-tag").remedy == 'torch.load(…, map_location="cpu")'
+
+
+def test_the_model_of_another_name(tmp_path):
+    models = pytest.importorskip("torchvision").models
+    torch.save(models.squeezenet1_0(num_classes=3).state_dict(), tmp_path / "s.pt")
+    job = Job(str(tmp_path / "s.pt"), "torchvision:squeezenet1_1", kwargs={"num_classes": 4})
+    found = Verification(job.path, job.model, list(checks(job)))
+    assert problem(found, "sibling-model").remedy == "--model torchvision:squeezenet1_0"
+    assert problem(found, "sibling-model").message.endswith("those of torchvision:squeezenet1_0, but for its head")
+    assert problems(found)[0] == ("sibling-model", "error")
+
+
+def test_layers_numbered_otherwise(verify, nets):
+    state = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(), nn.Linear(3, 2)).state_dict()
+    found = verify(state, "Normed")
+    assert "what is 2 in the class is 3 in the file" in problem(found, "renumbered-layers").message
+    assert found["loads"].verdict == "passed"
+
+
+def test_a_variance_below_zero(verify, nets):
+    state = nets["Normed"]().state_dict()
+    state["1.running_var"][1] = -1e-3
+    found = verify(state, "Normed", inputs=["4"])
+    assert "1.running_var is below 0 in places" in problem(found, "negative-variance").message
+    assert found["loads"].verdict == "failed"
+
+
 def test_a_class_that_is_reparametrized_before_loading(verify, nets):
     found = verify(trained(nets["Net"]()).state_dict(), "pruned")
     assert problems(found) == [("class-reparametrized", "error")]
@@ -768,6 +815,30 @@ def test_optimizer_in_groups_of_weight_decay(verify, nets):
     assert problems(found) == []
     assert "optimizer-order" in found.codes
     assert problems(verify(None, trainable=["*"])) == []
+
+
+def test_optimizer_in_groups_of_layers(verify, nets):
+    """As YOLOv5 makes them: biases, then weights; every shape is of one group, so that order tells the rest."""
+    model = nets["Net"](width=5)
+    groups = [[p for n, p in model.named_parameters() if n.endswith(leaf)] for leaf in ("bias", "weight")]
+    optimizer = torch.optim.SGD([{"params": group} for group in groups], lr=0.1, momentum=0.9)
+    found = verify(saved(model, stepped(model, optimizer)), kwargs={"width": 5})
+    over = found["resume"].facts["optimizers"][0]["over"]
+    assert over == [f"{layer}.{leaf}" for leaf in ("bias", "weight") for layer in ("body.0", "body.2", "head")]
+    # three groups, none of which is all of a kind
+    names = ["head.weight", "body.0.bias"], ["body.0.weight", "head.bias"], ["body.2.weight", "body.2.bias"]
+    parameters = dict(model.named_parameters())
+    optimizer = torch.optim.SGD([{"params": [parameters[n] for n in group]} for group in names], lr=0.1, momentum=0.9)
+    found = verify(saved(model, stepped(model, optimizer)), kwargs={"width": 5})
+    assert problems(found) == [("optimizer-ambiguous", "warning")]
+    assert "which number is whose cannot be told" in problem(found, "optimizer-ambiguous").message
+    assert "; sure are only " in problem(found, "optimizer-ambiguous").message
+
+
+def test_optimizer_with_more_parameters_than_the_model(verify, nets):
+    other = nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)])
+    found = verify(saved(nets["Net"](), torch.optim.SGD(other.parameters(), lr=0.1)))
+    assert [code for code, severity in problems(found) if severity == "error"] == ["optimizer-misfit"]
 
 
 def test_optimizer_with_names(verify, nets):

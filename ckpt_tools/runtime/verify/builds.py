@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 
 from ckpt_tools.analysis.leaves import leaves
 from ckpt_tools.analysis.summary import pick
-from ckpt_tools.checkpoint import Checkpoint, StateDict, TensorInfo
+from ckpt_tools.checkpoint import Checkpoint, StateDict, TensorInfo, format_path
 from ckpt_tools.errors import Ambiguous, CkptError, CorruptFile, MissingDependency, NotACheckpoint
 from ckpt_tools.formats import open_checkpoint
-from ckpt_tools.report import count, size
+from ckpt_tools.report import count, listed, size
 from ckpt_tools.runtime.locate import PICKLE, MissingArguments, WantsDownload
 from ckpt_tools.runtime.verify.subject import Subject, head_of
 from ckpt_tools.verification.results import Check, Problem
@@ -38,7 +38,7 @@ def opens(subject: Subject) -> Check:
     except CkptError as error:
         if subject.checkpoint is None or job.select is not None or isinstance(error, Ambiguous):
             raise
-        return Check("opens", subject.checkpoint.title, [Problem("no-model", "error", error.problem)])
+        return Check("opens", subject.checkpoint.title, [_no_model(subject.checkpoint, error)])
     tensors = state_dict.tensors
     cut = [t.name for t in tensors if any(storage.missing for storage in t.storages())]
     if cut:
@@ -60,10 +60,46 @@ def opens(subject: Subject) -> Check:
                 f"model.load_state_dict(torch.load(…){keys})",
             )
         )
+    problems += _beside(checkpoint, state_dict, job.select)
     total = sum(tensor.numel for tensor in tensors)
     message = f"{checkpoint.title}, {count(len(tensors), 'tensor')}, {count(total, 'element')}, {size(checkpoint.size)}"
     facts = {"format": checkpoint.format, "kind": checkpoint.kind, "tensors": len(tensors), "elements": total}
     return Check("opens", message, problems, facts)
+
+
+def _no_model(checkpoint: Checkpoint, error: CkptError) -> Problem:
+    """What is there instead."""
+    run = checkpoint.training
+    if run is not None and run.optimizers:
+        return Problem(
+            "no-model",
+            "error",
+            f"there is no model in it: it holds the state of {run.optimizers[0].algorithm or 'an optimizer'} alone",
+            "Save model.state_dict() too: torch.save({'model': model.state_dict(), 'optimizer': …}, …)",
+        )
+    loose = [tensor for _, tensor in checkpoint.loose]
+    if loose:
+        return Problem(
+            "no-model",
+            "error",
+            f"there is no state_dict in it: {count(len(loose), 'tensor')} without names, as list(model.parameters()) "
+            "gives; names and buffers are lost",
+            "Save model.state_dict()",
+        )
+    return Problem("no-model", "error", error.problem)
+
+
+def _beside(checkpoint: Checkpoint, chosen: StateDict, select: str | None) -> Iterator[Problem]:
+    """What else one should know of the file before it is loaded."""
+    others = [s for s in checkpoint.state_dicts if s.role in ("model", "ema") and s.tensors and s.path != chosen.path]
+    if others and select is None and checkpoint.module is None:
+        names = listed([format_path(other.path) or "the root" for other in others], 3)
+        text = f"verified is {format_path(chosen.path) or 'the root'}; the file also holds {names}"
+        yield Problem("other-weights", "note", text, "Choose with --select")
+    devices = sorted({storage.device for t in chosen.tensors for storage in t.storages()} - {"cpu", "meta"})
+    if devices and checkpoint.pickles:
+        text = f"tensors are tagged for {listed(devices, 3)}: torch.load fails where there is no such device"
+        yield Problem("device-tag", "note", text, 'torch.load(…, map_location="cpu")')
 
 
 def builds(subject: Subject) -> Check:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
 
-from ckpt_tools.analysis.holding import AUXILIARY
+from ckpt_tools.analysis.holding import AUXILIARY, last_layer
 from ckpt_tools.atomic import replacing
 from ckpt_tools.convert.plan import Names
 from ckpt_tools.convert.run import carry_out, prepare
 from ckpt_tools.errors import CkptError
 from ckpt_tools.report import count, listed
+from ckpt_tools.runtime.locate import locate, model_names
 from ckpt_tools.runtime.reload import LoadReport, Mismatch, rehearse
 from ckpt_tools.runtime.verify.names import Renaming, renamed, renaming
 from ckpt_tools.runtime.verify.origins import adapter, of_shapes, origins
@@ -52,6 +54,8 @@ def keys(subject: Subject) -> Check:
     subject.names = {new: old for old, new in way.names.items()} if way is not None else {}
     subject.fits = report
     problems += _of_tensors(report, subject, model)
+    if any(problem.code in _SIBLINGS for problem in problems):
+        problems = [*_sibling(subject), *problems]
     share = loaded_share(report, model)
     tolerated = share >= job.min_loaded - 1e-12 and not report.mismatched
     if tolerated and job.min_loaded < 1:
@@ -405,6 +409,45 @@ def _another_class(report: LoadReport, subject: Subject, model: nn.Module) -> Pr
         f"shape{said}. The file begins with {', '.join(theirs)}; the class with {', '.join(ours)}",
         "Name the class that the file was saved from; ckpt inspect shows its layers",
     )
+
+
+_SIBLINGS = {"wrong-class", "shape-mismatch", "missing-tensors", "unexpected-tensors"}
+"""What the model of another name in the same library may explain."""
+
+MAX_SIBLINGS = 12
+
+
+def _sibling(subject: Subject) -> Iterator[Problem]:
+    """The model of the same library, of a name like this one's, that the file fits, but perhaps for the head."""
+    job = subject.job
+    library, _, name = job.model.partition(":")
+    if library not in ("torchvision", "timm") or subject.renamed is None:
+        return
+    known = model_names(library)
+    _, as_it_is = subject.file()
+    files = [{tensor.name: tensor.shape for tensor in each.tensors} for each in (as_it_is, subject.renamed)]
+    for other in difflib.get_close_matches(name, known, MAX_SIBLINGS + 1, 0.5):
+        if other == name:
+            continue
+        try:
+            shapes = _shapes(locate(f"{library}:{other}", job.args, subject.arguments))
+        except CkptError:
+            continue
+        head = last_layer(shapes)
+        apart = min((_apart(file, shapes) for file in files), key=len)
+        if apart <= {head}:
+            yield Problem(
+                "sibling-model",
+                "error",
+                f"names and shapes are those of {library}:{other}{', but for its head' if apart else ''}",
+                f"--model {library}:{other}",
+            )
+            return
+
+
+def _apart(a: Mapping[str, tuple[int, ...]], b: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """The layers that differ."""
+    return {name.rpartition(".")[0] for name in a.keys() | b.keys() if a.get(name) != b.get(name)}
 
 
 # --- writing what helps

@@ -58,6 +58,7 @@ def loads(subject: Subject) -> Check:
     problems += _of_ties(subject.renamed, model)
     problems += _of_versions(subject.renamed, model)
     problems += _not_finite(model)
+    problems += _negative(model)
     if not empty:
         subject.filled = model
     lazily = "; ".join(
@@ -144,6 +145,25 @@ def _not_finite(model: nn.Module) -> Iterator[Problem]:
             f"{count(len(found), 'tensor')} {'holds' if len(found) == 1 else 'hold'} values that are no numbers: "
             f"{listed(found, 4)}",
             "Take an earlier checkpoint; training has diverged",
+        )
+
+
+def _negative(model: nn.Module) -> Iterator[Problem]:
+    found = [
+        f"{name}.running_var".removeprefix(".")
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        and module.running_var is not None
+        and not module.running_var.is_meta
+        and bool((module.running_var < 0).any())
+    ]
+    if found:
+        yield Problem(
+            "negative-variance",
+            "error",
+            f"{listed(found, 3)} {'is' if len(found) == 1 else 'are'} below 0 in places, and BatchNorm takes the root: "
+            "what comes out is NaN",
+            "Take an earlier checkpoint; variances below 0 come from adding and subtracting checkpoints",
         )
 
 

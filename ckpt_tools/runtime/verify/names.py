@@ -16,6 +16,7 @@ from ckpt_tools.analysis.renames import ALL
 from ckpt_tools.checkpoint import StateDict, TensorInfo
 from ckpt_tools.dtypes import BY_NAME
 from ckpt_tools.records import record
+from ckpt_tools.report import listed
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -182,7 +183,7 @@ def _prefixes(current: Mapping[str, str], sizes: Mapping[str, TensorInfo], shape
 def _prefix_code(theirs: str, ours: str) -> str:
     parts = theirs.split(".")[:-1]
     if theirs and ours:
-        return "other-prefix"
+        return "renumbered-layers" if parts[-1].isdigit() and ours.split(".")[-2].isdigit() else "other-prefix"
     if ours:
         return "bare-names"
     if set(parts) & (WRAPPERS.keys() - {"model"}):
@@ -195,6 +196,11 @@ def _prefix_words(theirs: str, ours: str) -> str:
         words = [WRAPPERS[part] for part in prefix.split(".")[:-1] if part in WRAPPERS]
         return f" ({' around '.join(words)})" if words else ""
 
+    if theirs and ours and theirs.split(".")[-2].isdigit() and ours.split(".")[-2].isdigit():
+        return (
+            f"layers are numbered otherwise: what is {ours[:-1]} in the class is {theirs[:-1]} in the file, as where a "
+            "layer was put into a Sequential or taken out"
+        )
     if theirs and ours:
         return f"names begin with {theirs}{known(theirs)}, in the class with {ours}{known(ours)}"
     if ours:
@@ -215,4 +221,6 @@ def _by_order(current: Mapping[str, str], sizes: Mapping[str, TensorInfo], shape
     found = {p.a.name: p.b.name for p in pair(bare, open_).pairs}
     if len(found) < 0.9 * max(len(left), len(open_)):
         return None
-    return Step("renamed-layers", "layers have other names, with the same shapes in the same order", found)
+    layers = {old.rpartition(".")[0]: new.rpartition(".")[0] for old, new in found.items()}
+    told = listed([f"{new} is {old} in the file" for old, new in layers.items()], 2)
+    return Step("renamed-layers", f"layers have other names, with the same shapes in the same order: {told}", found)

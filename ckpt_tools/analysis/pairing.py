@@ -1,13 +1,14 @@
 """Which tensor of one state_dict is which of another, when names have changed.
 
-Names are compared first, then behind wrappers' prefixes; what is left is paired by content, and what is left
-then layer by layer, by order and shapes. Each pair says how it was found, so that a guess is never taken for a fact.
+Names are compared first, then behind wrappers' prefixes and any other that most names carry; what is left is paired by
+content, and what is left then layer by layer, by order and shapes. Each pair says how it was found, so that a guess is
+never taken for a fact.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -21,7 +22,12 @@ from ckpt_tools.errors import CkptError
 MAX_ORDER_WORK = 25_000_000
 """The most pairs of layers that matching by order looks at, between what fits from the front and from the back."""
 
+MAX_PREFIX = 8
+"""The most parts that a prefix of another kind than the wrappers' can have."""
+
 How = Literal["name", "prefix", "content", "order"]
+
+_Match = tuple[TensorInfo, TensorInfo]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +69,60 @@ def pair(a: Sequence[TensorInfo], b: Sequence[TensorInfo]) -> Pairing:
         else:
             found[id(tensor)] = Pair(tensor, other, "name" if tensor.name == other.name else "prefix")
     rest_b = list(by_name.values())
+    if rest_a and rest_b:
+        wider, matched = _by_prefix(rest_a, rest_b, prefixes)
+        found |= {id(left): Pair(left, right, "prefix") for left, right in matched}
+        rest_a, rest_b = _without(rest_a, matched, 0), _without(rest_b, matched, 1)
+        left = {t.name.removeprefix(wider[0]) for t in a}
+        right = [t.name.removeprefix(wider[1]) for t in rest_b]
+        if len(left) == len(a) and left.isdisjoint(right):  # else names of two tensors would be the same without it
+            prefixes = wider
     for how, matcher in (("prefix", _by_bare_name), ("content", _by_content), ("order", _by_order)):
         matched = matcher(rest_a, rest_b)
-        for left, right in matched:
-            found[id(left)] = Pair(left, right, how)  # type: ignore[arg-type]
-        taken = {id(tensor) for both in matched for tensor in both}
-        rest_a = [tensor for tensor in rest_a if id(tensor) not in taken]
-        rest_b = [tensor for tensor in rest_b if id(tensor) not in taken]
+        found |= {id(left): Pair(left, right, how) for left, right in matched}  # type: ignore[arg-type]
+        rest_a, rest_b = _without(rest_a, matched, 0), _without(rest_b, matched, 1)
     pairs = tuple(found[id(tensor)] for tensor in a if id(tensor) in found)
     return Pairing(pairs, tuple(rest_a), tuple(rest_b), prefixes)
 
 
-def _by_bare_name(a: Sequence[TensorInfo], b: Sequence[TensorInfo]) -> list[tuple[TensorInfo, TensorInfo]]:
+def _without(tensors: Sequence[TensorInfo], matched: Sequence[_Match], side: int) -> list[TensorInfo]:
+    taken = {id(both[side]) for both in matched}
+    return [tensor for tensor in tensors if id(tensor) not in taken]
+
+
+def _by_prefix(
+    a: Sequence[TensorInfo], b: Sequence[TensorInfo], prefixes: tuple[str, str]
+) -> tuple[tuple[str, str], list[_Match]]:
+    """*prefixes* with another at the end of one of them, and the tensors that have one name behind these.
+
+    More than half of the names must have it, with the same shapes, and no other prefix may fit as well.
+    """
+    sides = [{t.name.removeprefix(prefix): t for t in s} for s, prefix in zip((a, b), prefixes, strict=True)]
+    for side, (inner, outer) in enumerate((sides, sides[::-1])):
+        fits: Counter[str] = Counter()
+        for name, tensor in outer.items():
+            at = 0
+            for _ in range(MAX_PREFIX):
+                at = name.find(".", at) + 1
+                if not at:
+                    break
+                if (other := inner.get(name[at:])) is not None and other.shape == tensor.shape:
+                    fits[name[:at]] += 1
+        best = fits.most_common(2)
+        if not best or best[0][1] < 2 or 2 * best[0][1] <= min(len(a), len(b)):
+            continue
+        if len(best) == 2 and best[0][1] == best[1][1]:
+            continue
+        prefix = best[0][0]
+        bare = {name.removeprefix(prefix): tensor for name, tensor in outer.items() if name.startswith(prefix)}
+        matched = [(tensor, bare[name]) for name, tensor in inner.items() if name in bare]
+        if side:
+            return (prefixes[0] + prefix, prefixes[1]), [(right, left) for left, right in matched]
+        return (prefixes[0], prefixes[1] + prefix), matched
+    return prefixes, []
+
+
+def _by_bare_name(a: Sequence[TensorInfo], b: Sequence[TensorInfo]) -> list[_Match]:
     """Tensors of one name once each is freed of wrappers' prefixes, where these are not the same on all."""
     counts = Counter(_bare(tensor.name) for tensor in b)
     waiting = {name: tensor for tensor in b if counts[name := _bare(tensor.name)] == 1}
@@ -87,27 +135,49 @@ def _bare(name: str) -> str:
     return name
 
 
-def _by_content(a: Sequence[TensorInfo], b: Sequence[TensorInfo]) -> list[tuple[TensorInfo, TensorInfo]]:
+def _by_content(a: Sequence[TensorInfo], b: Sequence[TensorInfo]) -> list[_Match]:
     """Tensors of the same type, shape and bytes.
 
-    Where several have them (zeros, ones), they are paired in order, and only under the same last name.
+    Where several have them (zeros, ones), those are paired that stand in layers paired by others of their tensors,
+    under the same last name; the rest in order, if on both sides as many have the same last name.
     """
     shapes = {_form(tensor) for tensor in a} & {_form(tensor) for tensor in b}
     sides: list[dict[object, list[TensorInfo]]] = [{}, {}]
     for side, tensors in zip(sides, (a, b), strict=True):
         for tensor in _readable(tensors, shapes):
             side.setdefault((_form(tensor), _hash(tensor)), []).append(tensor)
-    matched = []
+    matched: list[_Match] = []
+    several: list[tuple[list[TensorInfo], list[TensorInfo]]] = []
     for key, alike in sides[0].items():
         others = sides[1].get(key, [])
         if len(alike) == len(others) == 1:
             matched.append((alike[0], others[0]))
-            continue
-        waiting: dict[str, deque[TensorInfo]] = {}
-        for other in others:
-            waiting.setdefault(_last(other), deque()).append(other)
-        matched += [(tensor, waiting[last].popleft()) for tensor in alike if waiting.get(last := _last(tensor))]
+        elif others:
+            several.append((alike, others))
+    layers: dict[str, set[str]] = {}
+    for left, right in matched:
+        layers.setdefault(_layer(left), set()).add(_layer(right))
+    for alike, others in several:
+        named = {tensor.name: tensor for tensor in others}
+        found = []
+        for tensor in alike:
+            (layer, *more) = layers.get(_layer(tensor), ("",))
+            if layer and not more and (other := named.pop(f"{layer}.{_last(tensor)}", None)) is not None:
+                found.append((tensor, other))
+        matched += found
+        left_over = [_grouped(_without(tensors, found, side)) for side, tensors in enumerate((alike, others))]
+        for last, group in left_over[0].items():
+            if len(group) == len(left_over[1].get(last, ())):
+                matched += zip(group, left_over[1][last], strict=True)
     return matched
+
+
+def _grouped(tensors: Iterable[TensorInfo]) -> dict[str, list[TensorInfo]]:
+    """*tensors* by their last names."""
+    found: dict[str, list[TensorInfo]] = {}
+    for tensor in tensors:
+        found.setdefault(_last(tensor), []).append(tensor)
+    return found
 
 
 def _readable(tensors: Iterable[TensorInfo], forms: set[object]) -> list[TensorInfo]:
@@ -128,7 +198,7 @@ def _hash(tensor: TensorInfo) -> bytes:
     return digest.digest()
 
 
-def _by_order(a: Sequence[TensorInfo], b: Sequence[TensorInfo]) -> list[tuple[TensorInfo, TensorInfo]]:
+def _by_order(a: Sequence[TensorInfo], b: Sequence[TensorInfo]) -> list[_Match]:
     """Layers that hold tensors of the same last names and shapes, in the same order; a part of a layer is none."""
     layers_a, layers_b = _layers(a), _layers(b)
     forms_a, forms_b = ([tuple((_last(t), t.shape) for t in layer) for layer in side] for side in (layers_a, layers_b))
@@ -149,8 +219,12 @@ def _layers(tensors: Iterable[TensorInfo]) -> list[list[TensorInfo]]:
     """The tensors of each layer, in the order of their last names."""
     found: dict[str, list[TensorInfo]] = {}
     for tensor in tensors:
-        found.setdefault(tensor.name.rpartition(".")[0], []).append(tensor)
+        found.setdefault(_layer(tensor), []).append(tensor)
     return [sorted(layer, key=_last) for layer in found.values()]
+
+
+def _layer(tensor: TensorInfo) -> str:
+    return tensor.name.rpartition(".")[0]
 
 
 def _last(tensor: TensorInfo) -> str:

@@ -98,6 +98,53 @@ def test_prefixes_that_not_all_names_carry(paired):
     assert [t.name for t in found.only_b] == ["extra"]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_prefix_that_no_wrapper_adds(paired, turned):
+    names = [f"layer{i}.{name}" for i in range(3) for name in ("weight", "bias")]
+    a = {name: torch.randn(3) for name in names} | {"fc.weight": torch.randn(5, 3)}
+    b = {f"net.encoder.{name}": torch.randn(3) for name in names} | {"head.0.weight": torch.randn(2, 3)}
+    found = paired(b, a) if turned else paired(a, b)
+    assert found.prefixes == (("net.encoder.", "") if turned else ("", "net.encoder."))
+    renamed = {name: f"net.encoder.{name}" for name in names}
+    assert found.key_map == ({value: key for key, value in renamed.items()} if turned else renamed)
+    assert {p.how for p in found.pairs} == {"prefix"}
+
+
+def test_a_prefix_of_few_names_or_of_two_kinds_is_none(paired):
+    a = {f"layer{i}.weight": torch.randn(3) for i in range(3)}
+    both = {f"{prefix}.{name}": torch.randn(3) for prefix in ("student", "teacher") for name in a}
+    assert paired(a, both).prefixes == ("", "")
+    few = {"net.layer0.weight": torch.randn(3)} | {f"other{i}.weight": torch.randn(3) for i in range(2)}
+    assert paired(a, few).prefixes == ("", "")
+    reshaped = {f"net.{name}": torch.randn(4) for name in a}
+    assert paired(a, reshaped).prefixes == ("", "")
+
+
+def test_a_prefix_is_kept_where_names_would_clash_without_it(paired):
+    a = {"x.weight": torch.randn(3), "y.weight": torch.randn(3), "fc.weight": torch.randn(3)}
+    b = {f"net.{name}": torch.randn(3) for name in a} | {"fc.weight": torch.randn(3)}
+    found = paired(a, b)
+    assert found.key_map == {name: f"net.{name}" for name in ("x.weight", "y.weight")}
+    assert found.prefixes == ("", "")
+    assert [t.name for t in found.only_b] == ["net.fc.weight"]
+
+
+def test_constants_follow_their_layers(paired):
+    a = {f"n.{i}.{name}": value for i in range(3) for name, value in (("w", torch.randn(4)), ("mean", torch.zeros(4)))}
+    b = {name.replace("n.", "n"): value for name, value in a.items()} | {"n0.mean": torch.ones(4)}
+    found = paired(a, b)
+    assert found.key_map == {name: name.replace("n.", "n") for name in a}
+    assert {p.a.name: p.how for p in found.pairs}["n.0.mean"] == "order"
+
+
+def test_constants_that_are_not_as_many_are_left_to_their_order(paired):
+    a = {f"n.{i}.{name}": torch.zeros(4) for i in range(3) for name in ("bias", "mean")}
+    b = {name.replace("n.", "n"): value + (name == "n.0.mean") for name, value in a.items()}
+    found = paired(a, b)
+    assert found.key_map == {name: name.replace("n.", "n") for name in a}
+    assert {p.a.name.rpartition(".")[2]: p.how for p in found.pairs} == {"bias": "content", "mean": "order"}
+
+
 def test_constants_are_paired_under_their_own_last_names_alone(paired):
     a = {"a.running_mean": torch.zeros(4), "b.bias": torch.zeros(4), "c.bias": torch.zeros(4)}
     b = {"x.bias": torch.zeros(4), "y.weight": torch.zeros(4)}

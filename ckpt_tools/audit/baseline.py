@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ckpt_tools.atomic import replacing
+from ckpt_tools.audit.dangers import with_nested
 from ckpt_tools.audit.results import UNREAD, Audited, fingerprints, path_key
 from ckpt_tools.errors import CkptError
 from ckpt_tools.records import record
@@ -65,7 +66,7 @@ def write(path: str, results: Iterable[Audited]) -> None:
     for result in results:
         for finding, fingerprint in zip(result.findings, fingerprints(result.findings), strict=True):
             findings[fingerprint] = f"{finding.code} {finding.location}"
-        named = {name.name for verdict in result.verdicts for name in verdict.names}
+        named = {name.name for verdict in with_nested(result.verdicts) for name in verdict.names}
         if result.verdicts:
             names[path_key(result.path)] = sorted(named)
     document = {

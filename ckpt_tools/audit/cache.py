@@ -8,6 +8,7 @@ from dataclasses import asdict
 from functools import cache
 
 from ckpt_tools.atomic import replacing
+from ckpt_tools.audit.inputs import CONFIGURATIONS, TEMPLATES, has_companions
 from ckpt_tools.audit.policy import Options
 from ckpt_tools.audit.results import Audited
 from ckpt_tools.records import record
@@ -31,6 +32,9 @@ class Cache:
             digest.update(part.encode("utf-8", "surrogateescape") + b"\0")
         for chunk in FileSource(path).chunks():
             digest.update(chunk)
+        for name in sorted({*CONFIGURATIONS, *TEMPLATES}) if has_companions(path) else ():
+            beside = _digest(os.path.join(os.path.dirname(path), name))
+            digest.update(f"\0{beside}".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def get(self, key: str, path: str) -> Audited | None:
@@ -84,7 +88,11 @@ def _asked(options: Options, path: str) -> object:
 
 @cache
 def _content(path: str) -> str:
-    """The digest of the file to compare with; of what is no file, its name."""
+    """The digest of the file to compare with, which is asked for once a file; of what is no file, its name."""
+    return _digest(path)
+
+
+def _digest(path: str) -> str:
     if not os.path.isfile(path):
         return path
     from hashlib import file_digest

@@ -116,6 +116,15 @@ class PickleVerdict:
     complete: bool = True
 
 
+def with_nested(verdicts: Iterable[PickleVerdict]) -> Iterator[PickleVerdict]:
+    """*verdicts* in order, each followed by those of the pickles in its byte strings."""
+    pending = list(reversed([*verdicts]))
+    while pending:
+        verdict = pending.pop()
+        yield verdict
+        pending += reversed(verdict.nested)
+
+
 def judge(pickle: Pickle) -> PickleVerdict:
     """Which of the answers *pickle* gets."""
     return _judge(pickle, 0)

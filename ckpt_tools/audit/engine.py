@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 from itertools import chain, islice
 
@@ -317,6 +318,7 @@ def _waiver(finding: Finding, options: Options) -> str:
             and matches(finding.location.path, waiver.path)
             and matches(finding.location.member, waiver.member)
             and matches(finding.location.tensor, waiver.tensor)
+            and fnmatchcase(finding.about, waiver.name)
             and not waiver.expired(options.today)
         ):
             return waiver.reason

@@ -48,3 +48,8 @@ class Finding:
     location: Location
     evidence: Mapping[str, object] = field(default_factory=dict)
     remedy: str = ""
+
+    @property
+    def about(self) -> str:
+        """The global, the operator, the layer or the like that it is about, "" where it names none."""
+        return next((str(self.evidence[key]) for key in ("global", "name") if key in self.evidence), "")

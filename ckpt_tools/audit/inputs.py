@@ -21,6 +21,17 @@ _PRIVATE = (".git", "__pycache__", ".venv", "node_modules", ".ckpt-cache")
 """Folders in which no models are looked for unless they are named."""
 
 
+_WEIGHTS = ("model.", "model-", "pytorch_model.", "pytorch_model-", "adapter_model.")
+CONFIGURATIONS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+TEMPLATES = ("tokenizer_config.json", "processor_config.json", "chat_template.json", "chat_template.jinja")
+"""Files that Transformers reads beside the weights: for what to import, and for templates."""
+
+
+def has_companions(path: str) -> bool:
+    """Whether a file has a name by which Transformers finds weights, so that it reads further files beside it."""
+    return os.path.basename(path).startswith(_WEIGHTS)
+
+
 @record
 class Target:
     """One file or one folder. *named* is false where it was only met in a folder; *error* says why there is none."""

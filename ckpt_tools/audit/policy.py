@@ -32,13 +32,17 @@ _FILES = ("ckpt-tools.toml", "pyproject.toml")
 
 @record
 class Waiver:
-    """The rule *code* (or a prefix) does not count for files that match *path*, until *expires*, for a *reason*."""
+    """The rule *code* (or a prefix) does not count for files that match *path*, until *expires*, for a *reason*.
+
+    *name* is the global, the operator or the like that a finding is about.
+    """
 
     code: str
     reason: str
     path: str = "*"
     member: str = "*"
     tensor: str = "*"
+    name: str = "*"
     expires: datetime.date | None = None
 
     def expired(self, today: datetime.date) -> bool:
@@ -103,6 +107,11 @@ class Policy:
         """How severe rule *code*, by itself *own*, is to be taken."""
         found = [prefix for prefix in self.severity if code.startswith(prefix)]
         return self.severity[max(found, key=len)] if found else own
+
+    def trusted(self, path: str) -> tuple[str, ...]:
+        """The globs of the globals that the file at *path* may name, by any of the requirements that are for it."""
+        asked = (r for r in self.requirements if any(matches(path, glob) for glob in r.paths))
+        return tuple(glob for requirement in asked for glob in requirement.globals or ())
 
     def codes(self) -> Iterable[tuple[str, str]]:
         """Every code or prefix that the settings name, with where it stands."""
@@ -346,6 +355,7 @@ _WAIVER: Mapping[str, tuple[str, _Reader]] = {
     "path": ("path", _text),
     "member": ("member", _text),
     "tensor": ("tensor", _text),
+    "name": ("name", _text),
     "expires": ("expires", _date),
 }
 

@@ -146,8 +146,7 @@ def fingerprints(findings: Iterable[Finding]) -> Iterator[str]:
     seen: Counter[tuple[str, ...]] = Counter()
     for finding in findings:
         place = finding.location
-        about = next((str(finding.evidence[key]) for key in ("global", "name") if key in finding.evidence), "")
-        parts = (finding.code, path_key(place.path), place.member, place.tensor, about)
+        parts = (finding.code, path_key(place.path), place.member, place.tensor, finding.about)
         text = "\0".join((*parts, str(seen[parts])))
         seen[parts] += 1
         yield sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

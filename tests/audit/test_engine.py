@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from ckpt_tools.audit import baseline
+from ckpt_tools.audit import baseline, engine
 from ckpt_tools.audit.cache import Cache
 from ckpt_tools.audit.engine import audit, judged
 from ckpt_tools.audit.findings import Severity
-from ckpt_tools.audit.inputs import targets
+from ckpt_tools.audit.inputs import Target, targets
 from ckpt_tools.audit.policy import Options, Policy, Requirement, Waiver
 from ckpt_tools.audit.results import Audited, exit_code, fingerprints, summed
 from ckpt_tools.audit.subject import Subject
@@ -25,6 +25,7 @@ from ckpt_tools.errors import CkptError
 from ckpt_tools.sources import MemorySource
 from tests.audit.archives import MLP, contents, packed, with_member
 from tests.audit.cases import FIXTURES
+from tests.hostile.assembler import call, new, stream
 
 CUT = str(FIXTURES / "refused/cut.safetensors")
 GOOD = str(FIXTURES / "zip/mlp.pt")
@@ -87,6 +88,71 @@ def test_processes_make_no_difference(tree: Path) -> None:
     assert [result.data() for result in audit([str(tree), CUT], jobs=2)] == alone
 
 
+def run(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``ckpt audit`` in a process of its own, in *tree*, whose ``sitecustomize.py`` it runs first."""
+    return subprocess.run(
+        [sys.executable, "-m", "ckpt_tools", "audit", *arguments, "--format", "json"],
+        env={**os.environ, "PYTHONPATH": f"{tree}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+WATCH = """
+import os
+from ckpt_tools.audit import engine
+look = engine._look_at
+def watched(target, options):
+    with open("processes", "a") as file:
+        file.write(f"{os.getpid()} {os.getppid()}\\n")
+    return look(target, options)
+engine._look_at = watched
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are only used where they are asked for")
+def test_many_files_are_shared_among_processes_and_come_in_their_order(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    for number in range(engine.MANY):
+        shutil.copy(GOOD if number % 3 else CUT, models / f"{number:02}.pt")
+    (tmp_path / "sitecustomize.py").write_text(WATCH + "import ckpt_tools.forks\nckpt_tools.forks.cores = lambda: 2\n")
+    shared = run(tmp_path, "models")
+    lines = [line.split() for line in (tmp_path / "processes").read_text().splitlines()]
+    assert len(lines) == engine.MANY
+    assert len({pid for pid, _ in lines}) <= 2
+    assert {parent for _, parent in lines}.isdisjoint({pid for pid, _ in lines})
+    (tmp_path / "processes").unlink()
+    alone = run(tmp_path, "models", "--jobs", "1")
+    assert len(set((tmp_path / "processes").read_text().splitlines())) == 1
+    assert (shared.stdout, shared.stderr, shared.returncode) == (alone.stdout, alone.stderr, alone.returncode)
+    names = [os.path.basename(file["path"]) for file in json.loads(alone.stdout)["files"]]
+    assert names == [f"{number:02}.pt" for number in range(engine.MANY)]
+
+
+def test_few_files_are_looked_at_by_one_process(tree: Path) -> None:
+    (tree / "sitecustomize.py").write_text(WATCH)
+    run(tree, "models")
+    assert len(set((tree / "processes").read_text().splitlines())) == 1
+
+
+def test_a_process_takes_short_files_together_and_long_ones_alone(tmp_path: Path) -> None:
+    found = []
+    for number, size in enumerate([10, 10, 2 * engine.SHORT, 10, engine.SHORT - 5, *[1] * (engine.AT_ONCE + 2)]):
+        path = tmp_path / f"{number}"
+        path.write_bytes(b"")
+        os.truncate(path, size)
+        found.append(Target(str(path)))
+    found.append(Target("https://host/x.pt"))
+    lengths = [len(several) for several in engine._together(found, engine.AT_ONCE)]
+    # 10 and 10; what is too long for two; 10; all but 5 of what goes together, and five more of one byte; the rest
+    assert lengths == [2, 1, 1, 6, engine.AT_ONCE - 2]
+    assert [target for several in engine._together(found, engine.AT_ONCE) for target in several] == found
+    assert all(len(several) == 1 for several in engine._together(found, 1))
+
+
 def test_a_cluster_makes_no_difference(tree: Path, cluster: str) -> None:
     alone = [result.data() for result in audit([str(tree)])]
     assert [result.data() for result in audit([str(tree)], dask=cluster)] == alone
@@ -104,13 +170,7 @@ def test_a_killed_worker_costs_its_file_and_no_other(tree: Path) -> None:
         "engine._look_at = examine\n"
     )
     (tree / "sitecustomize.py").write_text(code)
-    done = subprocess.run(
-        [sys.executable, "-m", "ckpt_tools", "audit", str(tree / "models"), "--jobs", "2", "--format", "json"],
-        env={**os.environ, "PYTHONPATH": f"{tree}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run(tree, "models", "--jobs", "2")
     files = json.loads(done.stdout)["files"]
     assert [(os.path.basename(file["path"]), bool(file["failure"])) for file in files] == [
         ("a.safetensors", False),
@@ -200,6 +260,38 @@ def test_a_waiver_keeps_the_finding_with_its_reason() -> None:
     (result,) = audit([CUT], Options(Policy(waivers=waivers), today=datetime.date(2026, 7, 2)))
     assert [finding.code for finding in result.findings] == ["I103", "P101"]
     assert result.waived == ()
+
+
+def test_a_waiver_may_be_for_one_name(tmp_path: Path) -> None:
+    path = tmp_path / "model.pkl"
+    path.write_bytes(stream([call("mypackage.restore:a", 1), call("mypackage.restore:b", 1)]))
+    policy = Policy(waivers=(Waiver("S111", "read", name="mypackage.restore.a"),))
+    (result,) = audit([str(path)], Options(policy))
+    assert [finding.about for finding in result.findings if finding.code == "S111"] == ["mypackage.restore.b"]
+    assert [finding.about for finding, _ in result.waived] == ["mypackage.restore.a"]
+
+
+def test_classes_that_the_policy_lists_are_not_unknown(tmp_path: Path) -> None:
+    path = tmp_path / "model.pkl"
+    path.write_bytes(stream([new("mypackage:Net"), new("elsewhere:Net")]))
+    requirements = (Requirement(globals=("mypackage.*",)), Requirement(paths=("old/*",), globals=("*",)))
+    (result,) = audit([str(path)], Options(Policy(requirements=requirements)))
+    assert [(f.code, f.about) for f in result.findings if f.severity != "note"] == [
+        ("S112", "elsewhere.Net"),
+        ("P203", "elsewhere.Net"),
+    ]
+
+
+def test_globals_of_pickles_in_byte_strings_are_locked_and_asked_for_too(tmp_path: Path) -> None:
+    path = tmp_path / "model.pkl"
+    path.write_bytes(stream({"x": stream(new("mypackage:Net"))}))
+    (result,) = audit([str(path)], Options(Policy(requirements=(Requirement(globals=()),))))
+    assert [f.about for f in result.findings if f.code == "P203"] == ["mypackage.Net"]
+    baseline.write(str(tmp_path / "known.json"), [result])
+    known = baseline.load(str(tmp_path / "known.json"))
+    assert known.locked(str(path)) == ("mypackage.Net",)
+    (result,) = audit([str(path)], Options(baseline=known))
+    assert [f.code for f in result.findings] == []
 
 
 def test_a_rule_that_cannot_look_at_everything_says_so() -> None:
@@ -314,6 +406,20 @@ def test_what_is_cached_depends_on_content_options_and_place(tmp_path: Path) -> 
     assert len({key, *others}) == 7
     assert None not in others
     assert cache.key(str(tmp_path), True, Options()) is None
+
+
+def test_what_is_cached_depends_on_what_is_read_beside_weights(tmp_path: Path) -> None:
+    cache = Cache(str(tmp_path / "kept"))
+    keys = {}
+    for name in ("model.pt", "other.pt"):
+        (tmp_path / name).write_bytes(MLP)
+        keys[name] = [cache.key(str(tmp_path / name), True, Options())]
+    for text in ("{}", '{"chat_template": "{{ x }}"}'):
+        (tmp_path / "tokenizer_config.json").write_text(text)
+        for name, found in keys.items():
+            found.append(cache.key(str(tmp_path / name), True, Options()))
+    assert len(set(keys["model.pt"])) == 3
+    assert len(set(keys["other.pt"])) == 1
 
 
 def test_a_kept_result_is_used_and_a_damaged_one_is_not(tmp_path: Path) -> None:

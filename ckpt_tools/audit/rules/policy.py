@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from ckpt_tools.analysis.counting import distinct
 from ckpt_tools.analysis.summary import pick
 from ckpt_tools.analysis.trainability import judge, parameters_of
+from ckpt_tools.audit.dangers import with_nested
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.policy import Requirement, matches
 from ckpt_tools.audit.rule import Rule, rule
@@ -61,7 +62,7 @@ def global_added(subject: Subject) -> Iterator[Finding]:
     if baseline is None:
         return
     locked = baseline.locked(subject.path)
-    for verdict in subject.verdicts:
+    for verdict in with_nested(subject.verdicts):
         for name in verdict.names:
             if (name.name not in locked) if locked is not None else not name.allowed:
                 yield subject.finding(
@@ -83,7 +84,7 @@ def global_removed(subject: Subject) -> Iterator[Finding]:
     Remedy: write the baseline again.
     """
     locked = subject.options.baseline.locked(subject.path) if subject.options.baseline is not None else None
-    named = {name.name for verdict in subject.verdicts for name in verdict.names}
+    named = {name.name for verdict in with_nested(subject.verdicts) for name in verdict.names}
     for gone in locked or ():
         if gone not in named:
             yield subject.finding(f"{gone} is gone", evidence={"global": gone})
@@ -136,7 +137,7 @@ def global_not_allowed(subject: Subject) -> Iterator[Finding]:
     Remedy: save without the object, or add the global to the policy.
     """
     for asked, _ in _asked(subject):
-        for verdict in subject.verdicts if asked.globals is not None else ():
+        for verdict in with_nested(subject.verdicts) if asked.globals is not None else ():
             for name in verdict.names:
                 if not name.allowed and not _fits(name.name, asked.globals or ()):
                     yield subject.finding(

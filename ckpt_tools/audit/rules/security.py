@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from itertools import chain
 
 from ckpt_tools.audit.coverage import AS_PICKLE
-from ckpt_tools.audit.dangers import Danger, NameVerdict, PickleVerdict, classify
+from ckpt_tools.audit.dangers import Danger, NameVerdict, PickleVerdict, classify, with_nested
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.gadgets import Category
+from ckpt_tools.audit.inputs import CONFIGURATIONS, TEMPLATES, has_companions
 from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.checkpoint import Checkpoint, Pickle
@@ -24,17 +26,8 @@ from ckpt_tools.sources import Folder, Source
 # --- what the pickles do
 
 
-def _verdicts(subject: Subject) -> Iterator[PickleVerdict]:
-    """The verdicts for all pickles, those in byte strings of others included."""
-    pending = list(reversed(subject.verdicts))
-    while pending:
-        verdict = pending.pop()
-        yield verdict
-        pending += reversed(verdict.nested)
-
-
 def _dangers(subject: Subject, category: Category) -> Iterator[Finding]:
-    for verdict in _verdicts(subject):
+    for verdict in with_nested(subject.verdicts):
         for danger in verdict.dangers:
             if danger.category == category:
                 yield _found(subject, verdict, danger)
@@ -192,7 +185,7 @@ def state_injection(subject: Subject) -> Iterator[Finding]:
 
 
 def _names(subject: Subject, fits: Callable[[NameVerdict], bool]) -> Iterator[tuple[PickleVerdict, NameVerdict]]:
-    for verdict in _verdicts(subject):
+    for verdict in with_nested(subject.verdicts):
         for name in verdict.names:
             if fits(name):
                 yield verdict, name
@@ -230,7 +223,10 @@ def unknown_class(subject: Subject) -> Iterator[Finding]:
 
     Remedy: save ``model.state_dict()`` instead of the object, or list the class among the policy's globals.
     """
+    trusted = subject.options.policy.trusted(subject.path)
     for verdict, name in _names(subject, lambda name: name.kind == "unknown class"):
+        if any(fnmatchcase(name.name, glob) for glob in trusted):
+            continue
         what = f", {name.purpose}" if name.purpose else ""
         yield subject.finding(
             f"{name.name}{what}",
@@ -251,7 +247,7 @@ def needs_classes(subject: Subject) -> Iterator[Finding]:
 
     Remedy: save ``model.state_dict()``, plain numbers and text; or load with ``torch.serialization.safe_globals``.
     """
-    for verdict in _verdicts(subject):
+    for verdict in with_nested(subject.verdicts):
         known = [name for name in verdict.names if name.kind in ("class", "inert") and not name.allowed]
         if known:
             shown = ", ".join(f"{name.name} ({name.purpose})" if name.purpose else name.name for name in known[:4])
@@ -275,7 +271,7 @@ def embedded_bytecode(subject: Subject) -> Iterator[Finding]:
 
     Remedy: keep functions in code, and only their names and numbers in the checkpoint.
     """
-    for verdict in _verdicts(subject):
+    for verdict in with_nested(subject.verdicts):
         code = next((name for name in verdict.names if name.kind == "code"), None)
         if code is not None:
             yield subject.finding(
@@ -299,7 +295,7 @@ def unevaluated_pickle(subject: Subject) -> Iterator[Finding]:
     Remedy: fetch the file again; if it is the same, do not load it.
     """
     problems = {pickle.member: pickle.problem for pickle in subject.pickles if pickle.problem}
-    for verdict in _verdicts(subject):
+    for verdict in with_nested(subject.verdicts):
         if not verdict.complete:
             why = problems.get(verdict.member) or (subject.error.problem if subject.error is not None else "")
             seen = count(len(verdict.names), "name")
@@ -378,7 +374,7 @@ def pickle_in_bytes(subject: Subject) -> Iterator[Finding]:
 
     Remedy: find out what reads it, and store the values themselves.
     """
-    for verdict in _verdicts(subject):
+    for verdict in with_nested(subject.verdicts):
         if ": a byte string" in verdict.member:
             names = ", ".join(name.name for name in verdict.names[:3])
             yield subject.finding(f"a pickle that refers to {names}", member=verdict.member)
@@ -720,8 +716,6 @@ _TEMPLATE = (
     r"__\w+__|['\"]__|(?i:\\x5f|\\u005f|\\137|%c)"
     r"|\bcycler\b|\blipsum\b|\bself\._|\.mro\b|\|\s*attr\b|\bos\b\s*\."
 )
-_TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.json", "chat_template.jinja", "processor_config.json")
-_MODEL_FILES = ("model.", "model-", "pytorch_model.", "pytorch_model-", "adapter_model.")
 
 
 @rule("S126", "template-injection", "error")
@@ -755,8 +749,7 @@ def _texts(subject: Subject, names: tuple[str, ...]) -> Iterator[tuple[str, str]
     if isinstance(subject.source, Folder):
         folder: Folder | None = subject.source
     else:
-        named = re.split(r"[/\\]", subject.path)[-1].startswith(_MODEL_FILES)
-        folder = subject.source.folder() if named else None
+        folder = subject.source.folder() if has_companions(subject.path) else None
     there = frozenset(folder.names()) if folder is not None else frozenset()
     for name in names:
         if folder is not None and name in there:
@@ -769,7 +762,7 @@ def _templates(subject: Subject) -> Iterator[tuple[str, str, str]]:
     """The texts beside a model that may be templates: the file, the key and the text of each."""
     import json
 
-    for name, content in _texts(subject, _TEMPLATE_FILES):
+    for name, content in _texts(subject, TEMPLATES):
         try:
             whole = content if name.endswith(".jinja") else json.loads(content)
         except (ValueError, RecursionError):
@@ -837,9 +830,6 @@ def recent_global(subject: Subject) -> Iterator[Finding]:
             )
 
 
-_CONFIGURATIONS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
-
-
 @rule("S129", "remote-code", "warning")
 def remote_code(subject: Subject) -> Iterator[Finding]:
     """A model's folder names Python files that its loader is to import.
@@ -853,7 +843,7 @@ def remote_code(subject: Subject) -> Iterator[Finding]:
     """
     import json
 
-    for name, content in _texts(subject, _CONFIGURATIONS):
+    for name, content in _texts(subject, CONFIGURATIONS):
         try:
             text = json.loads(content)
         except (ValueError, RecursionError):

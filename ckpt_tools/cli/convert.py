@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from typing import Any
 
 import click
 
-from ckpt_tools.cli.output import check_place, emit
+from ckpt_tools.cli.output import check_place, emit, path_of_one
 from ckpt_tools.cli.progress import progress
 from ckpt_tools.convert.plan import Names
 from ckpt_tools.convert.run import FORMATS, carry_out, prepare, report, work
 from ckpt_tools.convert.source_text import ClassSource, check_sources, sources_in, write_sources
 from ckpt_tools.dtypes import BY_NAME
-from ckpt_tools.errors import CkptError
+from ckpt_tools.errors import CkptError, NotFound
+from ckpt_tools.report import listed
+
+MANY = 8
+"""Things left behind for one reason from which on they share a line."""
 
 _SUFFIXES = [suffix.removeprefix(".") for suffixes in FORMATS.values() for suffix in suffixes]
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
@@ -108,6 +113,7 @@ def convert(
     With --out-dir there is no DST, and any number of SRC. What is there already, unchanged, is passed over; a
     file that cannot be converted does not stop the others. Exit code 1 if some failed, 2 if all did.
     """
+    _end_tidily()
     names = Names(keep, drop, strip_prefix, _key_map(key_map), [_pair(text, "--rename") for text in rename], add_prefix)
     options: dict[str, Any] = {
         "select": select,
@@ -132,7 +138,8 @@ def convert(
         raise click.UsageError("SRC and DST are needed, or --out-dir for any number of SRC")
     if to is not None or jobs > 1 or dask is not None:
         raise click.UsageError("--to, --jobs and --dask are for --out-dir")
-    conversion, watch = prepare(*paths, **options, force=force)
+    path, target = paths
+    conversion, watch = prepare(path_of_one(path), target, **options, force=force)
     if report_file is not None:
         check_place(report_file, *conversion.targets())
     if bake and not conversion.plan.baked:
@@ -154,11 +161,34 @@ def convert(
     if dry_run:
         emit([story], command="convert", format="text", output=None)
         return
-    for item in story.data["left_behind"]:  # type: ignore[attr-defined]
-        click.echo(f"ckpt: left behind: {item['what']}: {item['why']}", err=True)
+    _tell_what_is_left(story.data["left_behind"])
     for source in sources:
         click.echo(f"ckpt: source of {source.class_name}: {source.path}", err=True)
     click.echo(story.verdict)
+
+
+def _end_tidily() -> None:
+    """Have what asks the program to end, short of a kill, remove the unfinished output first, as Ctrl-C does."""
+
+    def end(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup has it ignored
+            signal.signal(number, end)
+
+
+def _tell_what_is_left(left: Any) -> None:
+    """A line for each thing, but one for all that stay behind for one reason where they are many."""
+    reasons: dict[str, list[str]] = {}
+    for item in left:
+        reasons.setdefault(item["why"], []).append(item["what"])
+    for why, things in reasons.items():
+        if len(things) > MANY:
+            things = [f"{len(things):,} things ({listed(things)})"]
+        for what in things:
+            click.echo(f"ckpt: left behind: {what}: {why}", err=True)
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:
@@ -174,8 +204,10 @@ def _key_map(path: str | None) -> dict[str, str]:
     try:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
-        raise CkptError(f"is no readable key map ({error})", path=path) from None
+    except OSError as error:
+        raise NotFound(f"cannot be read: {error.strerror}", path=path) from None
+    except (ValueError, RecursionError) as error:
+        raise CkptError(f"is no key map: it is no JSON ({error})", path=path) from None
     if not isinstance(found, dict) or not all(isinstance(new, str) for new in found.values()):
         raise CkptError("is no key map: not a JSON object of names and names", path=path)
     return found

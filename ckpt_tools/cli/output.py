@@ -78,17 +78,22 @@ def expand(path: str) -> Iterator[str]:
 
 
 def the_one(path: str) -> Checkpoint:
-    """The checkpoint that *path* names: of a folder that is none itself, the only one in it.
+    """The checkpoint at `path_of_one`."""
+    return open_checkpoint(path_of_one(path))
+
+
+def path_of_one(path: str) -> str:
+    """*path*, or where that is a folder and no checkpoint itself, the path of the only one in it.
 
     Raises `Ambiguous` where there are several, and what `expand` raises.
     """
     if not os.path.isdir(path) or looks_like_checkpoint(path):
-        return open_checkpoint(path)
+        return path
     first, *more = expand(path)
     if more:
         names = [os.path.relpath(other, path) for other in (first, *more)]
         raise Ambiguous(f"{len(names):,} checkpoints are in this folder: {listed(names)}", path=path, remedy="Name one")
-    return open_checkpoint(first)
+    return first
 
 
 def _in_folder(folder: str) -> Iterator[str]:

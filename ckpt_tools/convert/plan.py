@@ -159,12 +159,15 @@ def _plan(
     _check(entries, objection)
     root = format_path(state_dict.path)
     values: dict[str, object] = {}
+    classes: dict[str, list[str]] = {}
     for tensor in chosen:
         for key, value in tensor.attributes.items():
             if not isinstance(plain(value), TensorInfo):
                 _sort_out(f"{tensor.name}.{key}", value, values, left)
         if tensor.subclass is not None and tensor.storage is not None:
-            left.append((tensor.name, f"its class {tensor.subclass}: the output holds plain tensors"))
+            classes.setdefault(tensor.subclass, []).append(tensor.name)
+    for name, those in classes.items():
+        left.append((name, f"the class of {count(len(those), 'tensor')}, plain in the output: {_some(those)}"))
     frozen = [tensor.name for tensor in chosen if tensor.is_parameter and tensor.requires_grad is False]
     if frozen:
         left.append(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -381,3 +384,88 @@ def test_what_is_no_record_of_a_digest(run: Any, tmp_path: Path, content: bytes 
     done = run("digest", "in.pt", "--check", "record", cwd=tmp_path)
     assert done.exit_code == 2
     assert done.stderr == f"ckpt: {message}\n"
+
+
+# --- what the command says and how it ends
+
+
+def test_a_folder_with_one_checkpoint_is_that_one(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "one" / "deep").mkdir(parents=True)
+    torch.save({"a": torch.arange(3.0)}, tmp_path / "one" / "deep" / "model.pt")
+    (tmp_path / "one" / "notes.txt").write_text("nothing")
+    done = run("convert", "one", "out.pt", cwd=tmp_path)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert loaded(tmp_path / "out.pt")["a"].tolist() == [0, 1, 2]
+    assert run("convert", "one", "one/deep/model.pt", "--force", cwd=tmp_path).exit_code == 2
+    torch.save({"b": torch.ones(1)}, tmp_path / "one" / "other.pt")
+    done = run("convert", "one", "more.pt", cwd=tmp_path)
+    assert done.exit_code == 2
+    assert done.stderr == "ckpt: one: 2 checkpoints are in this folder: other.pt, deep/model.pt. Name one\n"
+
+
+def test_many_things_left_behind_for_one_reason_share_a_line(run: Any, tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "state_dict": {f"w{n:02}": torch.ones(1) for n in range(12)}}, tmp_path / "in.pt")
+    done = run("convert", "in.pt", "few.pt", "--keep", "w0*", cwd=tmp_path)
+    told = [f"ckpt: left behind: {name}: left out by --keep or --drop" for name in ("w10", "w11")]
+    rest = ["ckpt: left behind: epoch: plain data, which goes along only in safetensors"]
+    assert done.stderr.splitlines() == told + rest
+    done = run("convert", "in.pt", "one.pt", "--keep", "w1*", "--report", "told.json", cwd=tmp_path)
+    names = "w00, w01, w02, w03, w04, w05 and 4 more"
+    assert done.stderr.splitlines() == [
+        f"ckpt: left behind: 10 things ({names}): left out by --keep or --drop",
+        *rest,
+    ]
+    left = json.loads((tmp_path / "told.json").read_text())["files"][0]["left_behind"]
+    assert [item["what"] for item in left] == [*(f"w0{n}" for n in range(10)), "epoch"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+def test_an_asked_for_end_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """What ends a job in a queue or a container, or closes its terminal, is no kill."""
+    torch.save({"a": torch.ones(3)}, tmp_path / "in.pt")
+    (tmp_path / "out.pt").write_bytes(b"old")
+    program = (
+        "import os, signal, sys; from ckpt_tools.convert import prove\n"
+        "def held(*arguments):\n"
+        "    assert os.path.exists('.out.pt.partial')\n"
+        f"    os.kill(os.getpid(), {number:d})\n"
+        "    raise AssertionError('it goes on')\n"
+        "prove.prove = held\n"
+        "from ckpt_tools.cli import main; sys.argv[1:] = ['convert', 'in.pt', 'out.pt', '--force']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (128 + number, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.pt", "out.pt"]
+    assert (tmp_path / "out.pt").read_bytes() == b"old"
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(3)}, tmp_path / "in.pt")
+    program = (
+        "import os, signal, sys; from ckpt_tools.convert import prove; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "honest = prove.prove\n"
+        "def held(*arguments):\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    return honest(*arguments)\n"
+        "prove.prove = held\n"
+        "from ckpt_tools.cli import main; sys.argv[1:] = ['convert', 'in.pt', 'out.pt']; main()"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    assert (tmp_path / "out.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "map.json: cannot be read: No such file or directory"),
+        (b"{", "map.json: is no key map: it is no JSON ("),
+        (b"\xff", "map.json: is no key map: it is no JSON ("),
+    ],
+)
+def test_what_is_no_key_map(run: Any, tmp_path: Path, content: bytes | None, message: str) -> None:
+    torch.save({"a": torch.ones(3)}, tmp_path / "in.pt")
+    if content is not None:
+        (tmp_path / "map.json").write_bytes(content)
+    done = run("convert", "in.pt", "out.pt", "--key-map", "map.json", cwd=tmp_path)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"ckpt: {message}")

@@ -93,10 +93,12 @@ def state_shape(state: Mapping[str, object]) -> Shape | None:
     columns (with a 1 for what was summed in torch/optim/_adafactor.py, without in transformers); LBFGS vectors of all
     parameters at once.
     """
-    tensors = {key: value for key, value in state.items() if isinstance(value, TensorInfo) and value.shape}
+    tensors = {key: value for key, value in state.items() if type(value) is TensorInfo and value.shape}
     if not tensors or "prev_flat_grad" in state:
         return None
-    if "exp_avg" not in tensors:
+    if "exp_avg" in tensors:
+        return tensors["exp_avg"].shape
+    if len(tensors) > 1:
         for row, column, kept in (("row_var", "col_var", -1), ("exp_avg_sq_row", "exp_avg_sq_col", None)):
             if row in tensors and column in tensors:
                 return tensors[row].shape[:kept] + tensors[column].shape[-1:]

@@ -130,7 +130,7 @@ def device_tag(subject: Subject) -> Iterator[Finding]:
 
     Remedy: move the model to the CPU before it is saved, load with ``map_location="cpu"``, or convert the file.
     """
-    if subject.checkpoint is None:
+    if subject.checkpoint is None or all(storage.device == "cpu" for storage in subject.coverage.storages):
         return
     devices = Counter(storage.device for tensor in subject.tensors for storage in tensor.storages())
     devices += Counter(storage.device for _, tensor in subject.checkpoint.loose for storage in tensor.storages())
@@ -204,7 +204,8 @@ def optimizer_state(subject: Subject) -> Iterator[Finding]:
     """
     run = subject.checkpoint.training if subject.checkpoint is not None else None
     for optimizer in run.optimizers if run is not None else ():
-        held = sum(tensor.nbytes for tensor in distinct(optimizer.tensors()))
+        values = (value for state in optimizer.state.values() for value in state.values())
+        held = sum(tensor.nbytes for tensor in distinct(v for v in values if isinstance(v, TensorInfo)))
         if held:
             name = optimizer.algorithm or "an optimizer"
             where = format_path(optimizer.path) or "the root"

@@ -11,6 +11,7 @@ import io
 import os
 import socket
 import sys
+import sysconfig
 import traceback
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -171,7 +172,7 @@ def _import(name: str) -> ModuleType:
             ) from None
         raise CkptError(f"importing {name} failed: {_said(error)}") from error
     except (Exception, SystemExit, _Refused) as error:
-        raise CkptError(f"importing {name} failed: {_said(error)}") from error
+        raise CkptError(f"importing {name} failed: {_said(error)}", remedy=_advice(error)) from error
 
 
 def _from_file(path: str) -> ModuleType:
@@ -189,7 +190,7 @@ def _from_file(path: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit, _Refused) as error:
         del sys.modules[name]
-        raise CkptError(f"importing {path} failed: {_said(error)}") from error
+        raise CkptError(f"importing {path} failed: {_said(error)}", remedy=_advice(error)) from error
     return module
 
 
@@ -258,7 +259,9 @@ def _check_arguments(
         ]
         options = " ".join(f"--kwargs {name}=VALUE" for name in missing)
         raise MissingArguments(
-            f"{spec} needs arguments: {', '.join(missing)}", missing, remedy=f"Give them with {options}"
+            f"{spec} needs arguments: {', '.join(missing)}",
+            missing,
+            remedy=f"Give them with {options} (JSON), or name a function without arguments that makes the model",
         ) from None
 
 
@@ -271,10 +274,21 @@ def _build(spec: str, call: Callable[[], object], network: _Network, empty: bool
                 f"{spec} wants to download something from {network.asked}, such as pretrained weights",
                 remedy="Have it built without, by an argument of its own such as --kwargs pretrained=false",
             ) from error
-        raise CkptError(f"{spec} raised {_said(error)}") from error
+        raise CkptError(f"{spec} raised {_said(error)}", remedy=_advice(error)) from error
     if not isinstance(model, nn.Module):
         raise CkptError(f"{spec} returned a {type(model).__name__}, not an nn.Module")
     return model
+
+
+def _advice(error: BaseException) -> str | None:
+    """What helps against what classes do that expect to be run by their own script."""
+    if "NVIDIA" in str(error) or "CUDA" in str(error):
+        return "Leave it to the caller to move the model to a GPU; --device cuda does, where there is one"
+    if isinstance(error, EOFError):
+        return "It asks for input, which nobody gives here"
+    if isinstance(error, SystemExit):
+        return "Keep what reads the command line, and what ends the program, under if __name__ == '__main__'"
+    return None
 
 
 def _built(call: Callable[[], object], network: _Network, empty: bool) -> object:
@@ -381,7 +395,24 @@ def _said(error: BaseException) -> str:
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     if isinstance(error, SyntaxError):
         return text  # which names file and line itself
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.filename != __file__ and not frame.filename.startswith("<"):
-            return f"{text} ({frame.filename}, line {frame.lineno})"
-    return text
+    place = place_of(error)
+    return f"{text} ({place})" if place else text
+
+
+def place_of(error: BaseException, *, own_only: bool = False) -> str:
+    """The file and line at which an exception came up: the last of the user's code, where some of the way is that.
+
+    With *own_only* "" where none is, else it is that of the library.
+    """
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(("<", _OURS)) and frame.lineno is not None
+    ]
+    own = [frame for frame in frames if not frame.filename.startswith(_INSTALLED)]
+    told = own if own_only else own or frames
+    return f"{told[-1].filename}, line {told[-1].lineno}" if told else ""
+
+
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_INSTALLED = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})

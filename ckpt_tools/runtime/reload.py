@@ -69,12 +69,21 @@ def load_into(
     return _load(model, state_dict, (tensors or Tensors()).make, exchange)
 
 
-def rehearse(model: nn.Module, state_dict: StateDict, *, exchange: bool = True) -> LoadReport:
+def rehearse(
+    model: nn.Module, state_dict: StateDict, *, exchange: bool = True, build: Callable[[], nn.Module] | None = None
+) -> LoadReport:
     """What `load_into` would report; no tensor bytes are read, and *model* stays as it is.
 
-    Without *exchange* of wrappers' prefixes names must fit as they are, as they must for ``load_state_dict``.
+    Without *exchange* of wrappers' prefixes names must fit as they are, as they must for ``load_state_dict``. *build*
+    makes another of the kind, where the model is one that cannot be copied.
     """
-    return _load(replica(model, empty_parameters=True, empty_buffers=True), state_dict, _blank, exchange)
+    try:
+        copy = replica(model, empty_parameters=True, empty_buffers=True)
+    except CkptError:
+        if build is None:
+            raise
+        copy = build()
+    return _load(copy, state_dict, _blank, exchange)
 
 
 def without_data(model: nn.Module) -> list[str]:

@@ -21,6 +21,7 @@ from typing import Any, TextIO
 
 def main(worker: str) -> None:
     """Have the module *worker* answer jobs until there are no more."""
+    del sys.argv[1:]  # a class that reads the command line finds an empty one, not ours
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     jobs = os.fdopen(os.dup(0), encoding="utf-8")
     null = os.open(os.devnull, os.O_RDONLY)

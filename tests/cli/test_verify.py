@@ -1,6 +1,7 @@
 """``ckpt verify`` and ``ckpt_tools.verify``: the process that builds the model, and what comes out at the end."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -102,6 +103,122 @@ def test_child_lives_through_what_is_only_an_error(tmp_path):
     assert isinstance(wrong, CkptError)
     assert str(wrong) == f"{STATE_DICT}: no parameter's name matches --expect-frozen nothing"
     assert half.codes == ["dtype-converted"]
+
+
+RUDE = """
+import argparse, os, signal, sys, threading, time
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+    def forward(self, x):
+        return self.fc(x)
+
+class Forks(Net):
+    def __init__(self):
+        super().__init__()
+        if os.fork() == 0:
+            time.sleep(600)
+
+class Threads(Net):
+    def __init__(self):
+        super().__init__()
+        threading.Thread(target=time.sleep, args=(600,)).start()
+
+class Signals(Net):
+    def __init__(self):
+        super().__init__()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+            signal.signal(number, signal.SIG_IGN)
+        signal.raise_signal(signal.SIGTERM)
+
+class Arguments(Net):
+    def __init__(self):
+        super().__init__()
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--lr", type=float, default=0.1)
+        self.options = parser.parse_args()
+
+class Reads(Net):
+    def __init__(self):
+        super().__init__()
+        assert sys.stdin.read() == ""
+
+class Uncopyable(Net):
+    def __setstate__(self, state):
+        raise RuntimeError("of another version")
+
+class Required(Net):
+    def __init__(self):
+        super().__init__()
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--lr", required=True)
+        self.options = parser.parse_args()
+
+class Config(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.fc = nn.Linear(config.width, config.classes)
+
+class Hides(Net):
+    def __init__(self):
+        super().__init__()
+        self.extra = [nn.Linear(2, 2)]
+    def forward(self, x):
+        return self.extra[0](self.fc(x))
+
+class Recurses(Net):
+    def forward(self, x):
+        return self.forward(x)
+
+class Masked(Net):
+    def forward(self, x, mask):
+        return self.fc(x) * mask
+
+class Pushes(Net):
+    def forward(self, x):
+        raise RuntimeError("Found no NVIDIA driver on your system.")
+
+class Leaves(Net):
+    def __init__(self):
+        super().__init__()
+        os.chdir("/")
+        os.environ.clear()
+        sys.argv[:] = []
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_classes_of_bad_manners(tmp_path):
+    """What forks, catches signals, reads the command line or the input, or moves away, is verified all the same."""
+    (tmp_path / "rude.py").write_text(RUDE)
+    torch.manual_seed(0)
+    torch.save({"fc.weight": torch.randn(2, 4), "fc.bias": torch.randn(2)}, tmp_path / "rude.pt")
+    polite = ("Forks", "Threads", "Signals", "Arguments", "Reads", "Uncopyable")
+    bad = ("Required", "Config", "Hides", "Recurses", "Masked", "Pushes", "Leaves")
+    jobs = [Job(str(tmp_path / "rude.pt"), f"{tmp_path}/rude.py:{name}", inputs=["4"]) for name in (*polite, *bad)]
+    found = dict(zip((*polite, *bad), verify_each(jobs), strict=True))
+    assert not [(name, found[name].codes) for name in (*polite, "Leaves") if found[name].codes]
+    assert {found[name]["runs"].verdict for name in (*polite, "Leaves")} == {"passed"}
+
+    def first(name):
+        return found[name].problems[0]
+
+    line = RUDE.splitlines().index('        parser.add_argument("--lr", required=True)') + 2
+    assert first("Required").message.endswith(f"raised SystemExit: 2 ({tmp_path}/rude.py, line {line})")
+    assert "under if __name__ == '__main__'" in first("Required").remedy
+    assert "or name a function without arguments that makes the model" in first("Config").remedy
+    assert (first("Hides").code, first("Hides").severity) == ("unregistered-layers", "warning")
+    assert first("Hides").message.startswith("extra holds layers in a plain list or dict")
+    assert found["Hides"]["runs"].facts["outputs"] == [{"path": "", "shape": [1, 2], "dtype": "float32"}]
+    line = RUDE.splitlines().index("        return self.forward(x)") + 1
+    assert first("Recurses").message.endswith(f"maximum recursion depth exceeded ({tmp_path}/rude.py, line {line})")
+    assert first("Recurses").remedy == ""
+    assert first("Masked").remedy == "Give an --input for each argument, in their order"
+    assert first("Pushes").remedy.startswith("The class moves tensors to a GPU by itself")
 
 
 def test_pretrained_weights_are_not_fetched(tmp_path, monkeypatch):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
+from torch import nn
+
 from ckpt_tools.analysis.leaves import leaves
 from ckpt_tools.analysis.summary import pick
 from ckpt_tools.checkpoint import Checkpoint, StateDict, TensorInfo, format_path
@@ -141,6 +143,19 @@ def builds(subject: Subject) -> Check:
     model = subject.model
     if model is None:
         return Check("builds", f"{job.model} cannot be built", problems)
+    hidden = list(_unregistered(model))
+    if hidden:
+        # what is built without data is filled by names, which these do not have
+        model = subject.model = subject.build(empty=False)
+        problems.append(
+            Problem(
+                "unregistered-layers",
+                "warning" if next(model.parameters(), None) is not None else "error",
+                f"{listed(hidden, 3)} {'holds' if len(hidden) == 1 else 'hold'} layers in a plain list or dict, so "
+                "that these are no part of the model: state_dict() does not save them, and no optimizer gets them",
+                "Put them into nn.ModuleList or nn.ModuleDict, and train again",
+            )
+        )
     parameters = sum(p.numel() for p in model.parameters() if not _lazy(p))
     name = f"{type(model).__module__}.{type(model).__qualname__}"
     return Check(
@@ -149,6 +164,18 @@ def builds(subject: Subject) -> Check:
         problems,
         {"class": name, "parameters": parameters, "arguments": {k: repr(v) for k, v in subject.arguments.items()}},
     )
+
+
+def _unregistered(model: nn.Module) -> Iterator[str]:
+    """Attributes that hold modules or parameters where nn.Module does not see them."""
+    known = {id(module) for module in model.modules()} | {id(parameter) for parameter in model.parameters()}
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+            if not attribute.startswith("_") and any(
+                isinstance(item, nn.Module | nn.Parameter) and id(item) not in known for item in items
+            ):
+                yield f"{name}.{attribute}".removeprefix(".")
 
 
 def _lazy(parameter: object) -> bool:

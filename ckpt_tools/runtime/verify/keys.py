@@ -35,7 +35,7 @@ def keys(subject: Subject) -> Check:
     model = subject.built()
     job = subject.job
     try:
-        as_it_is = rehearse(model, state_dict, exchange=False)
+        as_it_is = rehearse(model, state_dict, exchange=False, build=subject.build)
     except CkptError as error:
         return Check("keys", "the class cannot be compared with the file", [_refused(error)])
     problems: list[Problem] = []
@@ -47,7 +47,7 @@ def keys(subject: Subject) -> Check:
     if way is not None:
         subject.renamed = renamed(state_dict, way.names)
         try:
-            report = rehearse(model, subject.renamed, exchange=False)
+            report = rehearse(model, subject.renamed, exchange=False, build=subject.build)
         except CkptError as error:
             return Check("keys", "the class cannot be compared with the file", [_refused(error)])
         problems += _of_names(way, as_it_is, report, model)

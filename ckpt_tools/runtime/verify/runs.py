@@ -18,11 +18,13 @@ from ckpt_tools.errors import CkptError, MissingDependency
 from ckpt_tools.records import record
 from ckpt_tools.report import count, listed, number, size
 from ckpt_tools.runtime.forward import InputSpec, tensors_in
-from ckpt_tools.runtime.locate import PICKLE, locate
+from ckpt_tools.runtime.locate import PICKLE, locate, place_of
 from ckpt_tools.runtime.verify.subject import Subject, shape
 from ckpt_tools.verification.results import Check, Problem, worst_first
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+_ABOUT_SIZES = r"(?i)\b(sizes?|shapes?|dim(ension)?s?|channels?|input|dtypes?|mat1|out of (range|bounds))\b"
 
 _OUTPUT = "output:"
 """What stands before an output's path in a recording; inputs stand there as they are."""
@@ -202,12 +204,19 @@ def _timed(model: nn.Module, call: Call, device: torch.device) -> tuple[dict[str
 def _failure(error: Exception, call: Call, model: nn.Module) -> Problem:
     message = textwrap.shorten(str(error), 300, placeholder=" …")
     given = listed([shape(tensor.shape) for tensor in call.tensors()], 4)
-    remedy = "--input gives the sizes without the batch, which --batch puts before them"
+    remedy = ""
+    if isinstance(error, TypeError) and re.search(r"missing \d+ required", message):
+        remedy = "Give an --input for each argument, in their order"
+    elif re.search("NVIDIA|CUDA|cuda", message):
+        remedy = "The class moves tensors to a GPU by itself: take the device of what comes in; or --device cuda"
+    elif isinstance(error, RuntimeError | ValueError | IndexError) and re.search(_ABOUT_SIZES, message):
+        remedy = "--input gives the sizes without the batch, which --batch puts before them"
     if type(model).forward is nn.Module.forward:
         remedy = f"{type(model).__name__} has no forward method: name the class that has one"
-    return Problem(
-        "forward-fails", "error", f"called with {given}, the model raised {type(error).__name__}: {message}", remedy
-    )
+    place = place_of(error, own_only=True)
+    where = f" ({place})" if place else ""
+    text = f"called with {given}, the model raised {type(error).__name__}: {message}{where}"
+    return Problem("forward-fails", "error", text, remedy)
 
 
 def _finite(output: Mapping[str, Tensor]) -> Iterator[Problem]:

@@ -65,9 +65,9 @@ class Payload(Source):
     __slots__ = ("_archive", "_member", "_source", "_start")
 
     def __init__(self, archive: Archive, member: Member) -> None:
-        super().__init__(f"{archive.source.name}: {member.name}", member.compressed_size)
+        self._source = source = archive.source
+        super().__init__(f"{source.name}: {member.name}", member.compressed_size)
         self._archive = archive
-        self._source = archive.source
         self._member = member
         self._start = -1
 

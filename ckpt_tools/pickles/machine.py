@@ -14,6 +14,7 @@ import mmap
 import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Iterable
+from itertools import compress
 from struct import Struct
 from struct import error as struct_error
 
@@ -153,14 +154,14 @@ class _Machine:
         memo, calls, marks = self.memo, result.calls, self.marks
         persistent = result.persistent
         stack = self.stack
-        seen = bytearray(256)
+        seen = [False] * 256  # a list, to which Python writes faster than to a bytearray
         position = at = self.position
         try:
             while True:
                 at = position
                 code = data[at]
                 position = at + 1
-                seen[code] = 1
+                seen[code] = True
                 # in order of frequency in torch's pickles, by halves
                 if code > 0x70:
                     if code == 0x71:  # BINPUT
@@ -264,7 +265,7 @@ class _Machine:
                     position, stack = self._rare(code, at, position, stack)
         finally:
             self.at, self.position = at, max(position, self.position)
-            result.opcodes = frozenset(code for code in range(256) if seen[code])
+            result.opcodes = frozenset(compress(range(256), seen))
 
     def _rare(self, code: int, at: int, position: int, stack: list[object]) -> tuple[int, list[object]]:
         """Execute an opcode that is not inline; returns the position after it, and the stack."""

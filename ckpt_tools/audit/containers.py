@@ -104,7 +104,7 @@ def _in_zip(source: Source) -> Iterator[tuple[str, Source]]:
         left -= member.size if member.size > member.compressed_size else 0
         if left < 0:
             raise LimitExceeded(f"more than {MAX_UNPACKED:,} bytes would be inflated", path=source.name)
-        if not member.name.endswith("/"):
+        if member.size or not member.name.endswith("/"):  # a folder with bytes is a file to some
             yield member.name, archive.open(member)
     for where, start, size in archive.asides():
         yield where, source.slice(start, size, where)

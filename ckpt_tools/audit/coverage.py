@@ -7,6 +7,7 @@ bytes after the end, what lies between. What is a pickle there is evaluated like
 from __future__ import annotations
 
 from bisect import bisect_right
+from codecs import getincrementaldecoder
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -35,7 +36,7 @@ MAX_INFLATED = 1 << 30
 AS_PICKLE = "the same bytes as a pickle"
 """The name of a pickle that a file of another format is, too."""
 TEXT_BYTES = 1 << 20
-"""The longest member of which all is read to see that it is text; of longer ones, the beginning and the end."""
+"""How much is read at once to see that it is text."""
 
 
 @comparable
@@ -447,15 +448,21 @@ def _does_something(evaluation: Evaluation) -> bool:
 
 
 def _is_text(source: Source) -> bool:
-    """Whether *source* is UTF-8 text, as far as it is read."""
-    parts = [source.peek(0, min(source.size, TEXT_BYTES))]
-    if source.size > TEXT_BYTES:
-        parts.append(source.peek(source.size - HEAD_BYTES, HEAD_BYTES))
-    for part in parts:
-        text = part.decode("utf-8", "replace").strip("\ufffd")
-        if "\ufffd" in text or any(ord(c) < 32 and c not in "\t\n\r\f\x1b" for c in text):
-            return False
+    """Whether all of *source* is UTF-8 text."""
+    decoder = getincrementaldecoder("utf-8")()
+    try:
+        for chunk in source.chunks(size=TEXT_BYTES):
+            if chunk.translate(None, _OF_TEXT):
+                return False
+            decoder.decode(chunk)
+        decoder.decode(b"", True)
+    except UnicodeDecodeError:
+        return False
     return True
+
+
+_OF_TEXT = bytes({*range(32, 256), *b"\t\n\r\f\x1b"})
+"""Bytes of which UTF-8 text is made, white space and the escape of terminals' colours included."""
 
 
 def _end(pickle: Pickle) -> int:

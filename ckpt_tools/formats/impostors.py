@@ -248,6 +248,8 @@ def _compressed(source: Source, head: bytes) -> _Problem | None:
             if name == "zlib":  # an x is no magic
                 return None
             return CorruptFile(f"a file compressed with {name} that cannot be decompressed", remedy=_AGAIN)
+        if not inside and name == "zlib":  # nor are an x and a letter that fits
+            return None
         if is_header(inside[:BLOCK]):
             held = _listed(entry.name for entry in entries(MemorySource(inside, "")) if entry.regular)
             return UnsupportedFeature(

@@ -16,7 +16,10 @@ BLOCK = 512
 MAX_ENTRIES = 10_000
 """The most entries an archive may have; torch wrote four."""
 _MAX_PAX = 1 << 20
-_SPECIAL = (b"1", b"2", b"3", b"4", b"5", b"6", b"K", b"X")  # links, devices, folders, and GNU's and Sun's records
+_BARE = (b"1", b"2", b"3", b"4", b"5", b"6")
+"""Links, devices and folders."""
+_SPECIAL = (*_BARE, b"K", b"X")
+"""The same, and records of GNU's and of Sun's."""
 
 
 class Entry(NamedTuple):
@@ -40,7 +43,8 @@ def entries(source: Source) -> Iterator[Entry]:
         size = _number(header[124:136])
         assert size is not None  # is_header has looked
         start = position + BLOCK
-        position = start + -(-size // BLOCK) * BLOCK
+        # what is no file has no bytes, whatever size it gives: tarfile finds the next header right behind it
+        position = start + (0 if kind in _BARE else -(-size // BLOCK) * BLOCK)
         if kind in (b"x", b"g"):  # pax: records for the next header, or for all
             records = _pax(source.peek(start, size)) if size <= _MAX_PAX else {}
             renamed = records if kind == b"x" else renamed
@@ -50,7 +54,9 @@ def entries(source: Source) -> Iterator[Entry]:
             continue
         prefix = _name(header[345:500]) if header[257:263] == b"ustar\0" else ""
         name = renamed.get("path") or (f"{prefix}/" if prefix else "") + _name(header[:100])
-        if renamed.get("size", "").isdecimal():
+        if kind in _BARE:
+            size = 0
+        elif renamed.get("size", "").isdecimal():
             size = int(renamed["size"][:20])
             position = start + -(-size // BLOCK) * BLOCK
         renamed = {}

@@ -26,6 +26,7 @@ from tests.hostile.assembler import (
     checkpoint,
     exported,
     gguf,
+    name,
     new,
     npy,
     old_tar,
@@ -520,6 +521,73 @@ def archives() -> list[Attack]:
     ]
 
 
+def disguised(archive: bytes, at: int, kind: bytes = b"", size: int | None = None) -> bytes:
+    """A tar archive whose header at *at* has another kind or size, and the checksum that fits."""
+    header = bytearray(archive[at : at + 512])
+    if kind:
+        header[156:157] = kind
+    if size is not None:
+        header[124:136] = b"%011o\0" % size
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return archive[:at] + bytes(header) + archive[at + 512 :]
+
+
+def in_tar(kind: bytes) -> bytes:
+    """A tar archive of a text, an entry of another *kind*, and a pickle."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for member, data in (("a.txt", b"text"), ("b", b""), ("c.pkl", EVIL)):
+            info = tarfile.TarInfo(member)
+            info.size = len(data)
+            info.type = kind if member == "b" else tarfile.REGTYPE
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def reserved() -> list[Attack]:
+    """What stands in kinds of entries that have no bytes; room that is asked for and not filled."""
+    text_of = [("a.txt", b"text"), ("b", EVIL)]
+    large = b"a" * (3 << 20) + b"\0" + EVIL + b"b" * 10_000
+    structured = npy(EVIL).replace(b"'|O', ", b"[('a','|O')], ").replace(b" " * 8 + b"\n", b"\n")
+    return [
+        Attack(
+            "a folder of tar that swallows a header",
+            disguised(in_tar(tarfile.DIRTYPE), 1024, size=1024),
+            "S101",
+            ".tar",
+        ),
+        Attack(
+            "a link of tar that swallows a header", disguised(in_tar(tarfile.LNKTYPE), 1024, size=1024), "S101", ".tar"
+        ),
+        Attack("a folder of tar with bytes", disguised(tarred(text_of), 1024, b"5"), "S101", ".tar"),
+        Attack("an entry of tar of no known kind", disguised(tarred(text_of), 1024, b"Z"), "S101", ".tar"),
+        Attack("a folder of zip with bytes", zipped([("a/", EVIL), ("b.txt", b"text")]), "S101", ".zip"),
+        Attack(
+            "a folder of a checkpoint with bytes", checkpoint(tensors(), ZEROS, ("archive/x/", EVIL)), "S101", ".pt"
+        ),
+        Attack("a tar archive that is a pickle", tarred([("cos\nsystem\n(S'true'\ntR.", b"x")]), "S101", ".tar"),
+        Attack("objects in an array of records", structured, "S101", ".npy"),
+        Attack("a pickle behind ten thousand", pickle.dumps(1, 2) * 30_000 + EVIL, "I102", answer=""),
+        Attack(
+            "a pickle in a long text", checkpoint(tensors(), ZEROS, ("archive/x.txt", large)), "I102", ".pt", answer=""
+        ),
+        Attack("room for a bytearray", stream({"x": call("builtins:bytearray", 1 << 30)}), "I104", answer=""),
+        Attack(
+            "room for a storage",
+            b"\x80\x02" + name("torch:FloatStorage").code + b"\x8a\x06\0\0\0\0\0\x10\x85R.",
+            "I104",
+            answer="",
+        ),
+        Attack(
+            "archives in archives",
+            zipped([("a", zipped([("b", zipped([("c", zipped([("d.pkl", EVIL)]))]))]))]),
+            "S101",
+            ".zip",
+        ),
+    ]
+
+
 def polyglots() -> list[Attack]:
     """Files of one format that another reader takes for a pickle; what stands behind the last tensor."""
     payload = b"0cos\nsystem\n(S'true'\ntR."
@@ -741,6 +809,7 @@ def second_search() -> list[Attack]:
         *filled(),
         *said_otherwise(),
         *archives(),
+        *reserved(),
         *polyglots(),
         *programs(),
         *advisories(),

@@ -94,11 +94,24 @@ def beyond_limits(subject: Subject) -> Iterator[Finding]:
 
     Why: no program writes such files. Loading them takes memory or time without end.
 
-    Example: a pickle that refers to itself until it has copied gigabytes; a member deflated ten thousand times.
+    Example: a pickle that refers to itself until it has copied gigabytes; a member deflated ten thousand times;
+    ``bytearray(1 << 40)``.
 
     Remedy: do not load the file; ask where it comes from.
     """
     yield from _error(subject, LimitExceeded)
+    for pickle in subject.pickles:
+        if any("call" in use.uses and _RESERVES.fullmatch(f"{use.module}.{use.name}") for use in pickle.globals):
+            for call in pickle.evaluation.calls:
+                asked = max((value for value in call.arguments if type(value) is int), default=0)
+                if asked > max(MAX_RESERVED, subject.size) and _RESERVES.fullmatch(call.target):
+                    what = f"a pickle has {call.target} take room for {asked:,} elements, of which it gives none"
+                    yield subject.finding(what, member=pickle.member, offset=call.offset)
+
+
+MAX_RESERVED = 1 << 28
+"""How many elements a pickle may have memory taken for, beyond those that it holds."""
+_RESERVES = re.compile(r"(?:builtins|__builtin__)\.(?:bytearray|bytes)|torch\.(?:\w+\.)*\w+(?:Storage|Tensor)")
 
 
 @rule("I105", "unsupported", "error")

@@ -187,19 +187,19 @@ class Archive:
         """
         source, position = self.source, 0
         for member, local in self.placed:
-            yield from self._between(position, member.header_offset)
+            if not self._is_descriptor(position, member.header_offset - position):
+                yield _between(position), position, member.header_offset - position
             extra = local.fields[10] if local.fields else 0
             if extra > _SHORT_EXTRA and not _is_filler(source.peek(local.start - extra, extra)):
                 yield f"in the extra field of {member.name}", local.start - extra, extra
             position = max(position, local.start + member.compressed_size)
-        yield from self._between(position, self.directory_offset)
+        if not self._is_descriptor(position, self.directory_offset - position):
+            yield _between(position), position, self.directory_offset - position
         yield from self._notes()
 
-    def _between(self, start: int, end: int) -> Iterator[tuple[str, int, int]]:
-        size = end - start
-        if size <= 0 or size in (12, 20) or (size in (16, 24) and self.source.peek(start, 4) == b"PK\x07\x08"):
-            return  # the checksum and the sizes that may follow a member's bytes
-        yield "before the first member" if start == 0 else "between members", start, size
+    def _is_descriptor(self, start: int, size: int) -> bool:
+        """Whether bytes are none, or the checksum and the sizes that may follow a member's bytes."""
+        return size <= 0 or size in (12, 20) or (size in (16, 24) and self.source.peek(start, 4) == b"PK\x07\x08")
 
     def _notes(self) -> Iterator[tuple[str, int, int]]:
         """Those of `asides` in the directory and behind it."""
@@ -326,6 +326,10 @@ def _parse(source: Source, offset: int, size: int, count: int) -> list[Member]:
             )
         members.append(Member(name, header_offset, unpacked, packed, method, crc, flags, fields[17]))
     return members
+
+
+def _between(position: int) -> str:
+    return "before the first member" if position == 0 else "between members"
 
 
 def _local(source: Source, member: Member) -> Local:

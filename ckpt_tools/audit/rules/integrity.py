@@ -221,10 +221,10 @@ def header_mismatch(subject: Subject) -> Iterator[Finding]:
     Remedy: do not trust the file; pack it again from what you know to be in it.
     """
     archive = _archive(subject)
-    for member in archive.members if archive is not None else ():
-        assert archive is not None
-        local = archive.local(member)
-        differences = [] if _agree(member, local) else list(_differences(member, local))
+    if archive is None or all(_agree(member, local) for member, local in archive.placed):
+        return
+    for member in archive.members:
+        differences = list(_differences(member, archive.local(member)))
         if differences:
             yield subject.finding(
                 "its own header has " + "; ".join(differences),

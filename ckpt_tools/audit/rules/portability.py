@@ -252,9 +252,10 @@ def old_names(subject: Subject) -> Iterator[Finding]:
     """
     for state_dict in _models(subject):
         # elsewhere gamma may be a layer's scale
-        norms = [name for name in state_dict.entries if re.search(r"LayerNorm\.\w+$", name)]
+        norms = [name for name in state_dict.entries if "LayerNorm." in name and re.search(r"LayerNorm\.\w+$", name)]
+        dense = [name for name in state_dict.entries if "denselayer" in name]
         for names, what in (
-            (list(DENSENET.apply(state_dict.entries)), "DenseNet's old form (norm.1 for norm1)"),
+            (list(DENSENET.apply(dense)), "DenseNet's old form (norm.1 for norm1)"),
             (list(GAMMA.apply(norms)), "LayerNorm's form in BERT's first files (gamma for weight)"),
         ):
             if names:

@@ -357,11 +357,13 @@ def second_pickle(subject: Subject) -> Iterator[Finding]:
 def _hidden(subject: Subject) -> Iterator[Pickle]:
     if subject.checkpoint is None:
         return
+    script = subject.checkpoint.format == "torchscript"
     if subject.checkpoint.format in ("pickle", "npy"):
         for pickle in subject.checkpoint.pickles:
             if re.fullmatch(r"(?:.*: )?pickle \d+", pickle.member):
                 yield pickle
-    yield from subject.coverage.pickles
+    # torch reads these of a script to say where its code came from
+    yield from (p for p in subject.coverage.pickles if not (script and p.member.endswith(".debug_pkl")))
 
 
 @rule("S118", "pickle-in-bytes", "warning")
@@ -502,11 +504,11 @@ def _plain(operator: str) -> str:
 
 @rule("S121", "custom-operator", "warning")
 def custom_operator(subject: Subject) -> Iterator[Finding]:
-    """TorchScript code calls an operator that is not torch's own.
+    """TorchScript code or an ONNX graph calls an operator that is not torch's or ONNX's own.
 
     Why: what it does is in a library that must be loaded beforehand, and cannot be seen from the file.
 
-    Example: ``ops.mylib.fused_attention(…)``.
+    Example: ``ops.mylib.fused_attention(…)``; ``PyOp`` of ``ai.onnx.contrib``, which calls a function of Python.
 
     Remedy: make sure of the library that the operator comes from.
     """
@@ -517,6 +519,25 @@ def custom_operator(subject: Subject) -> Iterator[Finding]:
                     yield subject.finding(
                         f"the code uses operators of {namespace}", member=member, evidence={"name": namespace}
                     )
+    for place, checkpoint in _checkpoints(subject):
+        if checkpoint.format == "onnx" and isinstance(checkpoint.source, Source):
+            from ckpt_tools.formats import onnx
+
+            own = onnx.functions(checkpoint.source)
+            told: set[str] = set()
+            for mention in onnx.mentions(checkpoint.source):
+                name = mention.text
+                if mention.kind == "operator" and not name.startswith(_OF_ONNX) and name not in told | own:
+                    told.add(name)
+                    yield subject.finding(
+                        f"the graph uses the operator {name:.200}",
+                        member=place,
+                        offset=mention.offset,
+                        evidence={"name": name},
+                    )
+
+
+_OF_ONNX = ("ai.onnx::", "ai.onnx.ml::", "ai.onnx.training::", "ai.onnx.preview.training::", "com.microsoft::")
 
 
 _SYMBOL = r"Symbol\('\w+'"
@@ -604,6 +625,19 @@ def climbing_path(subject: Subject) -> Iterator[Finding]:
         for anomaly in checkpoint.anomalies:
             if "outside the model's folder" in anomaly.what:
                 yield subject.finding(anomaly.what, member=place, evidence={"where": anomaly.where})
+        if checkpoint.format == "onnx" and isinstance(checkpoint.source, Source):
+            from ckpt_tools.formats import onnx
+
+            told = {anomaly.what for anomaly in checkpoint.anomalies}
+            for mention in onnx.mentions(checkpoint.source):
+                outside = mention.kind == "file" and _climbs(mention.text)
+                if outside and not any(repr(mention.text)[:80] in what for what in told):
+                    told.add(repr(mention.text)[:80])
+                    yield subject.finding(
+                        f"a tensor among the attributes lies outside the model's folder: {mention.text!r:.80}",
+                        member=place,
+                        offset=mention.offset,
+                    )
     source = subject.file
     if source is None:
         return
@@ -646,7 +680,7 @@ _PROGRAMS = (
     (b"\xca\xfe\xba\xbe", "a macOS program or library"),
     (b"#!", "a script"),
 )
-_PROGRAM_NAMES = r"(?im)\.(?:so(?:\.\d+)*|dll|dylib|exe|pyd|sh|bat|cmd|ps1|cubin|ptx)$"
+_PROGRAM_NAMES = r"(?m)\.(?:so(?:\.\d+)*|dll|dylib|exe|pyd|sh|bat|cmd|ps1|cubin|ptx)$"
 
 
 @rule("S124", "native-code", "error")
@@ -664,10 +698,10 @@ def native_code(subject: Subject) -> Iterator[Finding]:
     archive = _archive(source) if source is not None else None
     if archive is None:
         return
-    named = re.search(_PROGRAM_NAMES, archive.listing) is not None
+    named, tensors = re.search(_PROGRAM_NAMES, archive.listing.lower()) is not None, subject.tensor_members
     for member in archive.members:
-        what = "a program or library, by its name" if named and re.search(_PROGRAM_NAMES, member.name) else ""
-        if member.size > 64 and member.name not in subject.tensor_members:
+        what = "a program or library, by its name" if named and re.search(_PROGRAM_NAMES, member.name.lower()) else ""
+        if member.size > 64 and member.name not in tensors:
             try:
                 head = archive.open(member).peek(0, 4)
             except CkptError:

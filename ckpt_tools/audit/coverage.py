@@ -195,7 +195,7 @@ class _Survey:
             self.regions.append(Region(label, position, last - position, "examined"))
         if last < source.size:
             self._gap(source, last, source.size, label, "after the end")
-        if not streams and format != "torch_tar":
+        if format in _WITHOUT_PICKLES:
             # tensors may be such that all of the file is a pickle, to those who take it for one
             found = _pickles(source, f"{label}: {AS_PICKLE}" if label else AS_PICKLE)
             self.pickles += [pickle for pickle in found if pickle.globals]
@@ -360,6 +360,9 @@ class _Survey:
 
 
 _OF_TORCH_TAR = frozenset({"sys_info", "pickle", "tensors", "storages"})
+
+_WITHOUT_PICKLES = frozenset({"npy", "safetensors", "gguf", "onnx"})
+"""Formats of which no program takes a file for a pickle, unless it is told to."""
 
 _ENDS_WITH_TENSORS = frozenset({"npy", "safetensors"})
 """Formats in which nothing stands after the last tensor."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ckpt_tools.checkpoint import Anomaly, Checkpoint, StateDict, Storage, TensorInfo
 from ckpt_tools.dtypes import BY_NAME
@@ -230,6 +230,75 @@ def read(source: Source) -> Checkpoint:
         return _Model(source).describe()
     except CkptError as error:
         raise error.at(path=source.name) from None
+
+
+class Mention(NamedTuple):
+    """What a node refers to: an operator as ``domain::type``, or the *file* of a tensor among its attributes."""
+
+    kind: Literal["operator", "file"]
+    text: str
+    offset: int
+
+
+# of which messages each message is made, as far as they lead to nodes and tensors; "" is a tensor's external data
+_LEADS: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: ""},
+}
+
+
+def mentions(source: Source) -> tuple[Mention, ...]:
+    """The operators and external files in the model, each where it comes first: in functions and branches too.
+
+    Raises `CkptError` where the model is damaged, or has more fields than any.
+    """
+    known = source.memo.get(Mention)
+    if not isinstance(known, tuple):
+        found: dict[str, Mention] = {}
+        for mention in _mentions(source):
+            found.setdefault(f"{mention.kind} {mention.text}", mention)
+        known = source.memo[Mention] = tuple(found.values())
+    return known
+
+
+def _mentions(source: Source) -> Iterator[Mention]:
+    message = _Message(source)
+    pending: list[tuple[str, int, int]] = [("model", 0, source.size)]
+    while pending:
+        kind, start, end = pending.pop()
+        names = {4: "", 7: ""}
+        for part in message.fields(start, end):
+            inner = _LEADS[kind].get(part.number) if part.wire == _BYTES else None
+            if inner == "":
+                key, value = message.pair(part)
+                if key == "location":
+                    yield Mention("file", value, part.start)
+            elif inner is not None:
+                pending.append((inner, part.start, part.end))
+            elif kind == "node" and part.number in names:
+                names[part.number] = message.text(part)
+        if kind == "node":
+            yield Mention("operator", f"{names[7] or 'ai.onnx'}::{names[4]}", start)
+
+
+def functions(source: Source) -> frozenset[str]:
+    """The operators that the model itself defines, as ``domain::name``."""
+    message = _Message(source)
+    found = set()
+    for part in message.fields(0, source.size):
+        if part.number == 25 and part.wire == _BYTES:
+            names = {1: "", 10: ""}
+            for field in message.fields(part.start, part.end):
+                if field.number in names:
+                    names[field.number] = message.text(field)
+            found.add(f"{names[10] or 'ai.onnx'}::{names[1]}")
+    return frozenset(found)
 
 
 class _Model:

@@ -12,6 +12,7 @@ from ckpt_tools.sources import MemorySource
 from tests.audit.cases import Case
 from tests.audit.cases_security import ATTACKS, MORE
 from tests.hostile.assembler import SYSTEM, ZEROS, call, checkpoint, name, new, stacked, stream, tensors
+from tests.hostile.second_search import field, node
 
 FURTHER = [pytest.param(code, case, id=f"{code}-{i}") for code, cases in MORE.items() for i, case in enumerate(cases)]
 
@@ -105,3 +106,23 @@ def test_expressions(expression: str, found: bool) -> None:
 def test_a_torch_zip_is_no_keras_model() -> None:
     data = checkpoint(tensors(), ZEROS, ("config.json", b'{"class_name": "Lambda"}'))
     assert list(BY_CODE["S127"].findings(subject(data, "model.pt"))) == []
+
+
+@pytest.mark.parametrize(
+    ("operator", "domain", "defined", "found"),
+    [
+        (b"PyOp", b"ai.onnx.contrib", b"", ["ai.onnx.contrib::PyOp"]),
+        (b"Relu", b"", b"", []),
+        (b"Gelu", b"com.microsoft", b"", []),
+        (b"F", b"own", b"F", []),
+        (b"F", b"own", b"G", ["own::F"]),
+    ],
+)
+def test_operators_of_onnx_that_are_not_its_own(
+    operator: bytes, domain: bytes, defined: bytes, found: list[str]
+) -> None:
+    model = (
+        field(1, 8) + field(7, node(operator, domain), node(operator, domain), field(2, b"g")) + field(8, field(2, 17))
+    )
+    model += field(25, field(1, defined), field(10, b"own")) if defined else b""
+    assert [finding.about for finding in BY_CODE["S121"].findings(subject(model, "model.onnx"))] == found

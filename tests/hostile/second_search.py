@@ -615,6 +615,46 @@ def polyglots() -> list[Attack]:
     ]
 
 
+def field(number: int, *parts: bytes | int) -> bytes:
+    """A field of a protobuf message: a number, or a message of *parts*."""
+    if isinstance(parts[0], int):
+        return bytes([number << 3, parts[0]])
+    body = b"".join(part for part in parts if isinstance(part, bytes))
+    tag = number << 3 | 2
+    return (bytes([tag]) if tag < 128 else bytes([tag & 127 | 128, tag >> 7])) + bytes([len(body)]) + body
+
+
+def node(operator: bytes, domain: bytes, *attributes: bytes) -> bytes:
+    return field(1, field(2, b"y"), field(4, operator), field(7, domain), *attributes)
+
+
+def graphs() -> list[Attack]:
+    """ONNX models: what nodes refer to, wherever they stand."""
+    entry = field(13, field(1, b"location"), field(2, b"../../../etc/passwd"))
+    tensor = field(5, field(1, b"value"), field(5, field(1, 1), field(2, 1), entry, field(14, 1)))
+    constant = node(b"Constant", b"", tensor)
+    inner = field(5, field(1, b"then_branch"), field(6, constant))
+    head, opset = field(1, 8), field(8, field(2, 17))
+    function = field(25, field(1, b"F"), field(10, b"own"), b"\x3a" + constant[1:])
+    return [
+        Attack("a file in an attribute", head + field(7, constant, field(2, b"g")) + opset, "S123", ".onnx", answer=""),
+        Attack(
+            "a file in a branch",
+            head + field(7, node(b"If", b"", inner), field(2, b"g")) + opset,
+            "S123",
+            ".onnx",
+            answer="",
+        ),
+        Attack(
+            "a file in a function",
+            head + field(7, node(b"F", b"own"), field(2, b"g")) + opset + function,
+            "S123",
+            ".onnx",
+            answer="",
+        ),
+    ]
+
+
 def keras(config: object) -> bytes:
     return zipped(
         [
@@ -812,5 +852,6 @@ def second_search() -> list[Attack]:
         *reserved(),
         *polyglots(),
         *programs(),
+        *graphs(),
         *advisories(),
     ]

@@ -524,11 +524,9 @@ def custom_operator(subject: Subject) -> Iterator[Finding]:
             from ckpt_tools.formats import onnx
 
             own = onnx.functions(checkpoint.source)
-            told: set[str] = set()
             for mention in onnx.mentions(checkpoint.source):
                 name = mention.text
-                if mention.kind == "operator" and not name.startswith(_OF_ONNX) and name not in told | own:
-                    told.add(name)
+                if mention.kind == "operator" and not name.startswith(_OF_ONNX) and name not in own:
                     yield subject.finding(
                         f"the graph uses the operator {name:.200}",
                         member=place,
@@ -632,7 +630,6 @@ def climbing_path(subject: Subject) -> Iterator[Finding]:
             for mention in onnx.mentions(checkpoint.source):
                 outside = mention.kind == "file" and _climbs(mention.text)
                 if outside and not any(repr(mention.text)[:80] in what for what in told):
-                    told.add(repr(mention.text)[:80])
                     yield subject.finding(
                         f"a tensor among the attributes lies outside the model's folder: {mention.text!r:.80}",
                         member=place,

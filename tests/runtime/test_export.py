@@ -1,5 +1,6 @@
 """``ckpt export``: what was asked is in the file, and the file computes what torch does, or it is not kept."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -156,16 +157,51 @@ def test_the_checkpoint_and_an_existing_file_stay_as_they_are(tmp_path: Path) ->
     assert onnx.load(target).graph.node
 
 
+def test_the_checkpoint_is_never_written_over(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    before = path.read_bytes()
+    (tmp_path / "link.onnx").hardlink_to(path)
+    (tmp_path / "net.onnx.data").symlink_to(path)
+    for target in (path, tmp_path / "link.onnx", tmp_path / "net.onnx"):
+        with pytest.raises(CkptError, match="is the checkpoint; an export does not write over what it reads"):
+            done(path, "Net", target, inputs=SIZES, seeds=1, force=True)
+    assert path.read_bytes() == before
+    folder = tmp_path / "sharded"
+    folder.mkdir()
+    shard = folder / "model-1.safetensors"
+    from safetensors.torch import save_file
+
+    state = torch.load(path)
+    save_file(state, shard)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(state, shard.name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CkptError, match=r"model-1\.safetensors: is the checkpoint"):
+        done(folder / "model.safetensors.index.json", "Net", shard, inputs=SIZES, seeds=1, force=True)
+
+
+def test_data_that_is_not_of_the_export_is_not_replaced_unasked(tmp_path: Path) -> None:
+    path, data = saved(tmp_path), tmp_path / "net.onnx.data"
+    data.write_bytes(b"mine")
+    options: dict[str, Any] = {"inputs": SIZES, "seeds": 1}
+    assert done(path, "Net", tmp_path / "net.onnx", **options).passed  # which needs no such file
+    assert data.read_bytes() == b"mine"
+    (tmp_path / "net.onnx").unlink()
+    with pytest.raises(CkptError, match=r"net\.onnx\.data: exists already"):
+        done(path, "Net", tmp_path / "net.onnx", external_data="always", **options)
+    assert data.read_bytes() == b"mine"
+    assert done(path, "Net", tmp_path / "net.onnx", external_data="always", force=True, **options).passed
+
+
 def test_data_of_the_file_that_is_replaced_goes_with_it(tmp_path: Path) -> None:
     path, target = saved(tmp_path), tmp_path / "net.onnx"
     assert done(path, "Net", target, inputs=SIZES, seeds=1, external_data="always").passed
-    assert done(path, "Net", target, inputs=SIZES, seeds=1).passed
+    assert done(path, "Net", target, inputs=SIZES, seeds=1, force=True).passed
     assert sorted(p.name for p in tmp_path.iterdir()) == ["Net.pt", "net.onnx"]
 
 
 def test_a_folder_that_is_not_there_or_stands_in_the_way(tmp_path: Path) -> None:
     path = saved(tmp_path)
-    with pytest.raises(CkptError, match="cannot be written: (there is no folder|No such file)"):
+    with pytest.raises(CkptError, match=r"cannot be written: (there is no folder|No such file)"):
         done(path, "Net", tmp_path / "no" / "net.onnx", inputs=SIZES)
     (tmp_path / "net.onnx").mkdir()
     with pytest.raises(CkptError, match="cannot be written: Is a directory"):

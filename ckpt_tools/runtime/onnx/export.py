@@ -47,6 +47,7 @@ def exports(state: State) -> Check:
     if not job.write:
         state.onnx = job.onnx
         raise Stop("not asked to: the file exists")
+    _spare_sources(state)
     if not job.inputs:
         raise CkptError("there is no input to export with", remedy="--input gives its sizes, such as 1,3,224,224")
     state.made = arguments(job.inputs, job.dynamic, job.ranges, job.input_names, model)
@@ -74,6 +75,9 @@ def exports(state: State) -> Check:
         assert state.subject.state_dict is not None
         about = provenance(job.path, digest(state.subject.state_dict.tensors).sha256, wanted, job.dtype)
         written = save(made, path, job.external_data, about)
+        data = f"{os.path.realpath(job.onnx)}.data"
+        if written.data_files() and os.path.lexists(data) and not job.force:
+            raise CkptError("exists already", path=data, remedy="--force replaces it")
     except ExportFailed as error:
         remedy = "torch's page on torch.export tells what a model may not do; an axis in --dynamic may be the cause"
         return Check("exports", "it failed", [Problem("export-failed", "error", str(error), remedy)])
@@ -93,6 +97,17 @@ def exports(state: State) -> Check:
     facts: dict[str, Any] = {"nodes": len(written.proto.graph.node), "files": [os.path.basename(f) for f in files]}
     message = f"{described(written)}, {total} in {count(len(files), 'file')}"
     return Check("exports", message, problems, facts)
+
+
+def _spare_sources(state: State) -> None:
+    """Raise `CkptError` where the file would take the place of one that it is made of."""
+    assert state.subject.state_dict is not None
+    storages = (storage for tensor in state.subject.state_dict.tensors for storage in tensor.storages())
+    located = (storage.source.locate(storage.offset) for storage in storages)
+    sources = {state.job.path, *(place[0] for place in located if place is not None)}
+    for target in (state.job.onnx, f"{os.path.realpath(state.job.onnx)}.data"):
+        if os.path.exists(target) and any(os.path.exists(s) and os.path.samefile(s, target) for s in sources):
+            raise CkptError("is the checkpoint; an export does not write over what it reads", path=target)
 
 
 def export(

@@ -90,7 +90,7 @@ def onnx_times(path: str, where: Target, tensors: Mapping[str, Tensor]) -> tuple
     """Times of a new session, with the inputs copied in and outputs out, and bound; and device memory that it took."""
     before = _device_memory(where)
     begun = time.perf_counter()
-    session = open_session(path, where)
+    session = open_session(path, where, packed=True)
     started = time.perf_counter() - begun
     copied = times(lambda: session.run(tensors))
     found = {

@@ -155,9 +155,13 @@ def open_session(
     strict: bool = False,
     profile: str | None = None,
     folder: str | None = None,
+    packed: bool = False,
     runtime: Any = None,
 ) -> Session:
     """A session on *where* and on nothing else. With *strict* no node may go to the CPU.
+
+    Only with *packed* does the CPU make copies of weights in the order in which its kernels read them: it is faster
+    then, computes the same, and needs as much memory again.
 
     *profile* is the start of the name of the file in which the run is recorded, *folder* where the external data of a
     model that is given as bytes lies. Raises `Refused`, which says which of
@@ -180,6 +184,8 @@ def open_session(
         options.enable_profiling = True
         options.profile_file_prefix = profile
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if where.provider == "cpu" and not packed:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     arguments: dict[str, Any] = {"enable_fallback": 0}

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 from ckpt_tools.errors import CorruptFile, UnsupportedFeature
 from ckpt_tools.sources import Inflated, Source
 
-_CENTRAL = Struct("<4s4B4HL2L5H2L")
+_CENTRAL = Struct("<4s4x2H4x3L3H4x2L")
+"""signature, flags, method, crc, compressed size, size, lengths of name, extra field and comment, attributes, offset"""
+
 _END = Struct("<4s4H2LH")
 _END64 = Struct("<4sQ2H2L4Q")
 _LOCATOR64 = Struct("<4sLQL")
@@ -208,8 +210,7 @@ class Archive:
         if self.directory_size > len(self.members) * (_CENTRAL.size - 1) + len(self.listing) - 1:
             data = source.read(at, self.directory_size)
             for member in self.members:
-                fields = _CENTRAL.unpack_from(data, at - self.directory_offset)
-                name_size, extra_size, comment_size = fields[12:15]
+                name_size, extra_size, comment_size = _CENTRAL.unpack_from(data, at - self.directory_offset)[6:9]
                 at += _CENTRAL.size + name_size
                 if extra_size > _SHORT_EXTRA:
                     yield f"in the extra field of {member.name}", at, extra_size
@@ -301,11 +302,10 @@ def _parse(source: Source, offset: int, size: int, count: int) -> list[Member]:
     for _ in range(count):
         if at + _CENTRAL.size > size:
             raise CorruptFile("the central directory breaks off", path=source.name, offset=offset + at)
-        fields = _CENTRAL.unpack_from(data, at)
-        if fields[0] != b"PK\x01\x02":
+        signature, flags, method, crc, packed, unpacked, *rest = _CENTRAL.unpack_from(data, at)
+        name_size, extra_size, comment_size, attributes, header_offset = rest
+        if signature != b"PK\x01\x02":
             raise CorruptFile("the central directory is damaged", path=source.name, offset=offset + at)
-        flags, method, crc, packed, unpacked = fields[5], fields[6], fields[9], fields[10], fields[11]
-        name_size, extra_size, comment_size, header_offset = fields[12], fields[13], fields[14], fields[18]
         start = at + _CENTRAL.size
         name = data[start : start + name_size].decode("utf-8", "surrogateescape")
         if _U32 in (packed, unpacked, header_offset):
@@ -324,7 +324,7 @@ def _parse(source: Source, offset: int, size: int, count: int) -> list[Member]:
                 path=source.name,
                 member=name,
             )
-        members.append(Member(name, header_offset, unpacked, packed, method, crc, flags, fields[17]))
+        members.append(Member(name, header_offset, unpacked, packed, method, crc, flags, attributes))
     return members
 
 
@@ -367,7 +367,7 @@ def _zip64(extra: bytes, size: int, packed: int, header_offset: int) -> tuple[in
 
 def _fold(name: str) -> str:
     """*name* with ASCII letters lowered, as miniz compares."""
-    return name if name.islower() else "".join(chr(ord(c) + 32) if "A" <= c <= "Z" else c for c in name)
+    return name.lower() if name.isascii() else "".join(chr(ord(c) + 32) if "A" <= c <= "Z" else c for c in name)
 
 
 def _sort_key(name: str) -> bytes:

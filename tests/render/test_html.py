@@ -182,6 +182,30 @@ def test_several_files_have_an_index():
     assert "<title>3 files · ckpt inspect</title>" in source
 
 
+@pytest.mark.parametrize(
+    ("verdict", "tone"),
+    [
+        ("tensors only; zip, 3 kB; 2 errors, 1 note", "bad"),
+        ("tensors only; zip, 3 kB; 1 note", "plain"),
+        ("needs classes; zip; 3 warnings", "warm"),
+        ("unknown; plain pickle", "bad"),
+        ("not examined: no such file", "bad"),
+    ],
+)
+def test_errors_make_a_verdict_bad(verdict, tone):
+    elements = Reader(page(Report("a.pt", dict, [], verdict))).elements
+    assert [set(a["class"].split()) for t, a in elements if t == "p" and "verdict" in a.get("class", "")] == [
+        {"verdict", tone}
+    ]
+
+
+def test_numbers_of_errors_and_warnings_are_coloured_and_escaped():
+    source = page(Report("a.pt", dict, [], "no pickle; <b>2 errors</b>, 1 warning"))
+    assert '&lt;b&gt;<span class="state bad">2 errors</span>&lt;/b&gt;' in source
+    assert '<span class="state warm">1 warning</span>' in source
+    assert Reader(source).text.count("<b>2 errors</b>, 1 warning") == 1
+
+
 def test_headings_are_nested():
     for reports in ([REPORT], [REPORT, REPORT]):
         levels = [int(tag[1]) for tag, _ in Reader(page(*reports)).elements if re.fullmatch(r"h\d", tag)]

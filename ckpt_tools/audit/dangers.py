@@ -825,6 +825,8 @@ _HARMLESS_CALLS: dict[str, Callable[[Call], bool]] = {
 _BYTES = frozenset(b"BC\x8e\x96TUS")  # the opcodes that hold byte strings
 _MARKS = (*(bytes([0x80, version]) for version in range(6)), b"c", b"(", b"}", b"]", b"PK\x03\x04", b"\x8c", b"\x95")
 """How pickles begin that programs write; those that are made to look otherwise may begin with any opcode."""
+_NAMING = re.compile(rb"[ci][\w.]+\n[\w.]+\n|[\x82-\x84\x93]")
+"""The opcodes by which a pickle names something."""
 
 
 def _nested(pickle: Pickle, evaluation: Evaluation, depth: int, dangers: list[Danger]) -> Iterator[PickleVerdict]:
@@ -860,6 +862,8 @@ def _nested(pickle: Pickle, evaluation: Evaluation, depth: int, dangers: list[Da
         source = _source(value, pickle)
         if source is not None:
             marked = source.peek(0, 4).startswith(_MARKS)
+            if not marked and isinstance(value, bytes) and not _NAMING.search(value):
+                continue
             verdict = _kept(source, f"{pickle.member}: a byte string{place}", depth)
             if verdict is not None and (verdict.names or (marked and (verdict.nested or not verdict.complete))):
                 yield verdict

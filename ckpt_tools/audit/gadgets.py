@@ -171,7 +171,7 @@ KNOWN_DANGERS: dict[str, Category] = _table(
 RESTORED: frozenset[str] = _names("""
     wandb comet_ml neptune clearml tensorboard tensorboardX tensorflow keras tf_keras ray xgboost.core
     lightgbm.basic datasets h5py pyarrow jaxlib numba safetensors.torch joblib yaml ruamel hydra sklearn.datasets
-    pandas.io pandas.compat.pickle_compat torchaudio torchtext huggingface_hub fastapi cloudpickle
+    pandas.io pandas.compat.pickle_compat torchaudio torchtext huggingface_hub cloudpickle
 """)
 """Of the packages among them, those whose objects programs really keep, restored by their state without a call.
 

@@ -770,14 +770,6 @@ def test_no_cuda_device_is_an_error_where_it_is_asked_for(verify, nets):
     assert verify(state, inputs=["4"], device="auto")["runs"].facts["device"] == "cpu"
 
 
-@pytest.mark.gpu
-def test_on_a_gpu_memory_and_time_are_told(verify, nets):
-    found = verify(trained(nets["Net"]()).state_dict(), inputs=["4"], device="cuda")
-    assert problems(found) == []
-    assert found["runs"].facts["device"] == "cuda"
-    assert found["runs"].facts["device_bytes"] > 0
-
-
 # --- resume
 
 

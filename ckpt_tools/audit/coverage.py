@@ -188,8 +188,9 @@ class _Survey:
         if not (streams or isinstance(header, int) or (ranges and format in _ENDS_WITH_TENSORS)):
             self.regions.append(Region(label, position, source.size - position, "examined"))
             position = source.size
-        nested = {pickle.member for pickle in self.checkpoint.pickles if pickle.member.startswith("storage ")}
-        ends = [_end(p) for p in self.checkpoint.pickles if p.member not in nested] if streams else []
+        # those in the bytes of a storage count from there; the fifth of a legacy file lists the storages' keys
+        own = (p for p in self.checkpoint.pickles if p.member == "storage keys" or not p.member.startswith("storage "))
+        ends = [_end(pickle) for pickle in own] if streams else []
         last = max([position, *ends])
         if last > position:
             self.regions.append(Region(label, position, last - position, "examined"))

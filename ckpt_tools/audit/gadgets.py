@@ -494,7 +494,8 @@ MAKERS: frozenset[str] = _names("""
     pandas._libs.internals._unpickle_block pandas.core.internals.blocks.new_block pandas.core.indexes.base._new_Index
     pandas.core.indexes.datetimes._new_DatetimeIndex pandas.core.indexes.period._new_PeriodIndex
     pandas._libs.tslibs.timestamps._unpickle_timestamp pandas._libs.tslibs.timedeltas._timedelta_unpickle
-    pandas._libs.arrays.__pyx_unpickle_NDArrayBacked
+    pandas._libs.arrays.__pyx_unpickle_NDArrayBacked pandas._libs.tslibs.nattype._nat_unpickle
+    pandas.core.indexes.interval._new_IntervalIndex
     sklearn.metrics._dist_metrics.newObj sklearn.neighbors._dist_metrics.newObj sklearn.neighbors._kd_tree.newObj
     sklearn.neighbors._ball_tree.newObj
 """)

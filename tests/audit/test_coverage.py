@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import struct
 import tarfile
 
@@ -14,6 +15,7 @@ from ckpt_tools.audit.subject import Subject
 from ckpt_tools.sources import MemorySource
 from tests.audit.archives import MLP, contents, packed, with_member
 from tests.audit.cases import FIXTURES
+from tests.hostile.assembler import BENIGN, LEGACY
 
 CALL = b"\x80\x02cos\nsystem\nX\x04\0\0\0echo\x85R."
 """A pickle that would run a command."""
@@ -136,6 +138,15 @@ def test_a_pickle_after_the_tensors_of_a_legacy_file_is_found() -> None:
     found = subject(data + CALL)
     assert [(pickle.member, pickle.offset) for pickle in found.coverage.pickles] == [("after the end", len(data))]
     assert found.coverage.regions[-1] == Region("", len(data), len(CALL), "examined", "pickles after the end")
+
+
+def test_a_legacy_file_without_tensors_ends_with_its_keys() -> None:
+    data = LEGACY + BENIGN + pickle.dumps([], 2)
+    found = subject(data)
+    assert found.checkpoint is not None
+    assert found.checkpoint.format == "torch_legacy"
+    assert found.coverage.pickles == ()
+    assert sum(region.size for region in found.coverage.regions) == len(data)
 
 
 @pytest.mark.parametrize(

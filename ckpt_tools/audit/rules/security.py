@@ -193,7 +193,7 @@ def _names(subject: Subject, fits: Callable[[NameVerdict], bool]) -> Iterator[tu
 
 @rule("S111", "unknown-function", "error")
 def unknown_function(subject: Subject) -> Iterator[Finding]:
-    """A pickle calls a function of a package of which nothing is known.
+    """A pickle calls a function of a package of which nothing is known, or keeps it with arguments.
 
     Why: a function may do anything with the arguments that the file gives. Objects are rarely restored by
     functions, so this is either a helper of the package that wrote the file, or an attack through a package that the
@@ -204,8 +204,9 @@ def unknown_function(subject: Subject) -> Iterator[Finding]:
     Remedy: read the function. If it only makes an object, say so in a waiver for this name.
     """
     for verdict, name in _names(subject, lambda name: name.kind == "unknown function"):
+        done = "called" if name.called else "kept with arguments, to be called later"
         yield subject.finding(
-            f"{name.name} is called, and nothing is known of it",
+            f"{name.name} is {done}, and nothing is known of it",
             member=verdict.member,
             offset=name.offset,
             evidence={"global": name.name, "opcode": name.opcode},

@@ -15,10 +15,10 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.hostile import attacks
+from tests.hostile import attacks, second_search
 
 ROOT = Path(__file__).resolve().parents[2]
 ANSWERS = ("found", "not examined", "clean")
@@ -142,14 +142,19 @@ def ask(python: Path, driver: str, paths: list[str]) -> dict[str, str]:
     return answers
 
 
+def _all(*makers: Callable[[], list[attacks.Attack]]) -> Callable[[], list[attacks.Attack]]:
+    return lambda: [attack for make in makers for attack in make()]
+
+
 GROUPS = {
-    "names": attacks.named,
-    "ways to call": attacks.spellings,
+    "names": _all(attacks.named, second_search.advisories),
+    "ways to call": _all(attacks.spellings, second_search.said_otherwise),
     "broken streams": attacks.broken,
-    "containers": attacks.containers,
+    "containers": _all(attacks.containers, second_search.archives, second_search.reserved, second_search.polyglots),
     "unreadable formats": attacks.unread,
-    "other than pickles": attacks.elsewhere,
-    "combinations": attacks.gadgets,
+    "other than pickles": _all(attacks.elsewhere, second_search.programs, second_search.graphs),
+    "combinations": _all(attacks.gadgets, second_search.filled),
+    "objects restored": _all(second_search.restored, second_search.compiled),
 }
 
 
@@ -214,7 +219,7 @@ def page(versions: dict[str, str], tables: list[str]) -> str:
             f"and asks it about every file of two sets: {listed}; {datetime.date.today().isoformat()}. "
             "*Found* is what would fail a pipeline by its exit code; *not examined* is an error, or nothing scanned; "
             "*clean* passes.",
-            "The attacks (`tests/hostile/attacks.py`) are those that were published against these scanners and "
+            "The attacks (`tests/hostile`) are those that were published against these scanners and "
             "torch's loader, with their identifiers, and further ones of ours, so the set was not made by someone "
             "neutral: it holds what we know to look for. Many of the published ones are fixed in the versions asked "
             "here. The benign files (`tests/audit/benign.py`) are what torch, numpy and training scripts really "

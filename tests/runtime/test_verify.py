@@ -457,9 +457,15 @@ def another_head(state):
     behead(state)
 
 
+def average(state):
+    for name in list(state):
+        state[f"ema_{name.replace('.', '_')}"] = state[name] + 1
+
+
 @pytest.mark.parametrize(
     ("change", "code", "words"),
     [
+        (average, "averages-beside", "averages of 6 tensors beside these (ema_body_0_weight, ema_body_0_bias"),
         (prune, "pruned-weights", "head.weight is in the file in the parts that torch.nn.utils.prune makes of it "
          "(head.weight_orig, head.weight_mask)"),
         (spectral, "reparametrized-weights", "the parts that spectral_norm makes of it (body.0.weight_orig, "

@@ -66,12 +66,28 @@ def origins(missing: Sequence[str], unexpected: Sequence[str], own: Shapes, file
 
     *own* are the shapes of the class, *file* those of the file, under the names of the class where they are mended.
     """
-    for find in (_lora, _quantized, _parts, _parts_of_class, _statistics, _head):
+    for find in (_averages, _lora, _quantized, _parts, _parts_of_class, _statistics, _head):
         found = find(missing, unexpected, own, file)
         if found is not None:
             yield found
             missing = [name for name in missing if name not in found.names]
             unexpected = [name for name in unexpected if name not in found.names]
+
+
+def _averages(missing: Sequence[str], unexpected: Sequence[str], own: Shapes, file: Shapes) -> Origin | None:
+    # mmengine and mmcv keep the moving average of each tensor beside it, in a buffer whose name has no dots
+    flat = {f"ema_{name.replace('.', '_')}" for name in own}
+    found = [name for name in unexpected if name in flat]
+    if not found:
+        return None
+    problem = Problem(
+        "averages-beside",
+        "error",
+        f"the file has the moving averages of {count(len(found), 'tensor')} beside these ({listed(found, 2)})",
+        "Which of the two are the better weights is for who trained it to say, often the averages; "
+        "--allow-unexpected 'ema_*' goes on with the others",
+    )
+    return Origin(problem, frozenset(found))
 
 
 def _lora(missing: Sequence[str], unexpected: Sequence[str], own: Shapes, file: Shapes) -> Origin | None:

@@ -31,7 +31,7 @@ from ckpt_tools.contents import parts_of
 from ckpt_tools.errors import CkptError, UnsupportedFeature
 from ckpt_tools.pickles.values import key_text
 from ckpt_tools.records import record
-from ckpt_tools.report import count
+from ckpt_tools.report import count, number, shortened
 
 Category = Literal["weights", "buffers", "names", "ties", "optimizer", "metadata", "hyperparameters"]
 CATEGORIES: tuple[Category, ...] = (
@@ -52,7 +52,8 @@ class TensorDiff:
     """A tensor of A and the one of B that it was paired with; one of them is None where it has no partner.
 
     *name* is A's, or B's where A has none, behind the wrappers' prefix. *comparison* is None where nothing was
-    measured: no partner, another shape, or *problem* says why.
+    measured: no partner, another shape, types that cannot be set against each other, or *problem* says why.
+    *told* is what else differs: of tensors made of parts, which of these.
     """
 
     name: str
@@ -62,6 +63,7 @@ class TensorDiff:
     is_buffer: bool
     comparison: Comparison | None = None
     problem: str = ""
+    told: str = ""
 
     @property
     def change(self) -> Change:
@@ -72,9 +74,9 @@ class TensorDiff:
             return "added"
         if self.a.shape != self.b.shape:
             return "shape"
-        if self.comparison is None:
+        if self.comparison is None and (self.problem or self.a.dtype == self.b.dtype):
             return "unreadable"
-        if self.a.dtype != self.b.dtype:
+        if self.comparison is None or self.a.dtype != self.b.dtype:
             return "dtype"
         if self.comparison.identical:
             return "identical"
@@ -139,7 +141,8 @@ class Diff:
 
     *prefixes* are those of wrappers, left out of the names; *key_map* has the names of A that B has otherwise.
     *notes* say what could not be compared, or is no difference but good to know. The categories *ignored* were left
-    out. *measured* is False where tensors were only asked to be identical or not.
+    out. *measured* is False where tensors were only asked to be identical or not. *in_all* is how many there are,
+    compared or not.
     """
 
     a: Checkpoint
@@ -153,6 +156,7 @@ class Diff:
     notes: Sequence[str] = ()
     ignored: frozenset[str] = frozenset()
     measured: bool = True
+    in_all: int = 0
 
     @property
     def different(self) -> bool:
@@ -176,7 +180,8 @@ class Options:
     """What to compare, and how. *select* and *select_b* are key paths of the state_dicts of A and of B.
 
     *keys* and *exclude* are globs for names, *tolerances* pairs of a glob and what may go unnoticed where it
-    matches, the first match counts. *values* is False where only whether tensors are identical is asked.
+    matches, the first match counts. *values* is False where only whether tensors are identical is asked, and there
+    are no tolerances.
     *threads* compare at once; None stands for the cores there are, up to four.
     """
 
@@ -199,16 +204,20 @@ def diff(
     to compare.
     """
     options = options or Options()
+    if options.tolerances and not options.values:
+        options = replace(options, values=True)
     wanted = set(CATEGORIES) - options.ignore
     sections = _sections(a, b, options)
     tensors: list[TensorDiff] = []
     key_map: dict[str, str] = {}
     ties: list[TieDiff] = []
     prefixes = ("", "")
+    in_all = 0
     for section in sections:
         pairing = pair(section.a.tensors, section.b.tensors)
         found = _tensors(section, pairing, options)
         prefixes = prefixes if any(prefixes) else pairing.prefixes
+        in_all += len(pairing.pairs) + len(pairing.only_a) + len(pairing.only_b)
         kept = {id(entry.a) for entry in found}
         key_map |= {p.a.name: p.b.name for p in pairing.pairs if p.a.name != p.b.name and id(p.a) in kept}
         if "ties" in wanted:
@@ -226,9 +235,9 @@ def diff(
     ]
     values: list[ValueDiff] = []
     if not options.keys:
-        values += _values(a, b, sections, wanted, notes)
+        values += _values(a, b, sections, wanted, notes, options)
     ignored = frozenset(options.ignore)
-    return Diff(a, b, sections, tensors, values, ties, prefixes, key_map, notes, ignored, options.values)
+    return Diff(a, b, sections, tensors, values, ties, prefixes, key_map, notes, ignored, options.values, in_all)
 
 
 def bytes_to_compare(*checkpoints: Checkpoint) -> int:
@@ -276,14 +285,19 @@ def _sections(a: Checkpoint, b: Checkpoint, options: Options) -> list[Section]:
         ]
         if not found:
             pick(a, None)  # which names them all
-    else:
-        found = []
+    else:  # one side has none, if not both
+        several = len(models_a or models_b) > 1
+        found = [Section(format_path(s.path) if several else "", s, _NONE, (m, None)) for s, m in models_a]
+        found += [Section(format_path(s.path) if several else "", _NONE, s, (None, m)) for s, m in models_b]
     taken = {id(d) for section in found for d in (section.a, section.b)}
     others = {_path(s): s for s in b.state_dicts if s.role in ("ema", "other") and id(s) not in taken}
     for state_dict in a.state_dicts:
         if state_dict.role in ("ema", "other") and id(state_dict) not in taken and _path(state_dict) in others:
             found.append(Section(format_path(state_dict.path), state_dict, others[_path(state_dict)]))
     return found
+
+
+_NONE = StateDict((), "other", {})
 
 
 def _path(state_dict: StateDict) -> tuple[str, ...]:
@@ -372,53 +386,56 @@ def _compared(
     results = compare_all(pairs, threads=options.threads, advance=advance, values=options.values)
     waiting = {id(entry) for entry in pending}
     for entry in entries:
-        if id(entry) in waiting:
-            found = _with_parts(entry.a, entry.b, next(results))
-            if isinstance(found, CkptError):
-                yield replace(entry, problem=str(found))
-            else:
-                yield replace(entry, comparison=found)
+        if id(entry) in waiting and entry.a is not None and entry.b is not None:
+            yield _with_parts(entry, entry.a, entry.b, next(results))
         elif entry.how == "content" and entry.a is not None:
             yield replace(entry, comparison=Comparison(entry.a.numel, True, entry.a.numel))
         else:
             yield entry
 
 
-def _with_parts(
-    a: TensorInfo | None, b: TensorInfo | None, found: Comparison | CkptError | None
-) -> Comparison | CkptError | None:
-    """*found*, or what the parts say: the scales of equal quantized integers, the indices and values of sparse ones."""
+def _with_parts(entry: TensorDiff, a: TensorInfo, b: TensorInfo, found: Comparison | CkptError | None) -> TensorDiff:
+    """*entry* with what was *found*, or with what the parts say: the scales of equal quantized integers, the indices
+    and values of sparse ones.
+    """
     alike = isinstance(found, Comparison) and found.identical
-    if (
-        a is None
-        or b is None
-        or not (isinstance(found, UnsupportedFeature) or (alike and (parts_of(a) or parts_of(b))))
-    ):
-        return found
-    same = _same_parts(a, b)
-    if same is None or (same and alike):
-        return found
-    return Comparison(a.numel, same, a.numel if same else None, within=same)
+    if isinstance(found, UnsupportedFeature) or (alike and (parts_of(a) or parts_of(b))):
+        apart = _other_parts(a, b)
+        if apart is not None and (apart or not alike):
+            same = not apart
+            made = Comparison(a.numel, same, a.numel if same else None, within=same)
+            return replace(entry, comparison=made, told=", ".join(apart))
+    if isinstance(found, CkptError):
+        return replace(entry, problem=str(found))
+    return replace(entry, comparison=found)
 
 
-def _same_parts(a: TensorInfo, b: TensorInfo) -> bool | None:
-    """Whether tensors that are made of parts (sparse, nested) have the same ones; None where bytes are missing."""
-    pending = [(a, b)]
+def _other_parts(a: TensorInfo, b: TensorInfo) -> list[str] | None:
+    """What is not the same of tensors that are made of parts (sparse, nested); None where bytes are missing."""
+    found: list[str] = []
+    pending = [("", a, b)]
     while pending:
-        a, b = pending.pop()
-        if (a.dtype, a.shape, a.layout, dict(a.details)) != (b.dtype, b.shape, b.layout, dict(b.details)):
-            return False
+        label, a, b = pending.pop()
+        own = [(str(t.dtype), str(t.shape), t.layout) for t in (a, b)]
+        if own[0] != own[1]:
+            before, after = next((x, y) for x, y in zip(*own, strict=True) if x != y)
+            found.append(f"{label} {before} → {after}".strip())
+            continue
         ours, theirs = dict(parts_of(a)), dict(parts_of(b))
         if ours.keys() != theirs.keys():
-            return False
+            found.append(f"other parts ({', '.join(sorted(ours.keys() ^ theirs.keys()))})")
+            continue
+        settings = sorted(key for key in {**a.details, **b.details} if a.details.get(key) != b.details.get(key))
+        values = [[shortened(number(side.details.get(key, "none")), 40) for side in (a, b)] for key in settings]
+        found += [f"{key} {x} → {y}" for key, (x, y) in zip(settings, values, strict=True)]
         if a.storage is not None or b.storage is not None:  # else parts alone, or a meta tensor without any
             try:
                 if not same_bytes(a, b):
-                    return False
+                    found.append(f"other {label or 'values'}")
             except CkptError:
                 return None
-        pending += [(part, theirs[label]) for label, part in ours.items()]
-    return True
+        pending += [(name, part, theirs[name]) for name, part in ours.items() if name not in settings]
+    return found
 
 
 def _ties(section: Section, entries: Sequence[TensorDiff], pairing: Pairing) -> list[TieDiff]:
@@ -452,12 +469,18 @@ def _all_equal(tensors: Sequence[TensorInfo | None]) -> bool:
 
 
 def _values(
-    a: Checkpoint, b: Checkpoint, sections: Sequence[Section], wanted: Collection[str], notes: list[str]
+    a: Checkpoint,
+    b: Checkpoint,
+    sections: Sequence[Section],
+    wanted: Collection[str],
+    notes: list[str],
+    options: Options,
 ) -> Iterator[ValueDiff]:
     if "optimizer" in wanted:
         yield from _optimizers(a, b)
     if "metadata" in wanted:
-        yield from _metadata(a, b, sections, notes)
+        chosen = options.select is not None or options.select_b is not None
+        yield from _metadata(a, b, sections, notes, chosen)
     if "hyperparameters" in wanted:
         for section in sections:
             left, right = section.modules
@@ -481,7 +504,7 @@ def _same(a: Leaf, b: Leaf) -> bool:
         try:
             return same_bytes(a, b)
         except CkptError:
-            return _same_parts(a, b) is not False  # what has no bytes is as it was
+            return not _other_parts(a, b)  # what has no bytes is as it was
     if isinstance(a, float) and isinstance(b, float):
         return a == b or (math.isnan(a) and math.isnan(b))
     return type(a) is type(b) and a == b
@@ -519,9 +542,12 @@ def _of_optimizer(optimizer: Optimizer, path: KeyPath) -> dict[KeyPath, Leaf]:
     return found
 
 
-def _metadata(a: Checkpoint, b: Checkpoint, sections: Sequence[Section], notes: list[str]) -> Iterator[ValueDiff]:
-    taken_a, taken_b = ({_path(s) for s in side} for side in ([s.a for s in sections], [s.b for s in sections]))
-    values = [dict(_beside(c, taken)) for c, taken in ((a, taken_a), (b, taken_b))]
+def _metadata(
+    a: Checkpoint, b: Checkpoint, sections: Sequence[Section], notes: list[str], chosen: bool
+) -> Iterator[ValueDiff]:
+    sides = [s.a for s in sections], [s.b for s in sections]
+    taken_a, taken_b = ({_path(s) for s in side if s is not _NONE} for side in sides)
+    values = [dict(_beside(c, taken, chosen)) for c, taken in ((a, taken_a), (b, taken_b))]
     yield from _between("metadata", *values)
     own = [dict(_kept_by_format(c)) for c in (a, b)]
     if a.format == b.format:
@@ -562,8 +588,11 @@ def _kept_by_format(checkpoint: Checkpoint) -> Iterator[tuple[KeyPath, Leaf]]:
     yield from leaves(dict(checkpoint.metadata), without={("not described",)}) if checkpoint.metadata else ()
 
 
-def _beside(checkpoint: Checkpoint, taken: Collection[tuple[str, ...]]) -> Iterator[tuple[KeyPath, Leaf]]:
-    """The values of a pickle that are in no state_dict compared, no module and no optimizer."""
+def _beside(checkpoint: Checkpoint, taken: Collection[tuple[str, ...]], chosen: bool) -> Iterator[tuple[KeyPath, Leaf]]:
+    """The values of a pickle that are in no state_dict compared, no module and no optimizer.
+
+    Another state_dict is one value, and none where the one to compare was *chosen*.
+    """
     without: set[KeyPath] = {s.path for s in checkpoint.state_dicts if s.path and _path(s) in taken}
     whole: list[tuple[KeyPath, str]] = [
         (s.path, f"state_dict of {count(len(s.entries), 'entry', 'entries')}")
@@ -580,8 +609,10 @@ def _beside(checkpoint: Checkpoint, taken: Collection[tuple[str, ...]]) -> Itera
     without |= {s.path for s in checkpoint.state_dicts if s.role == "optimizer"}
     if checkpoint.module is not None:
         without.add(checkpoint.module_path)
-    yield from ((path, Described(text)) for path, text in whole)
-    yield from leaves(checkpoint.values, without=without)
+    if not chosen:
+        yield from ((path, Described(text)) for path, text in whole)
+    if checkpoint.values != {}:
+        yield from leaves(checkpoint.values, without=without)
 
 
 def _settings(module: Module, state_dict: StateDict) -> dict[KeyPath, Leaf]:

@@ -95,7 +95,8 @@ def diff(
     tolerances = read_tolerances(policy) if policy is not None else []
     if rtol or atol:
         tolerances.append(("*", Tolerance(rtol, atol)))
-    options = Options(select, select_b, keys, exclude, frozenset(ignore), tolerances, not brief, threads)
+    values = not brief or as_transfer  # a cast is no training, which only the values show
+    options = Options(select, select_b, keys, exclude, frozenset(ignore), tolerances, values, threads)
     expectations = len(expect_frozen) + len(expect_changed)
 
     def compared(left: Checkpoint, right: Checkpoint) -> tuple[Diff, Sequence[Breach], Report]:

@@ -127,6 +127,28 @@ def test_a_scale_is_part_of_a_quantized_tensor(compared):
         assert changes(compared({"q": first}, {"q": other})) == {"q": expected}
 
 
+def test_what_differs_of_tensors_made_of_parts_is_told(compared):
+    first = torch.quantize_per_tensor(torch.tensor([1.0, 2.0]), 0.5, 3, torch.qint8)
+    other = torch._make_per_tensor_quantized_tensor(first.int_repr(), 0.25, 4)
+    dense = torch.tensor([[0.0, 2.0], [0.0, 0.0]])
+    a = {"q": first, "values": dense.to_sparse(), "indices": dense.to_sparse(), "layout": dense.to_sparse()}
+    b = {"q": other, "values": (2 * dense).to_sparse(), "indices": dense.T.to_sparse(), "layout": dense}
+    assert {entry.name: entry.told for entry in compared(a, b).tensors} == {
+        "q": "scale 0.5 → 0.25, zero_point 3 → 4",
+        "values": "other values",
+        "indices": "other indices",
+        "layout": "sparse_coo → strided",
+    }
+    assert {entry.told for entry in compared(a, a).tensors} == {""}
+
+
+def test_a_number_and_a_quantized_one_are_of_two_types(compared):
+    w = torch.ones(2)
+    found = compared({"w": w}, {"w": torch.quantize_per_tensor(w, 0.1, 0, torch.qint8)})
+    assert changes(found) == {"w": "dtype"}
+    assert found.different
+
+
 def test_meta_tensors_have_nothing_to_compare(compared):
     found = compared({"w": torch.empty(2, device="meta")}, {"w": torch.empty(2, device="meta")})
     assert changes(found) == {"w": "identical"}
@@ -310,6 +332,21 @@ def test_several_models_are_compared_by_their_keys(compared):
     with pytest.raises(Ambiguous, match="gen, disc"):
         compared(a, {"w": torch.ones(1)})
     assert changes(compared(a, {"w": torch.ones(1)}, select="gen", select_b="")) == {"w": "identical"}
+
+
+def test_a_file_without_tensors_lacks_those_of_the_other(compared):
+    found = compared({}, {"gen": {"w": torch.ones(1)}, "disc": {"w": torch.ones(2)}})
+    assert changes(found) == {"gen.w": "added", "disc.w": "added"}
+    found = compared({"w": torch.ones(1)}, {"epoch": 3})
+    assert (changes(found), [value.path for value in found.values]) == ({"w": "removed"}, [("epoch",)])
+    assert verdict(found) == "no tensor in common (1 tensor only in A), `epoch` only in B"
+    assert not compared({}, {}).different
+
+
+def test_chosen_state_dicts_are_compared_without_the_others(compared):
+    file = {"model": {"w": torch.ones(2)}, "model_ema": {"w": torch.ones(2)}, "epoch": 3}
+    assert not compared(file, file, select="model", select_b="model_ema").different
+    assert compared(file, file | {"epoch": 4}, select="model").differing == ("metadata",)
 
 
 def test_loose_tensors_are_compared(compared):

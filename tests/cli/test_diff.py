@@ -111,6 +111,30 @@ def test_brief_says_only_whether(run, transfer):
     assert run("diff", "--brief", transfer["base"], transfer["base"]).exit_code == 0
 
 
+def test_brief_heeds_tolerances(run, tmp_path, torch):
+    torch.save({"w": torch.tensor([1.0, 2.0])}, tmp_path / "a.pt")
+    torch.save({"w": torch.tensor([1.0, 2.5])}, tmp_path / "b.pt")
+    (tmp_path / "policy.toml").write_text('[diff.tolerances]\n"w" = { rtol = 0.25 }\n')
+    pair = ["diff", tmp_path / "a.pt", tmp_path / "b.pt"]
+    for tolerance, code in (
+        (["--atol", "0.5"], 0),
+        (["--atol", "0.4"], 1),
+        (["--rtol", "0.25"], 0),
+        (["--policy", tmp_path / "policy.toml"], 0),
+        ([], 1),
+    ):
+        assert [run(*pair, *tolerance, *brief).exit_code for brief in ([], ["--brief"])] == [code, code], tolerance
+
+
+def test_brief_knows_a_cast_from_training(diff, tmp_path, torch):
+    model = torch.nn.Linear(3, 2)
+    torch.nn.init.constant_(model.weight, 0.1)
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    torch.save(model.half().requires_grad_(False), tmp_path / "b.pt")
+    code, data = diff("--brief", "--transfer", tmp_path / "a.pt", tmp_path / "b.pt")
+    assert (code, data["transfer"]["contradictions"]) == (1, [])
+
+
 def test_categories_can_be_switched_off(run, transfer):
     args = [
         "diff",

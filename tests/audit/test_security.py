@@ -126,3 +126,12 @@ def test_operators_of_onnx_that_are_not_its_own(
     )
     model += field(25, field(1, defined), field(10, b"own")) if defined else b""
     assert [finding.about for finding in BY_CODE["S121"].findings(subject(model, "model.onnx"))] == found
+
+
+def test_a_template_beside_weights_is_looked_at_and_none_beside_a_file_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{{ x.__class__ }}"}')
+    for file, found in (("model.safetensors", ["tokenizer_config.json"]), ("other.safetensors", [])):
+        (tmp_path / file).write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+        told = BY_CODE["S126"].findings(Subject.open(str(tmp_path / file)))
+        assert [finding.location.member for finding in told] == found
+    assert [*BY_CODE["S126"].findings(subject(b"\x02\0\0\0\0\0\0\0{}", "model.safetensors"))] == []

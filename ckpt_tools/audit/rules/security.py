@@ -781,13 +781,17 @@ def _texts(subject: Subject, names: tuple[str, ...]) -> Iterator[tuple[str, str]
     if isinstance(subject.source, Folder):
         folder: Folder | None = subject.source
     else:
-        folder = subject.source.folder() if has_companions(subject.path) else None
-    there = frozenset(folder.names()) if folder is not None else frozenset()
+        wanted = has_companions(subject.path) and not subject.is_remote  # a file at a URL is that file
+        folder = subject.source.folder() if wanted else None
+    if folder is None:
+        return
     for name in names:
-        if folder is not None and name in there:
+        try:
             file = folder.open(name)
             if file.size <= JSON_LIMIT:
                 yield name, file.read(0, file.size).decode("utf-8", "replace")
+        except CkptError:  # most models have few of them
+            continue
 
 
 def _templates(subject: Subject) -> Iterator[tuple[str, str, str]]:

@@ -50,7 +50,8 @@ def check_onnx(
 ) -> Export:
     """Whether the ONNX file *onnx* computes what the checkpoint *against* does in *model*; see `export`.
 
-    Without *input* the file's own inputs are taken, dynamic axes as 2.
+    Without *input* the sizes are those that `export` had, or as the file has them: a dynamic first axis is 2 then,
+    another one 64.
     """
     return answer(_job(against, model, onnx, input, args, kwargs, {**options, "write": False}))
 
@@ -63,6 +64,8 @@ def answer(job: Job) -> Export:
             raise CkptError(what, path=path, remedy="Download it first")
         if not os.path.lexists(path):
             raise NotFound("no such file", path=path)
+    if job.samples is not None and not os.path.isfile(job.samples):
+        raise NotFound("no such file", path=job.samples)
     if job.write and os.path.lexists(job.onnx) and not job.force:
         raise CkptError("exists already", path=job.onnx, remedy="--force replaces it")
     with Child(WORKER) as child:

@@ -65,6 +65,9 @@ def test_cuda_that_is_not_there_is_told_apart_by_the_exit_code(run, tmp_path: Pa
 def test_questions_that_cannot_be_asked(run, tmp_path: Path) -> None:
     absent = run("check-onnx", tmp_path / "no.onnx", "--against", tmp_path / "no.pt", "--model", "net.py:Net")
     assert (absent.exit_code, absent.stderr) == (2, f"ckpt: {tmp_path / 'no.pt'}: no such file\n")
+    words = ("export", saved(tmp_path), "--model", f"{HERE}:Net", "--input", "2,3,8,8", "-o", tmp_path / "x.onnx")
+    absent = run(*words, "--inputs", tmp_path / "no.npz")
+    assert (absent.exit_code, absent.stderr) == (2, f"ckpt: {tmp_path / 'no.npz'}: no such file\n")
     no_input = run("export", saved(tmp_path), "--model", f"{HERE}:Net", "-o", tmp_path / "x.onnx")
     assert no_input.exit_code == 2
     assert "there is no input to export with. --input gives its sizes" in no_input.stderr

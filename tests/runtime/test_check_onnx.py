@@ -69,6 +69,41 @@ def test_real_inputs(made: Path, tmp_path: Path) -> None:
         checked(made, made / "net.onnx", samples=str(tmp_path / "two.npz"))
 
 
+def test_real_inputs_that_torch_does_not_take_are_an_error(made: Path, tmp_path: Path) -> None:
+    numpy.savez(tmp_path / "real.npz", x=numpy.zeros((2, 4, 8, 8), "f4"))
+    found = checked(made, made / "net.onnx", samples=str(tmp_path / "real.npz"), seeds=1)
+    assert found.reason == "shape"
+    assert "real.npz, 2×4×8×8: RuntimeError" in message(found, "torch-refuses")
+
+
+def test_sizes_are_those_of_the_export_or_such_as_images_have(made: Path, tmp_path: Path) -> None:
+    def forget(proto: Any) -> None:
+        del proto.metadata_props[:]
+        for axis, name in ((2, "height"), (3, "width")):
+            proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+
+    def contradict(proto: Any) -> None:
+        (entry,) = [entry for entry in proto.metadata_props if entry.key == "ckpt_tools.input.x"]
+        assert entry.value == "float32:2,3,8,8"
+        entry.value = "float32:2,3,9,8"
+
+    def first(change: Any) -> str:
+        found = checked(made, changed(made, tmp_path / "x.onnx", change), seeds=1)
+        return str(found["numbers"].facts["runs"][0]["input"])  # type: ignore[index]
+
+    assert first(lambda proto: None) == "2×3×8×8, seed 0"
+    assert first(contradict) == "2×3×8×8, seed 0"
+    assert first(forget) == "2×3×64×64, seed 0"
+
+
+def test_keywords_and_lists_are_written_down_too(made: Path, tmp_path: Path) -> None:
+    found = checked(made, made / "named.onnx", "Named", seeds=1)
+    assert found.passed, found.codes
+    path = saved(tmp_path, "Listed")
+    assert done(path, "Listed", tmp_path / "listed.onnx", inputs=["[3,8,8]"], seeds=1).passed
+    assert done(path, "Listed", tmp_path / "listed.onnx", write=False, seeds=1).passed
+
+
 def test_one_altered_weight_is_named_and_so_is_the_node(made: Path, tmp_path: Path) -> None:
     def alter(proto: Any) -> None:
         (tensor,) = [t for t in proto.graph.initializer if t.name == "fc.weight"]

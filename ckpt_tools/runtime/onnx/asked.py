@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,18 @@ import torch
 
 from ckpt_tools.errors import CkptError
 from ckpt_tools.report import count, listed
-from ckpt_tools.runtime.onnx.file import SMALL, Model, Port, bits_of, damage, dtype_name, in_training, invalid, read
+from ckpt_tools.runtime.onnx.file import (
+    SIZES,
+    SMALL,
+    Model,
+    Port,
+    bits_of,
+    damage,
+    dtype_name,
+    in_training,
+    invalid,
+    read,
+)
 from ckpt_tools.runtime.onnx.inputs import Argument, arguments, with_options
 from ckpt_tools.runtime.onnx.state import State
 from ckpt_tools.runtime.verify.subject import Stop
@@ -58,6 +70,24 @@ def _port(port: Port) -> dict[str, object]:
     return {"name": port.name, "dtype": port.dtype, "axes": None if port.axes is None else list(port.axes)}
 
 
+def _recorded(model: Model, port: Port) -> str:
+    """What `export` wrote down of the input *port*; "" where it did not, or the file is another by now."""
+    text = model.metadata.get(f"{SIZES}.{port.name}", "")
+    match = re.fullmatch(r"(?:\w+=)?\[?\w+:(\d+(?:,\d+)*)\]?", text)
+    sizes = [int(digits) for digits in match[1].split(",")] if match is not None else []
+    axes = port.axes or ()
+    fits = len(sizes) == len(axes) and all(
+        a in (s, None) or isinstance(a, str) for a, s in zip(axes, sizes, strict=True)
+    )
+    return text if sizes and fits else ""
+
+
+def _sizes(dtype: str, axes: Sequence[int | str | None]) -> str:
+    """As ``--input`` has it: axes of any size are 2 of a batch, and 64 of what an image or a text may be."""
+    sizes = (str(axis) if isinstance(axis, int) else "64" if index else "2" for index, axis in enumerate(axes))
+    return f"{dtype}:{','.join(sizes)}"
+
+
 def _arguments_of_file(state: State, model: Model) -> list[Argument]:
     """The arguments as the file has them: sizes of its own where no input was given, its dynamic axes in any case."""
     job = state.job
@@ -73,8 +103,7 @@ def _arguments_of_file(state: State, model: Model) -> list[Argument]:
         for port in ports:
             if port.axes is None:
                 raise CkptError(f"it does not say how many axes {port.name} has", path=job.onnx, remedy="Give --input")
-            sizes = ",".join(str(axis) if isinstance(axis, int) else "2" for axis in port.axes)
-            texts.append(f"{port.dtype}:{sizes}")
+            texts.append(_recorded(model, port) or _sizes(port.dtype, port.axes))
         made = arguments(texts, (), (), (), wanted)
     named = []
     for one, port in zip(made, ports, strict=True):

@@ -19,7 +19,7 @@ from ckpt_tools.errors import CkptError
 from ckpt_tools.report import count, listed, size
 from ckpt_tools.runtime.onnx.bfloat16 import OPSET_OF_BFLOAT16
 from ckpt_tools.runtime.onnx.detection import exportable
-from ckpt_tools.runtime.onnx.file import DIGEST, SMALL, Model, digest_of_files, read
+from ckpt_tools.runtime.onnx.file import DIGEST, SIZES, SMALL, Model, digest_of_files, read
 from ckpt_tools.runtime.onnx.inputs import Argument, arguments, cases, placed, traced
 from ckpt_tools.runtime.onnx.state import State
 from ckpt_tools.runtime.onnx.sweep import reference, untouched
@@ -74,6 +74,7 @@ def exports(state: State) -> Check:
         path = os.path.join(state.folder, os.path.basename(os.path.realpath(job.onnx)))
         assert state.subject.state_dict is not None
         about = provenance(job.path, digest(state.subject.state_dict.tensors).sha256, wanted, job.dtype)
+        about |= {f"{SIZES}.{one.name}": str(one) for one in state.made}
         written = save(made, path, job.external_data, about)
         data = f"{os.path.realpath(job.onnx)}.data"
         if written.data_files() and os.path.lexists(data) and not job.force:

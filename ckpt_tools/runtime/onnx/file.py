@@ -20,6 +20,9 @@ from ckpt_tools.verification.results import Problem
 SMALL = 256
 """Bytes below which an initializer stays in the model in any case: sizes, which shape inference has to read."""
 
+SIZES = "ckpt_tools.input"
+"""The start of the keys of the metadata under which, by its name, each input stands as it was exported with."""
+
 DIGEST = "ckpt_tools.external_data_sha256"
 """The key of the metadata under which the SHA-256 of the external data stands."""
 

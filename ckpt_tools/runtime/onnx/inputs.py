@@ -39,6 +39,12 @@ class Argument:
     low: float = 0.0
     high: float = 1.0
 
+    def __str__(self) -> str:
+        """Sizes with the type, as ``--input`` has them."""
+        sizes = f"{str(self.dtype).removeprefix('torch.')}:{','.join(map(str, self.sizes))}"
+        spec = f"[{sizes}]" if self.listed else sizes
+        return f"{self.keyword}={spec}" if self.keyword else spec
+
     def sized(self, dims: Mapping[str, int]) -> tuple[int, ...]:
         """The sizes where the dynamic axes have those of *dims*."""
         return tuple(dims.get(self.dynamic.get(axis, ""), size) for axis, size in enumerate(self.sizes))

@@ -42,7 +42,7 @@ def shapes(state: State) -> Check:
     if not sessions:
         return Check("shapes", "it does not run", problems)
     state.runs = list(sweep(wanted, state.made, tried, sessions))
-    given = tried[: state.job.seeds]
+    given = [*tried[: state.job.seeds], *(tried[-1:] if state.job.samples is not None else ())]
     for run in state.runs:
         if run.unfit:
             severity = "error" if run.case in given else "note"

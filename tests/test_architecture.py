@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "ckpt_tools"
 # Low to high: a part imports from its own layer and from lower ones. The package's own __init__ and
 # __main__ stand above them all.
 LAYERS = (
-    {"errors", "dtypes", "atomic", "records", "fleet", "forks"},
+    {"errors", "dtypes", "atomic", "records", "fleet", "forks", "version"},
     {"sources", "remote"},
     {"checkpoint", "contents", "report"},
     {"pickles"},

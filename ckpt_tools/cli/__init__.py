@@ -10,6 +10,7 @@ from importlib import import_module
 import click
 
 from ckpt_tools.errors import CkptError
+from ckpt_tools.version import VERSION
 
 COMMANDS = (
     "inspect",
@@ -43,9 +44,7 @@ class _Commands(click.Group):
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
-        from importlib.metadata import version
-
-        click.echo(f"ckpt {version('ckpt-tools')}")
+        click.echo(f"ckpt {VERSION}")
         ctx.exit()
 
 

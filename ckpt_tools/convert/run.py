@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import BinaryIO
 
 from ckpt_tools.analysis.digest import ALGORITHM, Digest
@@ -21,6 +19,7 @@ from ckpt_tools.dtypes import DType
 from ckpt_tools.errors import CkptError, LossyConversion, UnsupportedFeature
 from ckpt_tools.formats import open_checkpoint
 from ckpt_tools.report import Block, Facts, Report, Table, count, plain_json, size
+from ckpt_tools.version import VERSION
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "safetensors": (".safetensors",),
@@ -336,7 +335,7 @@ def _write(
 
 
 def _metadata(plan: Plan, digest: str | None) -> dict[str, str]:
-    return write_safetensors.metadata(plan, note_text(plan, digest, _version()), NOTE)
+    return write_safetensors.metadata(plan, note_text(plan, digest, VERSION), NOTE)
 
 
 def _refuse_losses(plan: Plan, losses: Mapping[str, Losses], allowed: bool) -> None:
@@ -348,14 +347,6 @@ def _refuse_losses(plan: Plan, losses: Mapping[str, Losses], allowed: bool) -> N
         path=plan.checkpoint.path,
         remedy="--allow-lossy accepts that; bfloat16 has the range of float32",
     )
-
-
-@cache
-def _version() -> str:
-    try:
-        return version("ckpt-tools")
-    except PackageNotFoundError:  # run from a folder that was never installed
-        return "unknown"
 
 
 # --- the report

@@ -12,7 +12,6 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.resources import files
 from itertools import pairwise
 
@@ -32,6 +31,7 @@ from ckpt_tools.report import (
     printable,
     shade,
 )
+from ckpt_tools.version import VERSION
 
 LONG = 56
 """Characters without a space up to which a cell is not broken within a word."""
@@ -72,7 +72,7 @@ def render(reports: Sequence[Report], command: str, width: int, color: bool) -> 
     return environment.get_template("page.html").render(
         reports=[(report, list(_grouped(report.blocks))) for report in reports],
         command=command,
-        version=version("ckpt-tools"),
+        version=VERSION,
         style=Markup((page / "page.css").read_text("utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
@@ -18,6 +17,7 @@ from ckpt_tools.audit.results import artifact
 from ckpt_tools.audit.rule import Rule
 from ckpt_tools.audit.rules import FAMILIES, RULES
 from ckpt_tools.report import Report, printable
+from ckpt_tools.version import VERSION
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
@@ -44,7 +44,7 @@ def render(reports: Sequence[Report], command: str, width: int, color: bool) -> 
             results.append({**_result(finding, path, prefix, index, artifacts), "suppressions": [suppression]})
     driver = {
         "name": "ckpt-tools",
-        "version": version("ckpt-tools"),
+        "version": VERSION,
         "rules": rules,
     }
     for result in results:

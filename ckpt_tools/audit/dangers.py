@@ -475,6 +475,9 @@ def _deeds(evaluation: Evaluation) -> Iterator[Danger]:
         elif target in _METACLASSES and len(arguments) != 1:
             yield Danger("reflection", target, "makes a class of what the stream gives", call.offset)
         yield from _odd_attributes(call)
+        if not call.new and (address := _address(call)):
+            what = f"is constructed with {address}, which it may open, fetch or import"
+            yield Danger("loader", target, what, call.offset)
         shared = target in _SHARED or target.startswith("typing.")
         if shared and not (call.state is None and call.items is None and call.entries is None):
             what = f"gives something that is changed then: {SAYS['injection']}"
@@ -525,6 +528,22 @@ def _odd_attributes(call: Call) -> Iterator[Danger]:
             # scipy/stats/_distn_infrastructure.py: rv_generic.__setstate__ has it executed
             yield Danger("code", name, f"has the text {brief(text)} executed", call.offset)
 
+
+def _address(call: Call) -> str:
+    """The path, the address or the module that a class of a known package is constructed with; "" where none is.
+
+    Objects of such classes are restored by their state; their constructors find models, data and environments.
+    """
+    if not entry(call.target, LIBRARIES) or call.target.partition(".")[0] in _OWN or call.target in MAKERS:
+        return ""
+    texts = [text for text in call.arguments if isinstance(text, str)]
+    return next((brief(text) for text in texts if _ADDRESS.search(text)), "")
+
+
+_ADDRESS = re.compile(
+    r"://|^[/\\~]|^[A-Za-z]:[/\\]|^\w[\w.]*:[A-Za-z_]"
+    r"|\.(?:pt|pth|ckpt|bin|pkl|pickle|h5|onnx|ya?ml|json|toml|py|cfg|joblib|zip|tar|gz)$"
+)
 
 _FILLS = frozenset({"append", "extend", "add"})
 _MEMORY = frozenset({"__array_interface__", "__array_struct__", "__cuda_array_interface__"})

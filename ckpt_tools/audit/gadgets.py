@@ -124,7 +124,8 @@ KNOWN_DANGERS: dict[str, Category] = _table(
     tensorflow keras tf_keras onnxruntime onnx.load onnx.hub sklearn.datasets sklearn.externals.joblib xgboost.core
     lightgbm.basic transformers.AutoModel transformers.pipeline transformers.dynamic_module_utils
     huggingface_hub datasets safetensors.torch mlflow.pyfunc mlflow.pytorch mlflow.sklearn
-    ultralytics.models.yolo.model ultralytics.engine.model ultralytics.nn.autobackend ultralytics.hub
+    ultralytics.models ultralytics.YOLO ultralytics.RTDETR ultralytics.SAM ultralytics.NAS
+    ultralytics.engine.model ultralytics.nn.autobackend ultralytics.hub
     ultralytics.utils.downloads torch_geometric.datasets mmengine.config mmengine.runner.checkpoint detectron2.config
     detectron2.checkpoint fairseq.checkpoint_utils fairseq.hub_utils diffusers.pipelines.pipeline_utils
     transformers.pipelines transformers.utils.hub timm.models._hub timm.models._helpers speechbrain.inference

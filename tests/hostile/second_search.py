@@ -170,6 +170,13 @@ def restored() -> list[Attack]:
             call("functools:partial", stacked("numpy:memmap"), "/nonexistent", "uint8", "w+"),
             "S104",
         ),
+        "a model that is fetched": (call("ultralytics:YOLO", "https://127.0.0.1:1/x.pt"), "S103"),
+        "a model of another name that is fetched": (
+            call("ultralytics.models.rtdetr.model:RTDETR", "x.pt"),
+            "S103",
+        ),
+        "a tokenizer of a file": (call("transformers.models.bert:BertTokenizer", "/etc/passwd"), "S103"),
+        "an environment of a module": (call("stable_baselines3:PPO", "MlpPolicy", "evil:Env-v0"), "S103"),
         "joblib's wrapper of pickles": (
             call("joblib.externals.loky.cloudpickle_wrapper:_reconstruct_wrapper", first, True),
             "S103",

@@ -7,13 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from ckpt_tools.analysis.comparison import Comparison
 from ckpt_tools.analysis.counting import looks_like_buffer
 from ckpt_tools.analysis.diff import Absent, Diff, TensorDiff, ValueDiff, moved
 from ckpt_tools.checkpoint import TensorInfo
 from ckpt_tools.records import record
 from ckpt_tools.report import count, number, shortened
 
-Status = Literal["identical", "buffers moved", "changed", "replaced", "altered", "added", "removed", "unreadable"]
+Status = Literal[
+    "identical", "cast", "buffers moved", "changed", "replaced", "altered", "added", "removed", "unreadable"
+]
 
 _MOVED = ("value", "dtype")
 _NAMED = 3
@@ -30,7 +33,7 @@ class Layer:
 
     @property
     def status(self) -> Status:
-        """What happened to it: *replaced* is another shape, *altered* a parameter more or less."""
+        """What happened to it: *replaced* is another shape, *altered* a parameter more or less, *cast* another type."""
         changes = [entry.change for entry in self.weights or self.buffers]
         if all(change == "added" for change in changes):
             return "added"
@@ -41,11 +44,13 @@ class Layer:
             return "replaced"
         if weights & {"added", "removed"}:
             return "altered"
-        if weights & {"value", "dtype"}:
+        if any(entry.change in _MOVED and not is_cast(entry) for entry in self.weights):
             return "changed"
         if "unreadable" in changes:
             return "unreadable"
-        return "buffers moved" if any(entry.differs for entry in self.buffers) else "identical"
+        if any(entry.differs and not is_cast(entry) for entry in self.buffers):
+            return "buffers moved"
+        return "cast" if any(is_cast(entry) for entry in (*self.weights, *self.buffers)) else "identical"
 
 
 @record
@@ -121,7 +126,8 @@ def verdict(diff: Diff) -> str:
     if not diff.different:
         close = sum(entry.change == "within tolerance" for entry in diff.tensors)
         text = f"identical ({count(len(diff.tensors), 'tensor')})" if diff.tensors else "identical"
-        return text + (f", {close:,} of them only within the tolerance" if close else "")
+        text += f", {close:,} of them only within the tolerance" if close else ""
+        return text + (f"; left out: {', '.join(sorted(diff.ignored))}" if diff.ignored else "")
     return ", ".join([*_weights(diff), *_names(diff), *_beside(diff)])
 
 
@@ -130,14 +136,13 @@ def _weights(diff: Diff) -> list[str]:
         only = [sum(entry.change == change for entry in diff.tensors) for change in ("removed", "added")]
         told = [f"{count(n, 'tensor')} only in {side}" for n, side in zip(only, "AB", strict=True) if n]
         return [f"no tensor in common ({', '.join(told)})"]
-    casts = [entry for entry in diff.tensors if is_cast(entry)]
-    layers = layers_of(entry for entry in diff.tensors if not is_cast(entry))
+    layers = layers_of(diff.tensors)
     head = head_of(layers)
     heads = () if head is None else (head.old, head.new)
     rest = [layer for layer in layers if not _below(layer.path, heads)]
-    parts = list(_cast(casts))
+    parts = list(_cast(diff.tensors))
     body = [layer for layer in rest if layer.status not in ("added", "removed")]
-    parts += _body([e for layer in body for e in layer.weights], "backbone" if head else "weights", bool(casts))
+    parts += _body([e for layer in body for e in layer.weights], "backbone" if head else "weights")
     if head is not None:
         parts.append(str(head))
     for what in ("added", "removed"):
@@ -153,33 +158,51 @@ def is_cast(entry: TensorDiff) -> bool:
     return entry.change == "dtype" and found is not None and (found.cast or found.cast_back)
 
 
+def _is_retyped(entry: TensorDiff) -> bool:
+    """Whether it has another dtype, and its values were not set against the other's."""
+    return entry.change == "dtype" and (entry.comparison is None or entry.comparison.basis is None)
+
+
 def _cast(entries: Sequence[TensorDiff]) -> Iterable[str]:
-    groups: Counter[str] = Counter()
+    """Which tensors were cast, by types, and which have another type alone."""
+    groups: dict[tuple[str, str], list[Comparison]] = {}
+    retyped: Counter[str] = Counter()
     for entry in entries:
-        if entry.a is not None and entry.b is not None and entry.comparison is not None:
-            forth = entry.comparison.cast
-            groups[f"B is A cast to {entry.b.dtype}" if forth else f"A is B cast to {entry.a.dtype}"] += 1
-    return (f"{what} ({count(number_of, 'tensor')})" for what, number_of in groups.items())
+        if entry.a is not None and entry.b is not None and entry.comparison is not None and is_cast(entry):
+            groups.setdefault((str(entry.a.dtype), str(entry.b.dtype)), []).append(entry.comparison)
+        elif entry.a is not None and entry.b is not None and _is_retyped(entry):
+            retyped[f"from {entry.a.dtype} to {entry.b.dtype}"] += 1
+    for (old, new), found in groups.items():
+        back = sum(not each.cast for each in found)
+        if back and all(each.cast_back for each in found):  # those that lost nothing do not say which way it went
+            back = len(found)
+        if back < len(found):
+            yield f"B is A cast to {new} ({count(len(found) - back, 'tensor')})"
+        if back:
+            yield f"A is B cast to {old} ({count(back, 'tensor')})"
+    yield from (f"{count(times, 'tensor')} {what}" for what, times in retyped.items())
 
 
 def _below(path: str, heads: Iterable[str]) -> bool:
     return any(path == head or path.startswith(f"{head}.") for head in heads)
 
 
-def _body(entries: Sequence[TensorDiff], word: str, more: bool) -> list[str]:
-    """What became of the parameters of layers that both have. *more* is true where others were only cast."""
+def _body(entries: Sequence[TensorDiff], word: str) -> list[str]:
+    """What became of the parameters of layers that both have, but for those that were only cast."""
+    told = [entry for entry in entries if is_cast(entry) or _is_retyped(entry)]
+    entries = [entry for entry in entries if not is_cast(entry) and not _is_retyped(entry)]
     if not entries:
         return []
     counts = Counter(entry.change for entry in entries)
     same = counts["identical"] + counts["within tolerance"]
     if same == len(entries):
         close = counts["within tolerance"]
-        told = f", {close:,} of them only within the tolerance" if close else ""
-        return [f"{'other ' if more else ''}{word} identical ({count(same, 'tensor')}{told})"]
+        within = f", {close:,} of them only within the tolerance" if close else ""
+        return [f"{'other ' if told else ''}{word} identical ({count(same, 'tensor')}{within})"]
     parts = []
     changed = [entry for entry in entries if entry.change in _MOVED]
     if changed:
-        parts.append(_changed(changed, len(entries), word.removesuffix("s")))
+        parts.append(_changed(changed, len(entries), word.removesuffix("s"), bool(told)))
     for change, what in (("shape", "of another shape"), ("added", "added"), ("removed", "removed")):
         found = [entry for entry in entries if entry.change == change]
         if found:
@@ -191,14 +214,19 @@ def _body(entries: Sequence[TensorDiff], word: str, more: bool) -> list[str]:
     return parts
 
 
-def _changed(changed: Sequence[TensorDiff], of: int, word: str) -> str:
-    if len(changed) == of:
-        text = f"all {count(of, f'{word} tensor')} changed" if of > 1 else f"the only {word} tensor changed"
+def _changed(changed: Sequence[TensorDiff], of: int, word: str, others: bool) -> str:
+    """*changed* of *of* tensors; *others*, which these are not among, were told of."""
+    number_of = f"{of:,} other" if others else f"{of:,}"
+    if len(changed) < of:
+        noun = "tensor" if of == 1 else "tensors"
+        text = f"{len(changed):,} of {number_of} {word} {noun} changed{_where(changed)}"
+    elif of > 1:
+        text = f"all {number_of} {word} tensors changed"
     else:
-        text = f"{len(changed):,} of {count(of, f'{word} tensor')} changed{_where(changed)}"
+        text = f"the only {'other ' if others else ''}{word} tensor changed"
     share = moved(changed)
     if share and share != math.inf:
-        text += f", by {number(round_to(share))} of their norm"
+        text += f", by {number(round_to(share))} of {'its' if len(changed) == 1 else 'their'} norm"
     measured = [entry.comparison for entry in changed if entry.comparison is not None]
     spoilt = sum(found.nans[1] > found.nans[0] or found.infs[1] > found.infs[0] for found in measured)
     return text + (f", {count(spoilt, 'tensor')} with new NaN or Inf" if spoilt else "")
@@ -216,20 +244,24 @@ def _where(changed: Sequence[TensorDiff]) -> str:
             break
     if len(modules) > _NAMED or not all(modules):
         return ""
-    return " in " + " and ".join(f"`{shortened(module)}`" for module in modules)
+    return f" in {_and(modules)}"
+
+
+def _and(names: Sequence[str]) -> str:
+    """*names* as code: `a`, `b` and `c`."""
+    *first, last = (f"`{shortened(name)}`" for name in names)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _some(layers: Sequence[Layer]) -> str:
     if len(layers) <= _NAMED:
-        return " and ".join(
-            f"`{shortened(layer.path or (*layer.weights, *layer.buffers)[0].name)}`" for layer in layers
-        )
+        return _and([layer.path or (*layer.weights, *layer.buffers)[0].name for layer in layers])
     return count(len(layers), "layer")
 
 
 def _some_tensors(entries: Sequence[TensorDiff]) -> str:
     if len(entries) <= _NAMED:
-        return " and ".join(f"`{shortened(entry.name)}`" for entry in entries)
+        return _and([entry.name for entry in entries])
     return count(len(entries), "tensor")
 
 
@@ -240,13 +272,13 @@ def _buffers(body: Sequence[Layer]) -> list[str]:
         for entry in layer.buffers:
             if entry.change in ("added", "removed"):
                 groups.setdefault(entry.change, []).append((layer, entry))
-            elif entry.differs and not is_cast(entry):
-                still = layer.status == "buffers moved"
-                groups.setdefault("layer whose weights stayed" if still else "layer that changed", []).append(
-                    (layer, entry)
-                )
+            elif entry.differs and not is_cast(entry) and not _is_retyped(entry):
+                kind = "layer without weights" if not layer.weights else "layer that changed"
+                if layer.weights and layer.status == "buffers moved":
+                    kind = "layer whose weights stayed"
+                groups.setdefault(kind, []).append((layer, entry))
     parts: list[str] = []
-    for kind in ("layer whose weights stayed", "layer that changed", "added", "removed"):
+    for kind in ("layer whose weights stayed", "layer that changed", "layer without weights", "added", "removed"):
         found = groups.get(kind, [])
         if not found:
             continue
@@ -281,10 +313,13 @@ def _names(diff: Diff) -> list[str]:
             if old
             else f"prefix `{new}` added"
         )
-    for how, told in (("content", "renamed"), ("order", "renamed, by their order and shapes")):
-        found = sum(entry.how == how for entry in diff.tensors)
-        if found:
-            parts.append(f"{count(found, 'tensor')} {told}")
+    ways = Counter(entry.how for entry in diff.tensors if entry.a and entry.b and entry.a.name != entry.b.name)
+    found, guessed = ways["content"] + ways["order"], ways["order"]
+    if not any(diff.prefixes):  # two tensors would have one name without them
+        found += ways["prefix"]
+    if found:
+        told = f", {guessed:,} of them" if guessed < found else ","
+        parts.append(f"{count(found, 'tensor')} renamed" + (f"{told} by their order and shapes" if guessed else ""))
     return parts
 
 
@@ -294,12 +329,14 @@ def _beside(diff: Diff) -> list[str]:
         broken = sum(tie.broken for tie in diff.ties)
         kinds = ((broken, "broken"), (len(diff.ties) - broken, "new"))
         parts += [f"{number_} tied group{'s' if number_ > 1 else ''} {what}" for number_, what in kinds if number_]
-    settings = sum(value.category == "hyperparameters" for value in diff.values)
+    settings = [value for value in diff.values if value.category == "hyperparameters"]
     if settings:
-        parts.append(f"{count(settings, 'module setting')} changed")
+        keys = list(dict.fromkeys(str(value.path[1]) for value in settings if len(value.path) > 1))
+        which = f" ({_and(keys)})" if 0 < len(keys) <= _NAMED else ""
+        parts.append(f"{count(len(settings), 'module setting')} changed{which}")
     optimizer = [value for value in diff.values if value.category == "optimizer"]
     if optimizer:
-        parts.append(f"optimizer {_only(optimizer) or 'differs'}")
+        parts.append(f"optimizer {_only(optimizer) or _differs(optimizer)}")
     metadata = [value for value in diff.values if value.category == "metadata"]
     for value in metadata:
         if value.path[-1:] == ("epoch",) and not isinstance(value.a, Absent) and not isinstance(value.b, Absent):
@@ -307,8 +344,8 @@ def _beside(diff: Diff) -> list[str]:
             metadata.remove(value)
             break
     if metadata:
-        names = {str(value.path[0]) if value.path else "" for value in metadata}
-        told = " and ".join(f"`{shortened(name)}`" for name in sorted(names)) if len(names) <= _NAMED else "metadata"
+        names = {str(value.path[0]) if value.path else "the value" for value in metadata}
+        told = _and(sorted(names)) if len(names) <= _NAMED else "metadata"
         parts.append(f"{told} {_only(metadata) or ('differs' if len(names) == 1 or told == 'metadata' else 'differ')}")
     return parts
 
@@ -317,3 +354,20 @@ def _only(values: Sequence[ValueDiff]) -> str:
     if all(isinstance(value.b, Absent) for value in values):
         return "only in A"
     return "only in B" if all(isinstance(value.a, Absent) for value in values) else ""
+
+
+def _differs(optimizer: Sequence[ValueDiff]) -> str:
+    """How an optimizer that both have is another: ``differs in lr (0.1→0.01) and state``."""
+    settings: dict[str, set[str]] = {}
+    state = False
+    for value in optimizer:
+        state |= "state" in value.path[:-1]
+        if "param_groups" in value.path[:-1] and not isinstance(value.a, Absent) and not isinstance(value.b, Absent):
+            short = all(isinstance(side, bool | int | float) for side in (value.a, value.b))
+            change = f" ({number(value.a)}→{number(value.b)})" if short else ""
+            settings.setdefault(str(value.path[-1]), set()).add(change)
+    if len(settings) > _NAMED or (not settings and not state):
+        return "differs"
+    told = [name + (min(changes) if len(changes) == 1 else "") for name, changes in settings.items()]
+    *first, last = [*map(shortened, told), *["state"] * state]
+    return f"differs in {', '.join(first)} and {last}" if first else f"differs in {last}"

@@ -64,7 +64,8 @@ def report(
     if transferred is not None and transferred.contradictions:
         sentence = f"{_contradictions(transferred)}; {sentence}"
     if expectations:
-        held = f"{count(len(broken), 'tensor')} break expectations" if broken else "as expected"
+        breaks = "breaks" if len(broken) == 1 else "break"
+        held = f"{count(len(broken), 'tensor')} {breaks} expectations" if broken else "as expected"
         sentence = f"{held}: {sentence}"
     title = f"{diff.a.path} → {diff.b.path}"
     screen = PAGE_ROWS if pictures else SCREEN_ROWS

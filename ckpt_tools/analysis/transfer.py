@@ -6,13 +6,14 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 
 from ckpt_tools.analysis.diff import Diff, TensorDiff
-from ckpt_tools.analysis.diff_layers import Head, Layer, head_of, layers_of
+from ckpt_tools.analysis.diff_layers import Head, Layer, head_of, is_cast, layers_of
 from ckpt_tools.analysis.trainability import Judgement, judge
 from ckpt_tools.errors import CkptError
 from ckpt_tools.records import record
 
 OUTCOMES = {
     "identical": "stayed",
+    "cast": "stayed, in another dtype",
     "buffers moved": "drifted in buffers only",
     "changed": "trained",
     "replaced": "new",
@@ -61,16 +62,13 @@ def transfer(diff: Diff) -> Transfer:
         judgement = judgements.get(entry.name)
         if judgement is None:
             continue
-        if judgement.verdict == "frozen" and entry.change in ("value", "dtype") and _moved(entry):
+        if judgement.verdict == "frozen" and entry.change in ("value", "dtype") and not is_cast(entry):
             found.append(Contradiction(entry.name, f"{judgement.basis.reason}, but its values are not those of A"))
         elif judgement.verdict == "trainable" and entry.change == "identical":
             found.append(Contradiction(entry.name, f"{judgement.basis.reason}, but its bytes are still those of A"))
+        elif judgement.verdict == "trainable" and is_cast(entry):
+            found.append(Contradiction(entry.name, f"{judgement.basis.reason}, but its values are those of A, cast"))
     return Transfer(layers, head_of(layers), judgements, found)
-
-
-def _moved(entry: TensorDiff) -> bool:
-    """Whether the values are others, and not only of another type."""
-    return entry.comparison is None or not (entry.comparison.cast or entry.comparison.cast_back)
 
 
 @record
@@ -86,8 +84,8 @@ def breaches(diff: Diff, frozen: Sequence[str], changed: Sequence[str]) -> list[
     """The tensors that break the expectations.
 
     What matches a glob in *frozen* must be in both files with the same values, buffers too; every parameter that
-    matches one in *changed* must have other values than in A, or be new. Raises `CkptError` for a glob that
-    matches nothing: it would hold whatever happens.
+    matches one in *changed* must have other values than in A (not the same ones, cast), or be new. Raises `CkptError`
+    for a glob that matches nothing: it would hold whatever happens.
     """
     found = []
     for glob in frozen:
@@ -99,7 +97,7 @@ def breaches(diff: Diff, frozen: Sequence[str], changed: Sequence[str]) -> list[
         if not weights:
             raise CkptError(f"only buffers match {glob}, which no optimizer changes", path=diff.a.path)
         for entry in weights:
-            if not entry.differs or entry.change in ("removed", "unreadable"):
+            if not entry.differs or is_cast(entry) or entry.change in ("removed", "unreadable"):
                 found.append(Breach(entry.name, f"changed: {glob}", _did(entry)))
     return found
 
@@ -120,6 +118,8 @@ def _matching(diff: Diff, glob: str) -> list[TensorDiff]:
 
 def _did(entry: TensorDiff) -> str:
     kind = "buffer" if entry.is_buffer else "parameter"
+    if is_cast(entry):
+        return f"a {kind} of another dtype, with the values of A, cast"
     return {
         "identical": f"a {kind} with the very bytes of A",
         "within tolerance": f"a {kind} that moved no more than the tolerance",

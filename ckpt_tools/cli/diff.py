@@ -95,7 +95,7 @@ def diff(
     tolerances = read_tolerances(policy) if policy is not None else []
     if rtol or atol:
         tolerances.append(("*", Tolerance(rtol, atol)))
-    values = not brief or as_transfer  # a cast is no training, which only the values show
+    values = not brief or as_transfer or bool(expect_changed)  # a cast is no training, which only the values show
     options = Options(select, select_b, keys, exclude, frozenset(ignore), tolerances, values, threads)
     expectations = len(expect_frozen) + len(expect_changed)
 

@@ -103,6 +103,20 @@ def test_globs_choose_by_the_names_of_either_side(compared):
         compared(a, b, keys=("nothing.*",))
 
 
+def test_a_type_is_told_where_no_value_was_read(compared):
+    found = compared(
+        {"a.w": torch.zeros(5), "n.running_var": torch.ones(1), "b.w": torch.ones(1)},
+        {"a.w": torch.ones(5).half(), "n.running_var": torch.ones(1).half(), "b.w": torch.ones(1)},
+        values=False,
+    )
+    assert verdict(found) == "2 tensors from float32 to float16, other weights identical (1 tensor)"
+
+
+def test_what_was_left_out_is_told(compared):
+    found = compared({"module.w": torch.ones(1)}, {"w": torch.ones(1)}, ignore=frozenset({"ties", "names"}))
+    assert verdict(found) == "identical (1 tensor); left out: names, ties"
+
+
 def test_brief_knows_what_differs_without_numbers(compared):
     found = compared({"w": torch.zeros(5), "v": torch.ones(1)}, {"w": torch.ones(5), "v": torch.ones(1)}, values=False)
     assert changes(found) == {"w": "value", "v": "identical"}
@@ -196,7 +210,7 @@ def test_densenet121s_old_names(compared, trained):
     assert found.key_map == renamed
     assert len(found.key_map) == 696
     # biases of zero are the same before and after
-    told = "232 tensors renamed, 464 tensors renamed, by their order and shapes" if trained else "696 tensors renamed"
+    told = "696 tensors renamed, 464 of them by their order and shapes" if trained else "696 tensors renamed"
     assert told in verdict(found)
     assert all(entry.a and entry.b for entry in found.tensors)
 
@@ -261,7 +275,9 @@ def test_optimizer_and_metadata_have_their_own_categories(compared):
         ("metadata", ("epoch",), 1, 2),
         ("metadata", ("args", "seed"), 1, 2),
     ]
-    assert verdict(found) == "weights identical (2 tensors), optimizer differs, epoch 1→2, `args` differs"
+    assert (
+        verdict(found) == "weights identical (2 tensors), optimizer differs in lr (0.1→0.2), epoch 1→2, `args` differs"
+    )
     for category, rest in (("optimizer", ("metadata",)), ("metadata", ("optimizer",))):
         assert compared(a, b, ignore=frozenset({category})).differing == rest
     bare = compared(a, a["model_satate_dict"])
@@ -288,6 +304,12 @@ def test_module_settings(compared):
     b[1] = torch.nn.AlphaDropout(0.25)
     classes = [(v.a, v.b) for v in compared(a, b).values if v.path == ("1", "class")]
     assert classes == [("torch.nn.modules.dropout.Dropout", "torch.nn.modules.dropout.AlphaDropout")]
+
+
+def test_few_settings_are_named(compared):
+    a, b = net(), net().eval()
+    b.load_state_dict(a.state_dict())
+    assert verdict(compared(a, b)) == "weights identical (2 tensors), 3 module settings changed (`training`)"
 
 
 def test_a_wrapper_is_no_difference_of_settings(compared):
@@ -422,6 +444,41 @@ def test_the_verdict_of_a_transfer(transfer):
             {"a.w": torch.ones(1), "b.w": torch.ones(1)},
             {"a.w": torch.ones(8), "b.w": torch.ones(1)},
             "`a.w` of another shape, other weights identical (1 tensor)",
+        ),
+        (  # of what was cast to a wider type, some lost nothing: those do not turn the direction
+            {"a.w": torch.full((2,), 0.1).half(), "b.w": torch.ones(2).half()},
+            {"a.w": torch.full((2,), 0.1), "b.w": torch.ones(2)},
+            "A is B cast to float16 (2 tensors)",
+        ),
+        (
+            {"a.w": torch.full((2,), 0.1), "b.w": torch.ones(2), "c.w": torch.ones(2)},
+            {"a.w": torch.full((2,), 0.1).half(), "b.w": torch.full((2,), 2.0), "c.w": torch.ones(2)},
+            "B is A cast to float16 (1 tensor), 1 of 2 other weight tensors changed in `b`, by 1 of its norm",
+        ),
+        (
+            {"a.w": torch.full((2,), 0.1), "b.w": torch.ones(2), "c.w": torch.ones(2)},
+            {"a.w": torch.full((2,), 0.1).half(), "b.w": torch.full((2,), 2.0), "c.w": torch.full((2,), 2.0)},
+            "B is A cast to float16 (1 tensor), all 2 other weight tensors changed, by 1 of their norm",
+        ),
+        (
+            {"n.w": torch.ones(2), "n.running_var": torch.ones(2)},
+            {"n.w": torch.ones(2).half(), "n.running_var": torch.full((2,), 2.0)},
+            "B is A cast to float16 (1 tensor), 1 BatchNorm buffer moved in 1 layer whose weights stayed",
+        ),
+        (
+            {"a.w": torch.ones(2), "n.running_mean": torch.zeros(2)},
+            {"a.w": torch.ones(2), "n.running_mean": torch.ones(2)},
+            "weights identical (1 tensor), 1 BatchNorm buffer moved in 1 layer without weights",
+        ),
+        (
+            {"w": torch.ones(1), "x": torch.ones(2)},
+            {"w": torch.ones(1), "x": torch.ones(2), "epoch": 1, "step": 2, "loss": 0.5},
+            "weights identical (2 tensors), `epoch`, `loss` and `step` only in B",
+        ),
+        (
+            {"a.w": torch.ones(2), "b.w": torch.ones(3), "c.w": torch.ones(4)},
+            {"a.w": torch.ones(2), "b.w": torch.ones(3), "c.w": torch.ones(4) * 2, "x": 1},
+            "1 of 3 weight tensors changed in `c`, by 1 of its norm, `x` only in B",
         ),
     ],
 )

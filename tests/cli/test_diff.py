@@ -148,7 +148,11 @@ def test_categories_can_be_switched_off(run, transfer):
     ]
     assert run(*args).exit_code == 1
     done = run(*args, "--ignore", "weights")
-    assert (done.exit_code, done.stdout.splitlines()[0].rpartition(": ")[2]) == (0, "identical (3 tensors)")
+    assert (done.exit_code, done.stdout.splitlines()[0].rpartition(": ")[2]) == (
+        0,
+        "metadata, optimizer, weights",
+    )
+    assert ": identical (3 tensors); left out: " in done.stdout.splitlines()[0]
 
 
 def test_what_could_not_be_compared_is_trouble(run, fixtures_dir, tmp_path, torch):
@@ -185,6 +189,26 @@ def test_expectations_decide_the_exit_code(run, diff, transfer):
     done = run("diff", "--brief", base, transfer["tuned"], *frozen)
     assert "features.1.running_var" in done.stdout
     assert "3 tensors break expectations" in done.stdout.splitlines()[0]
+
+
+def test_a_cast_is_no_training(run, diff, tmp_path, torch):
+    model = torch.nn.Linear(3, 2)
+    torch.nn.init.constant_(model.weight, 0.1)
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    torch.save(model.half(), tmp_path / "b.pt")
+    pair = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    data = diff("--transfer", *pair)[1]["transfer"]
+    assert data["layers"] == [{"layer": "", "outcome": "stayed, in another dtype"}]
+    assert [(c["name"], c["what"].rpartition(", ")[2]) for c in data["contradictions"]] == [
+        ("weight", "cast"),
+        ("bias", "cast"),
+    ]
+    for brief in ([], ["--brief"]):
+        done = run("diff", *pair, "--expect-changed", "weight", *brief)
+        assert done.exit_code == 1
+        assert "1 tensor breaks expectations: " in done.stdout.splitlines()[0]
+        assert "a parameter of another dtype, with the values of A, cast" in done.stdout
+        assert run("diff", *pair, "--expect-frozen", "*", *brief).exit_code == 1
 
 
 def test_transfer_puts_contradictions_first(run, diff, transfer):

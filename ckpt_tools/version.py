@@ -1,3 +1,3 @@
-"""The version of this package, for outputs to name: asking its installed metadata takes longer than reading a header."""
+"""The version of this package, for outputs to name: to ask its installed metadata takes longer than a header does."""
 
 VERSION = "0.1.0"

@@ -67,7 +67,7 @@ def expand(path: str) -> Iterator[str]:
     else:
         import glob
 
-        matches = sorted(glob.glob(path, recursive=True))
+        matches = _once(sorted(glob.glob(path, recursive=True)))
     if not matches:
         raise NotFound("no such file", path=path)
     for match in matches:
@@ -75,6 +75,22 @@ def expand(path: str) -> Iterator[str]:
             yield from _in_folder(match)
         else:
             yield match
+
+
+def _once(paths: Sequence[str]) -> list[str]:
+    """*paths* without those that reach a place again by a link to a folder, which ``**`` follows, maybe in circles."""
+    seen: set[tuple[str, str]] = set()
+    folders: dict[str, str] = {}
+    kept: set[str] = set()
+    for path in sorted(paths, key=len):
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        place = (folders[folder], name)
+        if place not in seen:
+            seen.add(place)
+            kept.add(path)
+    return [path for path in paths if path in kept]
 
 
 def the_one(path: str) -> Checkpoint:

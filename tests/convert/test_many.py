@@ -404,3 +404,14 @@ def test_tasks_know_their_sizes(runs: Path) -> None:
     assert task == Task(str(runs / "a" / "one.pth"), "out/a/one.pt", (runs / "a" / "one.pth").stat().st_size)
     both = tasks([("x", "x/a.pt"), ("x", "./x/a.pt"), ("x", "x/b.pt"), ("x", "x/a.pth")], "out", ".npz")
     assert {task.source: task.rival for task in both} == {"x/a.pt": "x/a.pth", "x/a.pth": "x/a.pt", "x/b.pt": ""}
+
+
+def test_links_to_folders_lead_nowhere_twice(run: Any, runs: Path, tmp_path: Path) -> None:
+    (runs / "b" / "up").symlink_to("..")
+    (runs / "again").symlink_to("a")
+    (runs / "b" / "linked.pth").symlink_to("../a/one.pth")
+    done = run("convert", "**/*.pth", "--out-dir", tmp_path / "out", cwd=runs)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert tree(tmp_path / "out") == ["a/one.safetensors", "b/linked.safetensors"]
+    done = run("convert", runs, "--out-dir", tmp_path / "whole")
+    assert tree(tmp_path / "whole") == sorted([*CONVERTED, "b/linked.safetensors"])

@@ -435,6 +435,7 @@ _ZONE = ("zoneinfo.ZoneInfo", "_unpickle")
 
 def _deeds(evaluation: Evaluation) -> Iterator[Danger]:
     """What the calls of a stream do beyond what their names tell."""
+    budget = Budget(evaluation.end - evaluation.start)
     for call in evaluation.calls:
         target, arguments = call.target, call.arguments
         if target == "":
@@ -488,6 +489,7 @@ def _deeds(evaluation: Evaluation) -> Iterator[Danger]:
             yield Danger("injection", target, what, call.offset)
         given_state = call.state
         if type(given_state) is tuple and len(given_state) == 2 and isinstance(given_state[1], dict):
+            budget.spend(len(given_state[1]))
             for key in given_state[1]:
                 if isinstance(key, str) and key.startswith("__") and key.endswith("__"):
                     what = f"has its {key} set: {SAYS['injection']}"
@@ -508,7 +510,7 @@ def _odd_attributes(call: Call) -> Iterator[Danger]:
     """Attributes that the stream gives to an object, and that unpickling it then calls, or takes for memory."""
     target, name, state = call.target, call.class_name or "an object", call.state
     parts = state if type(state) is tuple and len(state) == 2 else (state,)
-    attributes = {key for part in parts if isinstance(part, dict) for key in part if isinstance(key, str)}
+    attributes = {key for part in parts if isinstance(part, dict) for key in _ODD if key in part}
     if (call.items is not None or call.entries is not None) and (found := attributes & _FILLS):
         # load_appends of pickle.py: extend = list_obj.extend; an attribute of the object comes before its method
         what = f"is filled by its {min(found)}, which the stream has set: {SAYS['computed']}"
@@ -547,6 +549,7 @@ _ADDRESS = re.compile(
 
 _FILLS = frozenset({"append", "extend", "add"})
 _MEMORY = frozenset({"__array_interface__", "__array_struct__", "__cuda_array_interface__"})
+_ODD = _FILLS | _MEMORY | {"_parse_arg_template"}
 _WRAPPERS = frozenset(f"collections.{name}" for name in ("ChainMap", "UserDict", "UserList", "UserString")) | {
     "types.MappingProxyType"
 }

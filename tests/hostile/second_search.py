@@ -557,7 +557,13 @@ def reserved() -> list[Attack]:
     text_of = [("a.txt", b"text"), ("b", EVIL)]
     large = b"a" * (3 << 20) + b"\0" + EVIL + b"b" * 10_000
     structured = npy(EVIL).replace(b"'|O', ", b"[('a','|O')], ").replace(b" " * 8 + b"\n", b"\n")
+    shared = b"\x80\x04N" + push({str(i): 0 for i in range(3000)}) + b"\x86q\x000"
     return [
+        Attack(
+            "slots that objects share",
+            shared + b"](" + (stacked("mypackage:Thing").code + b")\x81h\x00b") * 3000 + b"e.",
+            "S109",
+        ),
         Attack(
             "a folder of tar that swallows a header",
             disguised(in_tar(tarfile.DIRTYPE), 1024, size=1024),

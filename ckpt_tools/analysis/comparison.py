@@ -73,7 +73,7 @@ class Comparison:
         """‖B - A‖ / ‖A‖; None where B moved from zero, or both are too large for float64."""
         if self.norm:
             ratio = self.distance / self.norm
-            return None if math.isnan(ratio) else ratio
+            return ratio if math.isfinite(ratio) else None
         return None if self.distance else 0.0
 
     @property

@@ -142,7 +142,7 @@ class Diff:
     *prefixes* are those of wrappers, left out of the names; *key_map* has the names of A that B has otherwise.
     *notes* say what could not be compared, or is no difference but good to know. The categories *ignored* were left
     out. *measured* is False where tensors were only asked to be identical or not. *in_all* is how many there are,
-    compared or not.
+    of which *chosen* ones have a name that was asked for.
     """
 
     a: Checkpoint
@@ -157,6 +157,7 @@ class Diff:
     ignored: frozenset[str] = frozenset()
     measured: bool = True
     in_all: int = 0
+    chosen: int = 0
 
     @property
     def different(self) -> bool:
@@ -226,6 +227,7 @@ def diff(
     if sections and not tensors and (options.keys or options.exclude):
         globs = ", ".join((*options.keys, *(f"not {glob}" for glob in options.exclude)))
         raise CkptError(f"no tensor's name matches: {globs}", path=a.path)
+    chosen = len(tensors)
     tensors = list(_compared([t for t in tensors if _category(t) in wanted], options, advance))
     notes = list(_notes(a, b, sections))
     told = [tie for tie in ties if tie.equal and not (b if tie.broken else a).pickles]  # which cannot share
@@ -237,7 +239,9 @@ def diff(
     if not options.keys:
         values += _values(a, b, sections, wanted, notes, options)
     ignored = frozenset(options.ignore)
-    return Diff(a, b, sections, tensors, values, ties, prefixes, key_map, notes, ignored, options.values, in_all)
+    return Diff(
+        a, b, sections, tensors, values, ties, prefixes, key_map, notes, ignored, options.values, in_all, chosen
+    )
 
 
 def bytes_to_compare(*checkpoints: Checkpoint) -> int:
@@ -252,13 +256,15 @@ def bytes_to_compare(*checkpoints: Checkpoint) -> int:
 def moved(entries: Iterable[TensorDiff]) -> float | None:
     """√Σ‖B - A‖² / √Σ‖A‖² over *entries*, without those that enter no norm; infinity where A is zero and B is not.
 
-    None where there is nothing to take a norm of.
+    None where there is nothing to take a norm of, or it is too large for float64.
     """
     squares = [(e.comparison.distance, e.comparison.norm) for e in entries if e.in_norms and e.comparison is not None]
     if not squares:
         return None
     distance = math.hypot(*(d for d, _ in squares))
     norm = math.hypot(*(n for _, n in squares))
+    if math.isinf(distance) and norm:
+        return None
     return distance / norm if norm else (math.inf if distance else 0.0)
 
 

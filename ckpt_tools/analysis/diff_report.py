@@ -13,7 +13,7 @@ from ckpt_tools.analysis.diff_layers import is_cast, round_to, verdict
 from ckpt_tools.analysis.leaves import Described, Leaf
 from ckpt_tools.analysis.rank import Rank, change_rank
 from ckpt_tools.analysis.transfer import OUTCOMES, Breach, Transfer
-from ckpt_tools.analysis.tree import Node, fitting_depth, fold, grow, rows_at
+from ckpt_tools.analysis.tree import MAX_DEPTH, Node, fitting_depth, fold, grow, rows_at
 from ckpt_tools.checkpoint import TensorInfo, format_path
 from ckpt_tools.contents import scalar
 from ckpt_tools.errors import CkptError
@@ -38,6 +38,10 @@ FEW = 12
 """Up to how many tensors that differ are listed one by one, whatever they are."""
 PICTURED = 8
 """How many tensors a page shows a histogram of."""
+HEAT_ROWS = 400
+"""How many rows a heat map may have, before layers are taken together."""
+LONGEST = 120
+"""Characters of a name in a table; JSON has all of them."""
 _TITLES = {"optimizer": "Optimizer", "metadata": "Metadata", "hyperparameters": "Module settings"}
 _HOW = {"content": "same bytes", "order": "same shape, same place in order"}
 
@@ -63,6 +67,7 @@ def report(
     sentence = verdict(diff)
     if transferred is not None and transferred.contradictions:
         sentence = f"{_contradictions(transferred)}; {sentence}"
+    sentence += _low_ranks(ranks or {})
     if expectations:
         breaks = "breaks" if len(broken) == 1 else "break"
         held = f"{count(len(broken), 'tensor')} {breaks} expectations" if broken else "as expected"
@@ -71,7 +76,7 @@ def report(
     screen = PAGE_ROWS if pictures else SCREEN_ROWS
     blocks: list[Block] = []
     if broken:
-        rows = [(breach.name, breach.expected, breach.what) for breach in broken]
+        rows = [(_name(breach.name), breach.expected, breach.what) for breach in broken]
         blocks.append(Table("Broken expectations", ("tensor", "expected", "but it is"), rows))
     if not brief:
         if transferred is not None:
@@ -81,7 +86,7 @@ def report(
             blocks.append(_tree(diff.tensors, depth, screen))
             blocks += _tensors(diff.tensors, every, screen)
         if ranks is not None:
-            blocks.append(_rank_table(ranks))
+            blocks.append(_rank_table(ranks, every))
         blocks += _renames(diff.tensors, every, screen) + _ties(diff)
         for category, heading in _TITLES.items():
             values = [value for value in diff.values if value.category == category]
@@ -124,6 +129,8 @@ def _facts(diff: Diff) -> list[tuple[str, str]]:
         rows.append(("prefix", " → ".join(prefix or "none" for prefix in diff.prefixes)))
     if diff.ignored:
         rows.append(("left out", ", ".join(sorted(diff.ignored))))
+    if diff.chosen < diff.in_all:
+        rows.append(("chosen", f"{diff.chosen:,} of {count(diff.in_all, 'tensor')}, by their names"))
     return rows + [("note", note) for note in diff.notes]
 
 
@@ -143,8 +150,15 @@ def _who(path: str, title: str, kind: str) -> str:
     return f"{path}, {title}, {kind}"
 
 
+def _name(name: str) -> str:
+    """A name as it stands in a table: on one line, and not so long that the other columns are out of sight."""
+    if len(name) > LONGEST:  # of which the end says most
+        name = f"{name[: LONGEST // 3]}…{name[1 + LONGEST // 3 - LONGEST :]}"
+    return shortened(name) or "(no name)"
+
+
 def _share(value: float | None) -> str:
-    if value is None:
+    if value is None or math.isnan(value):
         return ""
     return "from zero" if math.isinf(value) else number(round_to(value))
 
@@ -223,7 +237,9 @@ def _tensors(entries: Sequence[TensorDiff], every: bool, screen: int) -> list[Bl
                 groups.setdefault(_change(entry), []).append(entry)
             elif entry.is_buffer:
                 groups.setdefault(f"*.{entry.name.rpartition('.')[2]}", []).append(entry)
-        rows = [_summed_up(label, found) for label, found in groups.items()]
+        rows = [
+            _summed_up(label, found) if len(found) > 1 else _tensor_row(found[0]) for label, found in groups.items()
+        ]
     shown = apart if every else apart[:screen]
     left = len(apart) - len(shown)
     columns = (
@@ -250,7 +266,7 @@ def _only(entries: Sequence[TensorDiff], change: str, every: bool, screen: int) 
     found = [tensor for e in entries if e.change == change and (tensor := e.a or e.b) is not None]
     shown = found if every else found[:screen]
     left = len(found) - len(shown)
-    rows = [(tensor.name, str(tensor.dtype), _shape(tensor)) for tensor in shown]
+    rows = [(_name(tensor.name), str(tensor.dtype), _shape(tensor)) for tensor in shown]
     note = f"{left:,} more; --keys '*' lists all" if left else ""
     return (
         [Table(f"Only in {'A' if change == 'removed' else 'B'}", ("tensor", "dtype", "shape"), rows, note)]
@@ -262,7 +278,7 @@ def _only(entries: Sequence[TensorDiff], change: str, every: bool, screen: int) 
 def _summed_up(label: str, entries: Sequence[TensorDiff]) -> tuple[str, ...]:
     """One row for tensors that share a fate: the ranges of their numbers."""
     found = [entry.comparison for entry in entries if entry.comparison is not None and entry.comparison.basis]
-    shares = [_relative(c) for c in found]
+    shares = [share for c in found if not math.isnan(share := _relative(c))]
     remarks = "; ".join(dict.fromkeys(text for e in entries if e.comparison for text in _remarks(e, e.comparison)))
     return (
         f"{len(entries):,} tensors" if is_cast(entries[0]) else f"{label} ({len(entries):,})",
@@ -298,10 +314,10 @@ def _change(entry: TensorDiff) -> str:
 def _tensor_row(entry: TensorDiff) -> tuple[str, ...]:
     found = entry.comparison
     if found is None:
-        return (entry.name, _change(entry), *[""] * 7, entry.problem)
+        return (_name(entry.name), _change(entry), *[""] * 7, entry.problem)
     measured = found.basis is not None
     return (
-        entry.name,
+        _name(entry.name),
         _change(entry),
         _equal(found),
         _share(_relative(found)) if measured else "",
@@ -331,6 +347,8 @@ def _remarks(entry: TensorDiff, found: Comparison) -> Iterable[str]:
         yield "B is A, cast"
     elif found.cast_back:
         yield "A is B, cast"
+    if entry.told:
+        yield entry.told
     if found.basis == "stored integer":
         yield "of the stored integers"
     for name, (a, b) in (("NaN", found.nans), ("Inf", found.infs)):
@@ -341,15 +359,46 @@ def _remarks(entry: TensorDiff, found: Comparison) -> Iterable[str]:
 
 
 def _renames(entries: Sequence[TensorDiff], every: bool, screen: int) -> list[Block]:
+    """What goes by another name; where there are many, what became of a part of the names is one row."""
     found = [
         (entry.a.name, entry.b.name, _HOW[entry.how])
         for entry in entries
         if entry.a is not None and entry.b is not None and entry.how in _HOW and entry.a.name != entry.b.name
     ]
-    shown = found if every else found[:screen]
-    left = len(found) - len(shown)
-    note = f"{left:,} more; --write-key-map FILE writes them all" if left else ""
-    return [Table("Renamed", ("in A", "in B", "known by"), shown, note)] if found else []
+    if not found:
+        return []
+    columns: tuple[str, ...] = ("in A", "in B", "known by")
+    rows: list[tuple[str, ...]] = [(_name(a), _name(b), how) for a, b, how in found]
+    if len(rows) > FEW and not every:
+        groups: dict[tuple[str, str, str], int] = {}
+        for a, b, how in found:
+            group = (*_apart(a, b), how)
+            groups[group] = groups.get(group, 0) + 1
+        if len(groups) < len(rows):
+            columns = ("in A", "in B", ">tensors", "known by")
+            rows = [(_name(a), _name(b), f"{times:,}", how) for (a, b, how), times in groups.items()]
+    shown = rows if every else rows[:screen]
+    left = len(rows) - len(shown)
+    folded = len(columns) > 3
+    note = f"{left:,} more; " if left else ""
+    note += "--write-key-map FILE writes them all" if left or folded else ""
+    return [Table("Renamed", columns, shown, note)]
+
+
+def _apart(a: str, b: str) -> tuple[str, str]:
+    """The parts in which two names differ, with ``*`` for what they share: ``*.norm.1.*`` and ``*.norm1.*``."""
+    left, right = a.split("."), b.split(".")
+    front = back = 0
+    shorter = min(len(left), len(right))
+    while front < shorter and left[front] == right[front]:
+        front += 1
+    while back < shorter - front and left[-1 - back] == right[-1 - back]:
+        back += 1
+    names = []
+    for parts in (left, right):
+        middle = parts[front : len(parts) - back]
+        names.append(".".join([*["*"] * bool(front), *middle, *["*"] * bool(back)]))
+    return names[0], names[1]
 
 
 def _ties(diff: Diff) -> list[Block]:
@@ -413,19 +462,29 @@ def _leaf(value: Leaf | Absent) -> str:
 
 
 def _heat(entries: Sequence[TensorDiff]) -> list[Block]:
+    """A cell a tensor: a row for each layer, or for as many levels above as fit a page."""
+    cells = [(e.name.split(".", MAX_DEPTH), _relative(e.comparison)) for e in entries if _is_pictured(e)]
     rows: dict[str, list[tuple[str, float]]] = {}
-    for entry in entries:
-        if not entry.is_buffer and entry.comparison is not None:
-            value = _relative(entry.comparison)
-            rows.setdefault(entry.layer or "(root)", []).append((entry.name.rpartition(".")[2], value))
+    for levels in range(1, MAX_DEPTH):
+        rows = {}
+        for parts, value in cells:
+            label = ".".join(parts[:-levels])
+            rows.setdefault(label or "(root)", []).append((".".join(parts[-levels:] if label else parts), value))
+        if len(rows) <= HEAT_ROWS:
+            break
     measure = "relative change ‖B − A‖ / ‖A‖"
     return [HeatMap("Relative change by layer", list(rows.items()), measure)] if rows else []
 
 
+def _is_pictured(entry: TensorDiff) -> bool:
+    return not entry.is_buffer and entry.comparison is not None
+
+
 def _histograms(entries: Sequence[TensorDiff]) -> list[Block]:
-    """How large the changes are, of the tensors that changed most."""
-    changed = [e for e in entries if e.change in ("value", "dtype") and e.comparison is not None and not e.is_buffer]
-    changed.sort(key=lambda e: -(_relative(e.comparison) if e.comparison is not None else 0.0))
+    """How large the changes are, of the tensors that changed most; those that were zero come last."""
+    changed = [e for e in entries if e.change in ("value", "dtype") and _is_pictured(e)]
+    shares = {id(e): _relative(e.comparison) for e in changed}
+    changed.sort(key=lambda e: -shares[id(e)] if math.isfinite(shares[id(e)]) else math.inf)
     blocks: list[Block] = []
     for entry in changed[:PICTURED]:
         assert entry.a is not None and entry.b is not None
@@ -437,14 +496,30 @@ def _histograms(entries: Sequence[TensorDiff]) -> list[Block]:
     return blocks
 
 
-def _relative(found: Comparison) -> float:
-    return math.inf if found.relative is None else found.relative
+def _relative(found: Comparison | None) -> float:
+    """The relative change; infinity from zero, NaN where it is not known."""
+    if found is None or (found.basis is None and not found.identical):
+        return math.nan
+    if found.relative is None:
+        return math.nan if found.norm else math.inf
+    return found.relative
 
 
-def _rank_table(ranks: Mapping[str, Rank]) -> Table:
+def _low_ranks(ranks: Mapping[str, Rank]) -> str:
+    """What the ranks come to, for the sentence: ``, 8 of 22 matrices consistent with LoRA r≈16``."""
+    low = [rank.rank for rank in ranks.values() if rank.rank and rank.lora]
+    if not low:
+        return ""
+    rank = f"{min(low)}" if min(low) == max(low) else f"{min(low)} to {max(low)}"
+    changed = sum(rank.rank != 0 for rank in ranks.values())
+    which = f"{len(low):,} of {changed:,}" if len(low) < changed else f"all {changed:,}" if changed > 1 else "the only"
+    return f", {which} changed {'matrix' if changed == 1 else 'matrices'} consistent with LoRA r≈{rank}"
+
+
+def _rank_table(ranks: Mapping[str, Rank], every: bool) -> Table:
     rows = [
         (
-            name,
+            _name(name),
             f"{rank.rows}×{rank.columns}",
             "full" if rank.rank is None else f"{rank.rank:,}",
             f"{100 * rank.energy:.1f} %",
@@ -452,8 +527,21 @@ def _rank_table(ranks: Mapping[str, Rank]) -> Table:
         )
         for name, rank in ranks.items()
     ]
+    note = ""
+    if len(rows) > FEW and not every:  # those of one rank are one row
+        groups: dict[tuple[str, str], list[tuple[str, ...]]] = {}
+        for row in rows:
+            groups.setdefault((row[2], row[4]), []).append(row)
+        rows = []
+        for (rank, remark), found in groups.items():
+            sizes, energies = (list(dict.fromkeys(row[at] for row in found)) for at in (1, 3))
+            name = found[0][0] if len(found) == 1 else f"{len(found):,} matrices: {listed([r[0] for r in found], 2)}"
+            energy = min(energies, key=lambda text: float(text[:-2]))
+            least = "" if len(energies) == 1 else "from "
+            rows.append((name, listed(sizes, 3), rank, f"{least}{energy}", remark))
+        note = "--keys '*' lists all" if len(rows) < len(ranks) else ""
     columns = ("matrix", "size", ">rank of its change", ">energy in it", "remark")
-    return Table("Rank", columns, rows or [("no matrix changed", "", "", "", "")])
+    return Table("Rank", columns, rows or [("no matrix changed", "", "", "", "")], note)
 
 
 def _transfer(found: Transfer) -> list[Block]:
@@ -463,7 +551,7 @@ def _transfer(found: Transfer) -> list[Block]:
     rows = [(outcome, f"{len(paths):,}", listed(paths, 8)) for outcome, paths in groups.items()]
     blocks: list[Block] = []
     if found.contradictions:
-        told = [(c.name, c.what) for c in found.contradictions]
+        told = [(_name(c.name), c.what) for c in found.contradictions]
         blocks.append(Table("Contradictions", ("parameter", "what disagrees"), told))
     note = f"The head: {found.head}" if found.head is not None else ""
     if not found.judgements:

@@ -141,6 +141,7 @@ def test_a_scale_is_part_of_a_quantized_tensor(compared):
         assert changes(compared({"q": first}, {"q": other})) == {"q": expected}
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize")
 def test_what_differs_of_tensors_made_of_parts_is_told(compared):
     first = torch.quantize_per_tensor(torch.tensor([1.0, 2.0]), 0.5, 3, torch.qint8)
     other = torch._make_per_tensor_quantized_tensor(first.int_repr(), 0.25, 4)
@@ -156,6 +157,7 @@ def test_what_differs_of_tensors_made_of_parts_is_told(compared):
     assert {entry.told for entry in compared(a, a).tensors} == {""}
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize")
 def test_a_number_and_a_quantized_one_are_of_two_types(compared):
     w = torch.ones(2)
     found = compared({"w": w}, {"w": torch.quantize_per_tensor(w, 0.1, 0, torch.qint8)})

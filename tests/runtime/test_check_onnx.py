@@ -117,6 +117,7 @@ def test_one_altered_weight_is_named_and_so_is_the_node(made: Path, tmp_path: Pa
     assert message(found, "altered-weights") == text
     assert found["numbers"].verdict == "failed"
     assert message(found, "first-diverging-node").endswith("of Gemm node_linear (of fc)")
+    assert [p.remedy for p in found.problems if p.code == "export-differs"] == [""]  # it has been bisected
 
 
 def test_one_altered_value_of_a_folded_weight(made: Path, tmp_path: Path) -> None:

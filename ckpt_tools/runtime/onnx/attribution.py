@@ -30,7 +30,7 @@ def attributed(state: State, wrong: Sequence[Run]) -> Iterator[Problem]:
     else:
         blame = "TF32 is on" if state.job.tf32 else f"the difference is of {first.on}"
         text = f"{where}. On the CPU onnxruntime computes what torch does, so {blame}"
-        yield Problem("provider-differs", "error", text, "--bisect names the first node that differs")
+        yield Problem("provider-differs", "error", text, _bisection(state))
     if state.job.bisect:
         yield _bisected(state, first)
 
@@ -58,7 +58,11 @@ def _on_batches(wrong: Sequence[Run], state: State) -> str:
     given = next(iter(cases(state.made, 1))).title
     if bad < compared and given not in bad:
         return f"Only with {listed(sorted(bad), 3)}: forward may branch on a size, and one branch was traced"
-    return "--bisect names the first node that differs"
+    return _bisection(state)
+
+
+def _bisection(state: State) -> str:
+    return "" if state.job.bisect else "--bisect names the first node that differs"
 
 
 def _bisected(state: State, run: Run) -> Problem:

@@ -147,21 +147,36 @@ def test_a_sweep_asks_torch_about_decisions_that_differ() -> None:
     from ckpt_tools.runtime.onnx.sessions import Target
     from ckpt_tools.runtime.onnx.sweep import sweep
 
-    made = arguments(["1,8"], (), (), (), Step(0))
+    made = arguments(["4,8"], (), (), (), Step(0))
     (case,) = cases(made, 1)
-    total = case.tensors["x"].sum(1)
+    sums = case.tensors["x"].sum(1)
 
     def run(at: float) -> tuple[str, int]:
+        found = (sums >= at).long()
+        found[0] = 1 - found[0]
         session: Any = SimpleNamespace(
-            run=lambda tensors: [torch.tensor([0]), total],
+            run=lambda tensors: [found, sums],
             outputs=["reached", "sum"],
             target=Target("cpu"),
-            raw=SimpleNamespace(get_inputs=lambda: [port("x", 1, 8)], get_outputs=lambda: [port("y", 1)] * 2),
+            raw=SimpleNamespace(get_inputs=lambda: [port("x", 4, 8)], get_outputs=lambda: [port("y", 4)] * 2),
         )
         reached, beside = sweep(Step(at), made, [case], [(session, TIGHT)])
         assert (beside.output, beside.fault) == ("sum", "")
         assert reached.compared is not None
         return reached.fault, reached.compared.hanging
 
-    assert run(float(total)) == ("", 1)
-    assert run(float(total) - 0.1)[0].startswith("1 of 1 values are too far apart")
+    assert run(float(sums[0])) == ("", 1)
+    assert run(float(sums[0]) - 0.1)[0].startswith("1 of 4 values are too far apart, the worst at [0]: ")
+
+
+def test_torch_is_not_asked_where_no_rounding_does_that() -> None:
+    def asked() -> Any:
+        raise AssertionError("it was asked")
+        yield
+
+    wanted = torch.tensor([1, 2, 3, 4])
+    assert compare_whole(wanted, torch.tensor([1, 9, 9, 9]), TIGHT, asked()).difference.fault != ""
+    other = things((11.0, 0.9, 1), (21.0, 0.5, 2), (30.0, 0.5, 1))
+    answers = compare_things(THREE, other, TIGHT, asked(), NAMES)
+    assert answers is not None
+    assert "2 of torch's are not in the file's" in answers[0].difference.fault

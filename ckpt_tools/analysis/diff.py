@@ -235,6 +235,7 @@ def diff(
     notes += [
         f"{' = '.join(tie.names)}: shared in {'A' if tie.broken else 'B'}, equal copies in the other" for tie in told
     ]
+    notes += _spare_names(tensors, sections)
     values: list[ValueDiff] = []
     if not options.keys:
         values += _values(a, b, sections, wanted, notes, options)
@@ -461,6 +462,20 @@ def _ties(section: Section, entries: Sequence[TensorDiff], pairing: Pairing) -> 
                 side = [shown[name].b if broken else shown[name].a for name in names]
                 found.append(TieDiff(broken, names, _all_equal(side)))
     return found
+
+
+def _spare_names(entries: Sequence[TensorDiff], sections: Sequence[Section]) -> Iterator[str]:
+    """Names that only one side has, for a tensor that both have: a format that cannot share leaves these out."""
+    for side, label in enumerate("AB"):
+        own = [entry.b if side else entry.a for entry in entries]
+        both = {tensor.name for tensor, e in zip(own, entries, strict=True) if tensor and e.a and e.b}
+        alone = {tensor.name for tensor in own if tensor} - both
+        for section in sections:
+            for names in tied((section.b if side else section.a).tensors):
+                kept = next((name for name in names if name in both), None)
+                for name in names:
+                    if kept is not None and name in alone:
+                        yield f"{name} is only in {label}, where it is {kept}, which both have"
 
 
 def _all_equal(tensors: Sequence[TensorInfo | None]) -> bool:

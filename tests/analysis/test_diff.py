@@ -242,6 +242,16 @@ def test_broken_and_new_ties(compared):
     assert [(tie.broken, tie.equal) for tie in other.ties] == [(True, False)]
 
 
+def test_a_name_that_was_left_out_for_its_tie_is_explained(compared):
+    w = torch.randn(4, 2)
+    tied, without = {"embed": w, "head": w, "v": torch.ones(1)}, {"embed": w, "v": torch.ones(1)}
+    for side, pair in (("A", (tied, without)), ("B", (without, tied))):
+        found = compared(*pair)
+        assert found.notes == [f"head is only in {side}, where it is embed, which both have"]
+        assert found.differing == ("weights",)
+    assert compared({"embed": w, "head": w.clone()}, {"embed": w}).notes == []
+
+
 def test_a_format_that_cannot_share_breaks_no_tie(tmp_path):
     from safetensors.torch import save_file
 

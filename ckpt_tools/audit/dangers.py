@@ -462,7 +462,7 @@ def _deeds(evaluation: Evaluation) -> Iterator[Danger]:
                     what = f"is made from {_subject(given)}, whose methods it calls: {SAYS['computed']}"
                     yield Danger("computed", target, what, call.offset)
         elif target in _PLAIN_ARGUMENTS:
-            for given in arguments:
+            for given in arguments[:3]:  # they take no more
                 encoded = type(given) is Call and given.target == "_codecs.encode"
                 if not (given is None or encoded or isinstance(given, str | bool | int | float | bytes | Blob)):
                     # str(x) calls x.__repr__, and that of a module its extra_repr
@@ -538,7 +538,7 @@ def _address(call: Call) -> str:
     """
     if not entry(call.target, LIBRARIES) or call.target.partition(".")[0] in _OWN or call.target in MAKERS:
         return ""
-    texts = [text for text in call.arguments if isinstance(text, str)]
+    texts = [text for text in call.arguments[:64] if isinstance(text, str)]
     return next((brief(text) for text in texts if _ADDRESS.search(text)), "")
 
 
@@ -584,7 +584,7 @@ def _is_plain_formula(call: Call) -> bool:
     return False
 
 
-_MAX_FORMULA = 10_000
+_MAX_FORMULA = 1000
 _SYMBOLS = frozenset(f"sympy.core.symbol.{name}" for name in ("Symbol", "Dummy", "Str")) | {"sympy.core.numbers.Float"}
 
 
@@ -758,11 +758,12 @@ def _is_typing(call: Call) -> bool:
 
 def _is_union(call: Call) -> bool:
     """Whether it is ``reduce(or_, (int, str))``, as ``int | str`` is pickled."""
-    function, *types = call.arguments
-    operator = as_global(function)
-    if operator is None or operator.name != "or_" or len(types) != 1 or not isinstance(types[0], tuple):
+    if len(call.arguments) != 2:
         return False
-    return all(one is None or (type(one) is Call and _is_type(one)) or _is_class(one) for one in types[0])
+    operator, types = as_global(call.arguments[0]), call.arguments[1]
+    if operator is None or operator.path not in ("operator.or_", "_operator.or_") or not isinstance(types, tuple):
+        return False
+    return all(one is None or (type(one) is Call and _is_type(one)) or _is_class(one) for one in types)
 
 
 def _is_type(call: Call) -> bool:
@@ -790,8 +791,8 @@ def _is_compiled_module(call: Call) -> bool:
     module, context = call.arguments
     if type(module) is not Call or type(context) is not Call or context.target not in _CONTEXTS:
         return False
-    if module.target == _COMPILED:  # one in the other
-        return _is_compiled_module(module)
+    if module.target == _COMPILED:  # one in the other, which is asked about by itself
+        return not module.new
     state = module.state
     return (
         module.new

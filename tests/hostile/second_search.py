@@ -306,6 +306,11 @@ def filled() -> list[Attack]:
             "S109",
         ),
         "another method of a time zone": (call("builtins:getattr", stacked("zoneinfo:ZoneInfo"), "from_file"), "S102"),
+        "reduce of nothing": (call("functools:reduce"), "S101"),
+        "reduce of a function of the same name": (
+            call("functools:reduce", stacked("mypackage:or_"), (stacked("mypackage:A"), stacked("mypackage:B"))),
+            "S101",
+        ),
         "reduce of another function": (call("functools:reduce", HELD, (1, 2)), "S101"),
         "reduce of what is no class": (call("functools:reduce", stacked("operator:or_"), (MODULE, MODULE)), "S101"),
         "a collate function, called": (call("torch.utils.data._utils.collate:default_collate", [1]), "S101"),

@@ -103,7 +103,8 @@ def ranks_of(diff: Diff) -> dict[str, Rank]:
     found = {}
     for entry in diff.tensors:
         if entry.a is not None and entry.b is not None and not entry.is_buffer and entry.change in ("value", "dtype"):
-            rank = change_rank(entry.a, entry.b)
+            dense = entry.a.layout == entry.b.layout == "strided"
+            rank = change_rank(entry.a, entry.b) if dense else None
             if rank is not None:
                 found[entry.name] = rank
     return found
@@ -482,7 +483,8 @@ def _is_pictured(entry: TensorDiff) -> bool:
 
 def _histograms(entries: Sequence[TensorDiff]) -> list[Block]:
     """How large the changes are, of the tensors that changed most; those that were zero come last."""
-    changed = [e for e in entries if e.change in ("value", "dtype") and _is_pictured(e)]
+    changed = [e for e in entries if e.change in ("value", "dtype") and e.comparison and e.comparison.basis]
+    changed = [e for e in changed if not e.is_buffer]
     shares = {id(e): _relative(e.comparison) for e in changed}
     changed.sort(key=lambda e: -shares[id(e)] if math.isfinite(shares[id(e)]) else math.inf)
     blocks: list[Block] = []
@@ -535,7 +537,7 @@ def _rank_table(ranks: Mapping[str, Rank], every: bool) -> Table:
         rows = []
         for (rank, remark), found in groups.items():
             sizes, energies = (list(dict.fromkeys(row[at] for row in found)) for at in (1, 3))
-            name = found[0][0] if len(found) == 1 else f"{len(found):,} matrices: {listed([r[0] for r in found], 2)}"
+            name = found[0][0] if len(found) == 1 else f"{len(found):,} matrices, such as {found[0][0]}"
             energy = min(energies, key=lambda text: float(text[:-2]))
             least = "" if len(energies) == 1 else "from "
             rows.append((name, listed(sizes, 3), rank, f"{least}{energy}", remark))

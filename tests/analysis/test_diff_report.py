@@ -157,7 +157,7 @@ def test_many_of_one_rank_are_one_row(ranked):
         ("2", "consistent with LoRA r≈2"),
         ("full", ""),
     }
-    assert next(iter(table(made, "Rank"))) == f"{FEW} matrices: l0.weight, l1.weight and {FEW - 2} more"
+    assert next(iter(table(made, "Rank"))) == f"{FEW} matrices, such as l0.weight"
     assert len(table(ranked(*[2] * FEW, None, every=True), "Rank")) == FEW + 1
 
 
@@ -182,3 +182,15 @@ def test_what_was_zero_is_pictured_last(reported):
     b = {"zero": torch.ones(2), "little": torch.full((2,), 1.25), "much": torch.full((2,), 3.0)}
     titles = [block.title for block in reported(a, b, pictures=True).blocks if isinstance(block, Histogram)]
     assert titles == ["|Δ| of much", "|Δ| of little", "|Δ| of zero"]
+
+
+def test_what_has_no_bytes_of_its_own_has_no_picture_and_no_rank(tmp_path):
+    """Sparse tensors and those of a type that is no number are told of all the same."""
+    a = {"sparse": torch.eye(4).to_sparse(), "w": torch.eye(4)}
+    torch.save(a, tmp_path / "a.pt")
+    torch.save({"sparse": (2 * torch.eye(4)).to_sparse(), "w": 2 * torch.eye(4)}, tmp_path / "b.pt")
+    found = diff(open_checkpoint(tmp_path / "a.pt"), open_checkpoint(tmp_path / "b.pt"))
+    assert list(ranks_of(found)) == ["w"]
+    made = report(found, pictures=True, ranks=ranks_of(found))
+    assert [block.title for block in made.blocks if isinstance(block, Histogram)] == ["|Δ| of w"]
+    assert table(made, "Tensors that differ")["sparse"]["remarks"] == "other values"

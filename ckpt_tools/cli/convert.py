@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import sys
@@ -12,11 +11,11 @@ import click
 
 from ckpt_tools.cli.output import check_place, emit, path_of_one
 from ckpt_tools.cli.progress import progress
+from ckpt_tools.convert.key_map import read_key_map
 from ckpt_tools.convert.plan import Names
 from ckpt_tools.convert.run import FORMATS, carry_out, prepare, report, work
 from ckpt_tools.convert.source_text import ClassSource, check_sources, sources_in, write_sources
 from ckpt_tools.dtypes import BY_NAME
-from ckpt_tools.errors import CkptError, NotFound
 from ckpt_tools.report import listed
 
 MANY = 8
@@ -114,7 +113,9 @@ def convert(
     file that cannot be converted does not stop the others. Exit code 1 if some failed, 2 if all did.
     """
     _end_tidily()
-    names = Names(keep, drop, strip_prefix, _key_map(key_map), [_pair(text, "--rename") for text in rename], add_prefix)
+    names = Names(
+        keep, drop, strip_prefix, read_key_map(key_map), [_pair(text, "--rename") for text in rename], add_prefix
+    )
     options: dict[str, Any] = {
         "select": select,
         "names": names,
@@ -196,18 +197,3 @@ def _pair(text: str, option: str) -> tuple[str, str]:
     if not equals or not left:
         raise click.BadParameter(f"{text!r} has no = after a name", param_hint=option)
     return left, right
-
-
-def _key_map(path: str | None) -> dict[str, str]:
-    if path is None:
-        return {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-    except OSError as error:
-        raise NotFound(f"cannot be read: {error.strerror}", path=path) from None
-    except (ValueError, RecursionError) as error:
-        raise CkptError(f"is no key map: it is no JSON ({error})", path=path) from None
-    if not isinstance(found, dict) or not all(isinstance(new, str) for new in found.values()):
-        raise CkptError("is no key map: not a JSON object of names and names", path=path)
-    return found

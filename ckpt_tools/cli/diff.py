@@ -47,12 +47,12 @@ if TYPE_CHECKING:
     help="Exit code 1 if a parameter that matches stayed. [repeatable]",
 )
 @click.option("--depth", type=click.IntRange(1), help="Levels of layers to show. [default: what fits a screen]")
-@click.option("--brief", is_flag=True, help="Only say whether they differ, and in what; measure nothing.")
+@click.option("--brief", is_flag=True, help="Only say whether they differ, and in what; measure no more than that.")
 @click.option(
     "--threads", type=click.IntRange(1), help="Processes, or threads, that compare. [default: the cores, up to 4]"
 )
 @click.option("--rank", is_flag=True, help="Estimate the rank of each weight's change.")
-@click.option("--write-key-map", metavar="FILE", help="Write A's names and B's for them as JSON, for convert.")
+@click.option("--write-key-map", metavar="FILE", help="Write A's names and B's for them as JSON, for convert and verify.")
 @output_options("text", "json", "markdown", "html")
 def diff(
     paths: tuple[str, ...],

@@ -12,6 +12,7 @@ import click
 from ckpt_tools.audit.findings import SEVERITIES, Severity
 from ckpt_tools.cli.model import ModelChoice, model_options
 from ckpt_tools.cli.output import emit, expand, output_options
+from ckpt_tools.convert.key_map import read_key_map
 from ckpt_tools.errors import CkptError
 from ckpt_tools.report import Report
 from ckpt_tools.verification.arguments import parse_arguments
@@ -79,6 +80,7 @@ def _share(ctx: click.Context, param: click.Parameter, value: str) -> float:
 @click.option(
     "--allow-unexpected", multiple=True, metavar="GLOB", help="Names that only the file may have. [repeatable]"
 )
+@click.option("--key-map", metavar="FILE", help="Give tensors other names first: a JSON object, as diff writes it.")
 @click.option("--write-fixed", metavar="FILE", help="Write the weights under the class's names, as convert does.")
 @click.option("--write-key-map", metavar="FILE", help="Write the names' changes, for convert --key-map.")
 @click.option("--force", is_flag=True, help="Replace the file of --write-fixed if it exists.")
@@ -119,6 +121,7 @@ def verify(
     min_loaded: float,
     allow_missing: tuple[str, ...],
     allow_unexpected: tuple[str, ...],
+    key_map: str | None,
     write_fixed: str | None,
     write_key_map: str | None,
     force: bool,
@@ -134,6 +137,7 @@ def verify(
     fails, 2 where it could not be made.
     """
     args, kwargs = parse_arguments(model.args, model.kwargs)
+    mapping = read_key_map(key_map)
 
     def job(path: str) -> Job:
         return Job(
@@ -155,6 +159,7 @@ def verify(
             min_loaded,
             allow_missing,
             allow_unexpected,
+            mapping,
             write_fixed,
             write_key_map,
             force,

@@ -17,8 +17,8 @@ class Job:
     *trust* the leave to unpickle. *inputs* are as of ``--input``: sizes without the batch (*batch* is put before
     them, 0 for nothing), ``int64:128``, or files. *frozen* and *trainable* are globs of what is expected;
     *min_loaded* the share of parameter elements that must come from the file; names that match *allow_missing*
-    may be missing from it, and those that match *allow_unexpected* may be in it alone. *tolerance* is relative to
-    the largest output. *seconds* is the time limit.
+    may be missing from it, and those that match *allow_unexpected* may be in it alone. *key_map* gives names of the
+    file others before all that. *tolerance* is relative to the largest output. *seconds* is the time limit.
     """
 
     path: str
@@ -39,6 +39,7 @@ class Job:
     min_loaded: float = 1.0
     allow_missing: Sequence[str] = ()
     allow_unexpected: Sequence[str] = ()
+    key_map: Mapping[str, str] = field(default_factory=dict)
     write_fixed: str | None = None
     write_key_map: str | None = None
     force: bool = False

@@ -391,6 +391,37 @@ def test_nothing_to_mend_writes_nothing(verify, nets, tmp_path):
     assert [path.name for path in tmp_path.glob("*.json")] + [path.name for path in tmp_path.glob("fixed*")] == []
 
 
+def test_key_map_names_tensors_before_all_else(verify, nets, tmp_path):
+    state = {f"net.{name}": tensor for name, tensor in trained(nets["Net"]()).state_dict().items()}
+    names = {name: name.removeprefix("net.") for name in state}
+    found = verify(state, key_map=names)
+    assert found["keys"].verdict == "passed"
+    assert "prefixed-names" not in found.codes
+    # what is mended after it is written from the file's own names
+    outer = {f"module.{name}": tensor for name, tensor in state.items()}
+    found = verify(
+        outer, key_map={f"module.{name}": f"module.{new}" for name, new in names.items()}, write_key_map="map.json"
+    )
+    assert "wrapped-names" in found.codes
+    assert json.loads((tmp_path / "map.json").read_text()) == {f"module.{name}": new for name, new in names.items()}
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ({"no.such": "other"}, "the key map renames what the file does not have: no.such"),
+        ({"head.weight": "head.bias"}, "the key map gives more than one tensor the name head.bias"),
+    ],
+)
+def test_key_map_that_cannot_be_used(names, said, verify, nets):
+    state = trained(nets["Net"]()).state_dict()
+    assert "head.weight" in state
+    found = verify(state, key_map=names)
+    assert found["keys"].verdict == "failed"
+    assert "key-map-names" in found.codes
+    assert said in str(found)
+
+
 def test_fixed_file_is_not_written_over_another(verify, nets, tmp_path):
     (tmp_path / "fixed.pt").write_bytes(b"precious")
     state = {f"module.{name}": tensor for name, tensor in nets["Net"]().state_dict().items()}

@@ -6,6 +6,7 @@ import difflib
 import glob
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from ckpt_tools.analysis.holding import AUXILIARY, last_layer
 from ckpt_tools.atomic import replacing
+from ckpt_tools.checkpoint import StateDict
 from ckpt_tools.convert.plan import Names
 from ckpt_tools.convert.run import carry_out, prepare
 from ckpt_tools.errors import CkptError
@@ -34,6 +36,10 @@ def keys(subject: Subject) -> Check:
     _, state_dict = subject.file()
     model = subject.built()
     job = subject.job
+    if job.key_map:
+        if (wrong := _wrong_key_map(state_dict, job.key_map)) is not None:
+            return Check("keys", "the key map cannot be used", [wrong])
+        state_dict = renamed(state_dict, job.key_map)
     try:
         as_it_is = rehearse(model, state_dict, exchange=False, build=subject.build)
     except CkptError as error:
@@ -51,7 +57,8 @@ def keys(subject: Subject) -> Check:
         except CkptError as error:
             return Check("keys", "the class cannot be compared with the file", [_refused(error)])
         problems += _of_names(way, as_it_is, report, model)
-    subject.names = {new: old for old, new in way.names.items()} if way is not None else {}
+    names = _composed(job.key_map, way.names if way is not None else {})
+    subject.names = {new: old for old, new in names.items()}
     subject.fits = report
     problems += _of_tensors(report, subject, model)
     if any(problem.code in _SIBLINGS for problem in problems):
@@ -63,7 +70,7 @@ def keys(subject: Subject) -> Check:
     missing = [name for name in report.missing if not matches(name, job.allow_missing)]
     subject.usable = (not missing or tolerated) and not report.mismatched and share > MOSTLY
     if job.write_fixed is not None or job.write_key_map is not None:
-        problems += _write(subject, way, report)
+        problems += _write(subject, names, report)
     facts = {
         "loaded": len(report.loaded),
         "of": _total(model),
@@ -77,6 +84,27 @@ def keys(subject: Subject) -> Check:
         "as_it_is": {"loaded": len(as_it_is.loaded), "share": loaded_share(as_it_is, model)},
     }
     return Check("keys", _headline(as_it_is, report, way, model), worst_first(problems), facts)
+
+
+def _wrong_key_map(state_dict: StateDict, names: Mapping[str, str]) -> Problem | None:
+    """What is wrong with the names that the user gives."""
+    absent = [name for name in names if name not in state_dict.entries]
+    if absent:
+        what = f"the key map renames what the file does not have: {listed(absent, 3)}"
+        return Problem("key-map-names", "error", what, "See that it is the key map of this file")
+    given = Counter(names.get(name, name) for name in state_dict.entries)
+    twice = [name for name, times in given.items() if times > 1]
+    if twice:
+        what = f"the key map gives more than one tensor the name {listed(twice, 3)}"
+        return Problem("key-map-names", "error", what, "Name each tensor once")
+    return None
+
+
+def _composed(first: Mapping[str, str], then: Mapping[str, str]) -> dict[str, str]:
+    """What two renamings one after the other come to: changed names only."""
+    names = {old: then.get(new, new) for old, new in first.items()}
+    names |= {old: new for old, new in then.items() if old not in first.values()}
+    return {old: new for old, new in names.items() if old != new}
 
 
 # --- numbers
@@ -453,17 +481,16 @@ def _apart(a: Mapping[str, tuple[int, ...]], b: Mapping[str, tuple[int, ...]]) -
 # --- writing what helps
 
 
-def _write(subject: Subject, way: Renaming | None, report: LoadReport) -> list[Problem]:
+def _write(subject: Subject, names: Mapping[str, str], report: LoadReport) -> list[Problem]:
     job = subject.job
     dropped = [name for name in report.unexpected if any(re.search(needless, name) for _, needless, _ in _NEEDLESS)]
-    if way is None and not dropped:
+    if not names and not dropped:
         return [Problem("nothing-to-mend", "note", "no renaming makes more tensors fit, so nothing was written")]
-    names = dict(way.names) if way is not None else {}
     old = {new: name for name, new in names.items()}
     written = []
     if job.write_key_map is not None:
         with replacing(job.write_key_map) as file:
-            file.write((json.dumps(names, indent=1, ensure_ascii=False) + "\n").encode())
+            file.write((json.dumps(dict(names), indent=1, ensure_ascii=False) + "\n").encode())
         written.append(job.write_key_map)
     if job.write_fixed is not None:
         drop = tuple(glob.escape(old.get(name, name)) for name in dropped)

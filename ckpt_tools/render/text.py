@@ -23,6 +23,8 @@ from ckpt_tools.report import (
 MIN_WIDTH = 40
 MIN_CELLS = (16, 9)
 """How narrow a column of text may become, first and if need be."""
+LONGEST_WORD = 32
+"""Characters of a word that stays whole as long as there is room."""
 
 
 def render(reports: Sequence[Report], command: str, width: int, color: bool) -> str:
@@ -139,12 +141,15 @@ def _aligned(rows: Sequence[Sequence[str]], used: Sequence[int], align: Sequence
 def _fit(rows: list[list[str]], names: Sequence[str], texts: Sequence[int], used: Sequence[int], width: int) -> None:
     """Break the cells of the widest columns of text until the table is *width* columns wide."""
     widths = {i: max(len(names[i]), *(len(row[i]) for row in rows)) for i in used}
+    # a hash may be broken; and what continues a cell is indented
+    words = {i: [len(word) + 1 for row in rows for word in row[i].split() if len(word) <= LONGEST_WORD] for i in texts}
     wanted = dict(widths)
-    for least in MIN_CELLS:
+    for least, whole in (*((least, True) for least in MIN_CELLS), (MIN_CELLS[-1], False)):
         for i in sorted(texts, key=lambda i: -wanted[i]):
             excess = 2 * len(used) + sum(wanted.values()) - max(width, MIN_WIDTH)
-            if excess > 0:
-                wanted[i] = min(wanted[i], max(wanted[i] - excess, least, len(names[i])))
+            if excess > 0:  # words stay whole as long as that is enough
+                floor = max(least, len(names[i]), max(words[i], default=0) if whole else 0)
+                wanted[i] = min(wanted[i], max(wanted[i] - excess, floor))
     for i in texts:
         if wanted[i] < widths[i]:
             for row in rows:

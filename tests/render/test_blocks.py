@@ -54,3 +54,18 @@ def test_what_has_no_rows_is_left_out():
     for block in (Facts("a", []), Table("a", ("b",), []), Tree("a", ("b",), []), HeatMap("a", [])):
         for format in ("text", "markdown"):
             assert "a\n" not in shown(block, format).replace("## m.pt", "")
+
+
+def test_cells_are_broken_between_words_as_long_as_there_is_room() -> None:
+    names = "features.0.weight, features.1.weight, features.2.weight"
+    reasons = "the optimizer stepped it in every one of the epochs that this file knows of"
+    table = Table("", ("which", "reason"), [(names, reasons), ("head.bias", "a" * 64)])
+    lines = shown(table, width=60).splitlines()
+    assert all(len(line) <= 60 for line in lines)
+    words = {word for line in lines for word in line.split()}
+    assert {"features.0.weight,", "features.1.weight,", "features.2.weight", "optimizer", "head.bias"} <= words
+    # a word of no use to readers is broken, and where nothing else helps so is any other
+    assert "a" * 64 not in words
+    narrow = shown(Table("", ("a", "b", "c", "d"), [tuple(c * 30 for c in "xyzw")]), width=60).splitlines()
+    assert all(len(line) <= 60 for line in narrow)
+    assert sum(line.count("x") for line in narrow) == 30

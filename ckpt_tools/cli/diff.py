@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     "--threads", type=click.IntRange(1), help="Processes, or threads, that compare. [default: the cores, up to 4]"
 )
 @click.option("--rank", is_flag=True, help="Estimate the rank of each weight's change.")
-@click.option("--write-key-map", metavar="FILE", help="Write A's names and B's for them as JSON, for convert and verify.")
+@click.option("--write-key-map", metavar="FILE", help="Write A's names and B's for them, for convert and verify.")
 @output_options("text", "json", "markdown", "html")
 def diff(
     paths: tuple[str, ...],

@@ -50,6 +50,7 @@ def verified(name, folder):
 
 
 @pytest.mark.full
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")  # of GoogLeNet and Inception
 @pytest.mark.parametrize("name", NAMES)
 def test_model_verifies_against_its_own_state_dict(name, tmp_path):
     found = verified(name, tmp_path)

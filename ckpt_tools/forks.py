@@ -35,6 +35,24 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
+def together(items: Iterable[T], cost: Callable[[T], int], limit: int, most: int = sys.maxsize) -> Iterator[list[T]]:
+    """*items* in their order, as many at a time as are worth the handing over.
+
+    A list has one item or more, no more than *most*, and costs no more than *limit* unless one alone does.
+    """
+    several: list[T] = []
+    total = 0
+    for item in items:
+        more = cost(item)
+        if several and (len(several) >= most or total + more > limit):
+            yield several
+            several, total = [], 0
+        several.append(item)
+        total += more
+    if several:
+        yield several
+
+
 def can_fork() -> bool:
     """Whether this process may be forked: it has no thread but one, and no torch, whose threads Python cannot see."""
     return sys.platform == "linux" and threading.active_count() == 1 and "torch" not in sys.modules

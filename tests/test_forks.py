@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ckpt_tools.forks import together
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks are for Linux")
 
 
@@ -178,3 +180,20 @@ def test_no_process_with_threads_or_torch_is_forked() -> None:
         """)
         == "True\nFalse\nFalse"
     )
+
+
+@pytest.mark.parametrize(
+    ("costs", "most", "lists"),
+    [
+        ([], 9, []),
+        ([4, 6, 1, 9], 9, [[4, 6], [1, 9]]),
+        ([4, 6, 1, 10, 0, 0], 9, [[4, 6], [1], [10, 0, 0]]),
+        ([30, 1, 30], 9, [[30], [1], [30]]),
+        ([1, 1, 1, 1, 1], 2, [[1, 1], [1, 1], [1]]),
+        ([0, 0, 10, 0], 9, [[0, 0, 10, 0]]),
+    ],
+)
+def test_items_are_handed_over_as_many_at_a_time_as_cost_no_more_than_the_limit(
+    costs: list[int], most: int, lists: list[list[int]]
+) -> None:
+    assert list(together(costs, lambda cost: cost, 10, most)) == lists

@@ -15,6 +15,7 @@ from ckpt_tools.analysis.streaming import Span, even_spans, in_file, in_storage_
 from ckpt_tools.checkpoint import TensorInfo
 from ckpt_tools.contents import numpy_dtype
 from ckpt_tools.errors import CkptError
+from ckpt_tools.forks import together
 
 SPAN = 16 << 20
 """Bytes of each tensor that a process or thread takes at a time."""
@@ -198,17 +199,8 @@ class Piece(NamedTuple):
 
 def batched(pairs: Iterable[Pair]) -> Iterator[list[Piece]]:
     """The pieces of *pairs* in their order, so many at a time that they are worth the handing over."""
-    batch: list[Piece] = []
-    nbytes = 0
-    for pair in pairs:
-        for piece in pair.pieces():
-            if nbytes and nbytes + piece.nbytes > 2 * SPAN:
-                yield batch
-                batch, nbytes = [], 0
-            batch.append(piece)
-            nbytes += piece.nbytes
-    if batch:
-        yield batch
+    pieces = (piece for pair in pairs for piece in pair.pieces())
+    return together(pieces, lambda piece: piece.nbytes, 2 * SPAN)
 
 
 def _in_one_order(a: TensorInfo, b: TensorInfo) -> tuple[TensorInfo, TensorInfo, int]:

@@ -6,12 +6,11 @@ A file is judged on its own, in this process or another; a bad one never stops t
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
-from itertools import chain, islice
+from itertools import chain, islice, tee
 
 from ckpt_tools.audit.cache import Cache
 from ckpt_tools.audit.containers import MAX_MEMBERS, Container, container
@@ -91,19 +90,13 @@ def _cores() -> int:
 
 def _in_processes(work: _Work, found: Iterable[Target], jobs: int, at_once: int = AT_ONCE) -> Iterator[_Outcome]:
     """The outcome for each target, from processes of this machine, which take several short files at once."""
-    taken: deque[list[Target]] = deque()
-
-    def handed_out() -> Iterator[list[Target]]:
-        for several in _together(found, at_once):
-            taken.append(several)
-            yield several
-
     from ckpt_tools.fleet import run_all
     from ckpt_tools.forks import can_fork, in_forks
 
+    batches, handed_out = tee(_together(found, at_once))
     each = partial(_each, work)
-    for outcome in in_forks(each, handed_out(), jobs) if can_fork() else run_all(each, handed_out(), jobs=jobs):
-        several = taken.popleft()
+    outcomes = in_forks(each, handed_out, jobs) if can_fork() else run_all(each, handed_out, jobs=jobs)
+    for several, outcome in zip(batches, outcomes, strict=True):
         if isinstance(outcome, list):
             yield from zip(several, outcome, strict=True)
         elif len(several) > 1:  # the process ended: one by one, so that only the file that ends it is lost
@@ -121,34 +114,23 @@ def _each(work: _Work, several: list[Target]) -> list[list[Audited] | CkptError]
 
 def _together(found: Iterable[Target], at_once: int) -> Iterator[list[Target]]:
     """The targets in order, in lists of which each takes a process about as long."""
-    several: list[Target] = []
-    length = 0
-    for target in found:
-        try:
-            size = os.stat(target.path).st_size
-        except (OSError, ValueError):
-            size = 0
-        if several and (len(several) == at_once or length + size > SHORT):
-            yield several
-            several, length = [], 0
-        several.append(target)
-        length += size
-    if several:
-        yield several
+    from ckpt_tools.forks import together
+
+    return together(found, _length, SHORT, at_once)
+
+
+def _length(target: Target) -> int:
+    try:
+        return os.stat(target.path).st_size
+    except (OSError, ValueError):  # a remote one
+        return 0
 
 
 def _on_cluster(work: _Work, found: Iterable[Target], address: str) -> Iterator[_Outcome]:
     from ckpt_tools.fleet import run_all
 
-    taken: deque[Target] = deque()
-
-    def handed_out() -> Iterator[Target]:
-        for target in found:
-            taken.append(target)
-            yield target
-
-    for outcome in run_all(work, handed_out(), dask=address):
-        yield taken.popleft(), outcome
+    asked, handed_out = tee(found)
+    return zip(asked, run_all(work, handed_out, dask=address), strict=True)
 
 
 # --- one file

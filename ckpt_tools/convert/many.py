@@ -20,6 +20,7 @@ from ckpt_tools.atomic import PARTIAL, Batch
 from ckpt_tools.convert.run import Conversion, carry_out, check_existing, prepare, report
 from ckpt_tools.errors import CkptError
 from ckpt_tools.fleet import run_all
+from ckpt_tools.forks import together
 
 MANIFEST = ".ckpt-convert.jsonl"
 """In the output folder: a JSON object a line; of two for one target the later counts."""
@@ -264,16 +265,7 @@ def _outcomes(rest: Sequence[Task], options: Options, jobs: int, dask: str | Non
 
 def _groups(rest: Sequence[Task], jobs: int) -> Iterator[list[Task]]:
     most = min(BATCH_FILES, max(1, len(rest) // (2 * jobs)))
-    group: list[Task] = []
-    filled = 0
-    for task in rest:
-        if group and (len(group) >= most or filled + task.nbytes > BATCH_BYTES):
-            yield group
-            group, filled = [], 0
-        group.append(task)
-        filled += task.nbytes
-    if group:
-        yield group
+    return together(rest, lambda task: task.nbytes, BATCH_BYTES, most)
 
 
 # --- in a process

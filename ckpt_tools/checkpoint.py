@@ -20,8 +20,6 @@ KeyPath = tuple[object, ...]
 
 Role = Literal["model", "ema", "optimizer", "other"]
 
-NO_DETAILS: Mapping[str, object] = {}
-
 
 def is_extra_state(name: object) -> bool:
     """Whether it is the name under which a module's ``get_extra_state()`` stands among its tensors."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
-from itertools import chain, islice, tee
+from itertools import chain, groupby, islice, tee
 
 from ckpt_tools.audit.cache import Cache
 from ckpt_tools.audit.containers import MAX_MEMBERS, Container, container
@@ -19,7 +19,7 @@ from ckpt_tools.audit.findings import Finding, Location, Severity
 from ckpt_tools.audit.inputs import MODEL_SUFFIXES, Target, below, targets
 from ckpt_tools.audit.policy import Options, Policy, matches, suggestion
 from ckpt_tools.audit.results import UNREAD, Audited, Bytes
-from ckpt_tools.audit.rule import Rule
+from ckpt_tools.audit.rule import Condition, Rule
 from ckpt_tools.audit.rules import BY_CODE, FAMILIES, RULES
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.errors import CkptError, NotACheckpoint
@@ -231,13 +231,14 @@ def judged(subject: Subject, *, named: bool = True) -> Audited:
         return Audited(subject.path, size=subject.size, skipped=error.problem)
     findings: list[Finding] = []
     waived: list[tuple[Finding, str]] = []
-    for rule, severity in _asked(subject.options):
-        for finding in _found(rule, severity, subject):
-            reason = _waiver(finding, subject.options)
-            if reason:
-                waived.append((finding, reason))
-            else:
-                findings.append(finding)
+    for when, rules in _asked(subject.options):
+        for rule, severity in rules if when is None or _holds(when, subject) else ():
+            for finding in _found(rule, severity, subject):
+                reason = _waiver(finding, subject.options)
+                if reason:
+                    waived.append((finding, reason))
+                else:
+                    findings.append(finding)
     return Audited(
         subject.path,
         checkpoint.format if checkpoint is not None else "",
@@ -257,14 +258,25 @@ def _is_no_model(subject: Subject) -> bool:
 
 
 @lru_cache(maxsize=4)
-def _asked(options: Options) -> tuple[tuple[Rule, Severity], ...]:
-    """The rules that *options* ask for, each with its severity; which do not count for a file, its path tells."""
+def _asked(options: Options) -> tuple[tuple[Condition | None, tuple[tuple[Rule, Severity], ...]], ...]:
+    """The rules that *options* ask for, each with its severity; which do not count for a file, its path tells.
+
+    Those in a row that have the same condition come together with it.
+    """
     policy = options.policy
+    asked = (rule for rule in RULES if policy.counts(rule.code) and (rule.needs == "header" or options.values))
     return tuple(
-        (rule, policy.severity_of(rule.code, rule.severity))
-        for rule in RULES
-        if policy.counts(rule.code) and (rule.needs == "header" or options.values)
+        (when, tuple((rule, policy.severity_of(rule.code, rule.severity)) for rule in rules))
+        for when, rules in groupby(asked, lambda rule: rule.when)
     )
+
+
+def _holds(when: Condition, subject: Subject) -> bool:
+    """Whether *when* is true of *subject*, or cannot be told: then each rule says so itself."""
+    try:
+        return bool(when(subject))
+    except CkptError:
+        return True
 
 
 def _found(rule: Rule, severity: Severity, subject: Subject) -> list[Finding]:

@@ -18,6 +18,7 @@ Needs = Literal["header", "bytes", "values"]
 """What a rule reads: headers and pickles; every byte of the file; the numbers of the tensors."""
 
 Check = Callable[["Subject"], Iterator[Finding]]
+Condition = Callable[["Subject"], object]
 
 SECTIONS = ("Why", "Example", "Remedy")
 """What a page has after its first paragraph, each a paragraph (or more) that begins with the word and a colon."""
@@ -25,13 +26,17 @@ SECTIONS = ("Why", "Example", "Remedy")
 
 @record
 class Rule:
-    """A rule: *code* and *name* are stable, *check* finds, and its docstring is the rule's *page*."""
+    """A rule: *code* and *name* are stable, *check* finds, and its docstring is the rule's *page*.
+
+    Where *when* is false of a file, the rule finds nothing there and need not be asked.
+    """
 
     code: str
     name: str
     severity: Severity
     check: Check
     needs: Needs
+    when: Condition | None = None
 
     def findings(self, subject: Subject, severity: Severity | None = None) -> Iterator[Finding]:
         """What the rule finds in *subject*, under the rule's code and name and, unless another is given, severity."""
@@ -85,15 +90,17 @@ def _section(page: str, title: str) -> str:
     return found[1].strip() if found else ""
 
 
-def rule(code: str, name: str, severity: Severity, *, needs: Needs = "header") -> Callable[[Check], Rule]:
+def rule(
+    code: str, name: str, severity: Severity, *, needs: Needs = "header", when: Condition | None = None
+) -> Callable[[Check], Rule]:
     """Make a rule of a generator function, which yields what `Subject.finding` makes.
 
     Its docstring says what the rule finds, then ``Why: …``, ``Example: …`` and ``Remedy: …``, a paragraph each.
-    The remedy there is that of every finding that gives none.
+    The remedy there is that of every finding that gives none. *when* is asked once for rules in a row that share it.
     """
 
     def make(check: Check) -> Rule:
-        return Rule(code, name, severity, check, needs)
+        return Rule(code, name, severity, check, needs, when)
 
     return make
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from ckpt_tools.analysis.summary import Subject as Model
 from ckpt_tools.analysis.summary import subject_of
 from ckpt_tools.audit.coverage import Coverage, Opening, cover
-from ckpt_tools.audit.dangers import PickleVerdict, judge
+from ckpt_tools.audit.dangers import PickleVerdict, judge, with_nested
 from ckpt_tools.audit.findings import Finding, Location
 from ckpt_tools.audit.policy import Options
 from ckpt_tools.checkpoint import Checkpoint, Pickle, StateDict, TensorInfo
 from ckpt_tools.errors import CkptError, NotFound
 from ckpt_tools.formats import open_checkpoint
+from ckpt_tools.formats.archive import Archive
 from ckpt_tools.sources import FileSource, Folder, Source, is_url, open_source
 
 if TYPE_CHECKING:
@@ -102,6 +103,16 @@ class Subject:
         return is_url(self.path)
 
     @cached_property
+    def archive(self) -> Archive | None:
+        """The zip archive that the file is, or ends in; None where there is none that can be read."""
+        if self.file is None:
+            return None
+        try:
+            return Archive.of(self.file)
+        except CkptError:
+            return None
+
+    @cached_property
     def coverage(self) -> Coverage:
         """What of the file has been looked at."""
         return cover(self.source, self.checkpoint, self.error)
@@ -121,6 +132,11 @@ class Subject:
     def verdicts(self) -> tuple[PickleVerdict, ...]:
         """The answer for each of `pickles`."""
         return tuple(judge(pickle) for pickle in self.pickles)
+
+    @cached_property
+    def all_verdicts(self) -> tuple[PickleVerdict, ...]:
+        """`verdicts`, each followed by those of the pickles in its byte strings."""
+        return tuple(with_nested(self.verdicts))
 
     @cached_property
     def state_dicts(self) -> tuple[StateDict, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 
 from ckpt_tools.audit.coverage import all_tensors
 from ckpt_tools.audit.findings import Finding
@@ -101,10 +101,10 @@ def beyond_limits(subject: Subject) -> Iterator[Finding]:
     """
     yield from _error(subject, LimitExceeded)
     for pickle in subject.pickles:
-        if any("call" in use.uses and _RESERVES.fullmatch(f"{use.module}.{use.name}") for use in pickle.globals):
+        if any("call" in use.uses and _reserves(use.module, use.name) for use in pickle.globals):
             for call in pickle.evaluation.calls:
                 asked = max((value for value in call.arguments if type(value) is int), default=0)
-                if asked > max(MAX_RESERVED, subject.size) and _RESERVES.fullmatch(call.target):
+                if asked > max(MAX_RESERVED, subject.size) and _reserves(*call.target.rpartition(".")[::2]):
                     what = f"a pickle has {call.target} take room for {asked:,} elements, of which it gives none"
                     yield subject.finding(what, member=pickle.member, offset=call.offset)
 
@@ -112,6 +112,12 @@ def beyond_limits(subject: Subject) -> Iterator[Finding]:
 MAX_RESERVED = 1 << 28
 """How many elements a pickle may have memory taken for, beyond those that it holds."""
 _RESERVES = re.compile(r"(?:builtins|__builtin__)\.(?:bytearray|bytes)|torch\.(?:\w+\.)*\w+(?:Storage|Tensor)")
+
+
+@lru_cache(maxsize=256)
+def _reserves(module: str, name: str) -> bool:
+    """Whether a function makes something as long as the number that it is given."""
+    return _RESERVES.fullmatch(f"{module}.{name}") is not None
 
 
 @rule("I105", "unsupported", "error")
@@ -134,13 +140,7 @@ def unsupported(subject: Subject) -> Iterator[Finding]:
 
 def _archive(subject: Subject) -> Archive | None:
     """The zip archive that the file is; None where it is none."""
-    source = subject.file
-    if source is None or source.peek(0, 2) != b"PK":
-        return None
-    try:
-        return Archive.of(source)
-    except CkptError:
-        return None
+    return subject.archive if subject.file is not None and subject.file.peek(0, 2) == b"PK" else None
 
 
 @rule("I201", "crc-mismatch", "error", needs="bytes")
@@ -221,9 +221,8 @@ def header_mismatch(subject: Subject) -> Iterator[Finding]:
     Remedy: do not trust the file; pack it again from what you know to be in it.
     """
     archive = _archive(subject)
-    if archive is None or all(_agree(member, local) for member, local in archive.placed):
-        return
-    for member in archive.members:
+    for member in archive.members if archive is not None and not _all_agree(archive) else ():
+        assert archive is not None
         differences = list(_differences(member, archive.local(member)))
         if differences:
             yield subject.finding(
@@ -233,13 +232,16 @@ def header_mismatch(subject: Subject) -> Iterator[Finding]:
             )
 
 
-def _agree(member: Member, local: Local) -> bool:
+def _all_agree(archive: Archive) -> bool:
     """Whether the headers are as nearly all are: equal, or with sizes and checksum left to what stands after."""
-    if local.name != member.name or local.fields[2:4] != (member.flags, member.method):
-        return False
-    sizes = local.fields[6:9]
-    later = sizes == (0, 0, 0) and member.flags & _STREAMED
-    return bool(later) or sizes == (member.crc, member.compressed_size, member.size)
+    for (name, _, size, packed, method, crc, flags, _), (fields, own_name, _) in archive.placed:
+        if not fields or own_name != name or fields[2] != flags or fields[3] != method:
+            return False
+        if (fields[6] != crc or fields[7] != packed or fields[8] != size) and not (
+            flags & _STREAMED and fields[6:9] == (0, 0, 0)
+        ):
+            return False
+    return True
 
 
 def _differences(member: Member, local: Local) -> Iterator[str]:
@@ -325,9 +327,9 @@ def orphaned_storage(subject: Subject) -> Iterator[Finding]:
     checkpoint = subject.checkpoint
     if archive is None or checkpoint is None or checkpoint.format not in _WITH_STORAGES:
         return
-    folder = f"{archive.root}data/"
+    folder, held = f"{archive.root}data/", subject.tensor_members
     for member in archive.members:
-        if member.name in subject.tensor_members or not member.size or not member.name.startswith(folder):
+        if member.name in held or not member.size or not member.name.startswith(folder):
             continue
         if member.name.removeprefix(folder).isdecimal():
             yield subject.finding(

@@ -8,7 +8,6 @@ from fnmatch import fnmatchcase
 from ckpt_tools.analysis.counting import distinct
 from ckpt_tools.analysis.summary import pick
 from ckpt_tools.analysis.trainability import judge, parameters_of
-from ckpt_tools.audit.dangers import with_nested
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.policy import Requirement, matches
 from ckpt_tools.audit.rule import Rule, rule
@@ -23,6 +22,14 @@ def _asked(subject: Subject) -> Iterator[tuple[Requirement, Checkpoint]]:
     for requirement in subject.options.policy.requirements:
         if subject.checkpoint is not None and any(matches(subject.path, glob) for glob in requirement.paths):
             yield requirement, subject.checkpoint
+
+
+def _is_asked(subject: Subject) -> bool:
+    return bool(subject.options.policy.requirements) and any(True for _ in _asked(subject))
+
+
+def _is_locked(subject: Subject) -> bool:
+    return subject.options.baseline is not None
 
 
 def _fits(name: str, globs: Iterable[str]) -> bool:
@@ -47,7 +54,7 @@ def expired_waiver(subject: Subject) -> Iterator[Finding]:
             )
 
 
-@rule("P102", "global-added", "error")
+@rule("P102", "global-added", "error", when=_is_locked)
 def global_added(subject: Subject) -> Iterator[Finding]:
     """A pickle names a global that the baseline has not locked for the file.
 
@@ -62,7 +69,7 @@ def global_added(subject: Subject) -> Iterator[Finding]:
     if baseline is None:
         return
     locked = baseline.locked(subject.path)
-    for verdict in with_nested(subject.verdicts):
+    for verdict in subject.all_verdicts:
         for name in verdict.names:
             if (name.name not in locked) if locked is not None else not name.allowed:
                 yield subject.finding(
@@ -73,7 +80,7 @@ def global_added(subject: Subject) -> Iterator[Finding]:
                 )
 
 
-@rule("P103", "global-removed", "note")
+@rule("P103", "global-removed", "note", when=_is_locked)
 def global_removed(subject: Subject) -> Iterator[Finding]:
     """A global that the baseline has locked for the file is no longer named.
 
@@ -84,13 +91,13 @@ def global_removed(subject: Subject) -> Iterator[Finding]:
     Remedy: write the baseline again.
     """
     locked = subject.options.baseline.locked(subject.path) if subject.options.baseline is not None else None
-    named = {name.name for verdict in with_nested(subject.verdicts) for name in verdict.names}
+    named = {name.name for verdict in subject.all_verdicts for name in verdict.names}
     for gone in locked or ():
         if gone not in named:
             yield subject.finding(f"{gone} is gone", evidence={"global": gone})
 
 
-@rule("P201", "format-not-allowed", "error")
+@rule("P201", "format-not-allowed", "error", when=_is_asked)
 def format_not_allowed(subject: Subject) -> Iterator[Finding]:
     """The file is of a format that the policy does not allow.
 
@@ -108,7 +115,7 @@ def format_not_allowed(subject: Subject) -> Iterator[Finding]:
             )
 
 
-@rule("P202", "kind-not-allowed", "error")
+@rule("P202", "kind-not-allowed", "error", when=_is_asked)
 def kind_not_allowed(subject: Subject) -> Iterator[Finding]:
     """The file holds something other than the policy allows.
 
@@ -125,7 +132,7 @@ def kind_not_allowed(subject: Subject) -> Iterator[Finding]:
             )
 
 
-@rule("P203", "global-not-allowed", "error")
+@rule("P203", "global-not-allowed", "error", when=_is_asked)
 def global_not_allowed(subject: Subject) -> Iterator[Finding]:
     """A pickle names a global that the policy does not list.
 
@@ -137,7 +144,7 @@ def global_not_allowed(subject: Subject) -> Iterator[Finding]:
     Remedy: save without the object, or add the global to the policy.
     """
     for asked, _ in _asked(subject):
-        for verdict in with_nested(subject.verdicts) if asked.globals is not None else ():
+        for verdict in subject.all_verdicts if asked.globals is not None else ():
             for name in verdict.names:
                 if not name.allowed and not _fits(name.name, asked.globals or ()):
                     yield subject.finding(
@@ -148,7 +155,7 @@ def global_not_allowed(subject: Subject) -> Iterator[Finding]:
                     )
 
 
-@rule("P204", "dtype-not-allowed", "error")
+@rule("P204", "dtype-not-allowed", "error", when=_is_asked)
 def dtype_not_allowed(subject: Subject) -> Iterator[Finding]:
     """Tensors are of a type that the policy does not allow.
 
@@ -169,7 +176,7 @@ def dtype_not_allowed(subject: Subject) -> Iterator[Finding]:
             )
 
 
-@rule("P205", "too-large", "error")
+@rule("P205", "too-large", "error", when=_is_asked)
 def too_large(subject: Subject) -> Iterator[Finding]:
     """The file is larger than the policy allows.
 
@@ -186,7 +193,7 @@ def too_large(subject: Subject) -> Iterator[Finding]:
             )
 
 
-@rule("P206", "parameter-count", "error")
+@rule("P206", "parameter-count", "error", when=_is_asked)
 def parameter_count(subject: Subject) -> Iterator[Finding]:
     """The model has fewer or more parameters than the policy allows.
 
@@ -213,7 +220,7 @@ def parameter_count(subject: Subject) -> Iterator[Finding]:
             yield subject.finding(f"{count(number, 'parameter')}, not {wanted}", evidence={"parameters": number})
 
 
-@rule("P207", "missing-key", "error")
+@rule("P207", "missing-key", "error", when=_is_asked)
 def missing_key(subject: Subject) -> Iterator[Finding]:
     """No tensor of the file has a name that the policy asks for.
 
@@ -229,7 +236,7 @@ def missing_key(subject: Subject) -> Iterator[Finding]:
                 yield subject.finding(f"no tensor is called {glob}", evidence={"name": glob})
 
 
-@rule("P208", "wrong-shape", "error")
+@rule("P208", "wrong-shape", "error", when=_is_asked)
 def wrong_shape(subject: Subject) -> Iterator[Finding]:
     """A tensor does not have the sizes that the policy asks for.
 
@@ -253,7 +260,7 @@ def wrong_shape(subject: Subject) -> Iterator[Finding]:
                 )
 
 
-@rule("P209", "metadata-not-as-asked", "error")
+@rule("P209", "metadata-not-as-asked", "error", when=_is_asked)
 def metadata_not_as_asked(subject: Subject) -> Iterator[Finding]:
     """The file lacks metadata that the policy asks for, or has another value.
 
@@ -272,7 +279,7 @@ def metadata_not_as_asked(subject: Subject) -> Iterator[Finding]:
                 yield subject.finding(f"the metadata {key} is {found}, not {wanted}", evidence={"name": key})
 
 
-@rule("P210", "not-frozen", "error", needs="bytes")
+@rule("P210", "not-frozen", "error", needs="bytes", when=_is_asked)
 def not_frozen(subject: Subject) -> Iterator[Finding]:
     """Parameters that the policy wants frozen are trainable, were trained, or it cannot be told.
 
@@ -296,7 +303,7 @@ def not_frozen(subject: Subject) -> Iterator[Finding]:
                 )
 
 
-@rule("P211", "license-not-allowed", "error")
+@rule("P211", "license-not-allowed", "error", when=_is_asked)
 def license_not_allowed(subject: Subject) -> Iterator[Finding]:
     """The file's metadata name a licence that the policy does not allow, or none.
 
@@ -322,7 +329,7 @@ def _names_license(key: str) -> bool:
     return last in ("license", "licence", "license_name", "modelspec_license")
 
 
-@rule("P212", "wrong-digest", "error", needs="bytes")
+@rule("P212", "wrong-digest", "error", needs="bytes", when=_is_asked)
 def wrong_digest(subject: Subject) -> Iterator[Finding]:
     """The digest of the weights, or of the whole file, is not the one that the policy gives.
 

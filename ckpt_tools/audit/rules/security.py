@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from itertools import chain
 
 from ckpt_tools.audit.coverage import AS_PICKLE
-from ckpt_tools.audit.dangers import Danger, NameVerdict, PickleVerdict, classify, with_nested
+from ckpt_tools.audit.dangers import Danger, NameVerdict, PickleVerdict, classify
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.gadgets import Category
 from ckpt_tools.audit.inputs import CONFIGURATIONS, TEMPLATES, has_companions
@@ -26,8 +26,13 @@ from ckpt_tools.sources import Folder, Source
 # --- what the pickles do
 
 
+def _needs_more(subject: Subject) -> bool:
+    """Whether a pickle does more than to make tensors."""
+    return any(verdict.answer != "tensors only" for verdict in subject.all_verdicts)
+
+
 def _dangers(subject: Subject, category: Category) -> Iterator[Finding]:
-    for verdict in with_nested(subject.verdicts):
+    for verdict in subject.all_verdicts:
         for danger in verdict.dangers:
             if danger.category == category:
                 yield _found(subject, verdict, danger)
@@ -41,7 +46,7 @@ def _found(subject: Subject, verdict: PickleVerdict, danger: Danger) -> Finding:
     return subject.finding(shortened(str(danger)), member=verdict.member, offset=danger.offset, evidence=evidence)
 
 
-@rule("S101", "code-execution", "error")
+@rule("S101", "code-execution", "error", when=_needs_more)
 def code_execution(subject: Subject) -> Iterator[Finding]:
     """A pickle refers to something that runs code or programs.
 
@@ -56,7 +61,7 @@ def code_execution(subject: Subject) -> Iterator[Finding]:
     yield from _dangers(subject, "code")
 
 
-@rule("S102", "reflection", "error")
+@rule("S102", "reflection", "error", when=_needs_more)
 def reflection(subject: Subject) -> Iterator[Finding]:
     """A pickle refers to something that fetches attributes or modules by name.
 
@@ -71,7 +76,7 @@ def reflection(subject: Subject) -> Iterator[Finding]:
     yield from _dangers(subject, "reflection")
 
 
-@rule("S103", "nested-loader", "error")
+@rule("S103", "nested-loader", "error", when=_needs_more)
 def nested_loader(subject: Subject) -> Iterator[Finding]:
     """A pickle refers to something that loads a further pickle, model or program.
 
@@ -86,7 +91,7 @@ def nested_loader(subject: Subject) -> Iterator[Finding]:
     yield from _dangers(subject, "loader")
 
 
-@rule("S104", "file-access", "error")
+@rule("S104", "file-access", "error", when=_needs_more)
 def file_access(subject: Subject) -> Iterator[Finding]:
     """A pickle refers to something that opens, writes or removes files.
 
@@ -100,7 +105,7 @@ def file_access(subject: Subject) -> Iterator[Finding]:
     yield from _dangers(subject, "files")
 
 
-@rule("S105", "network-access", "error")
+@rule("S105", "network-access", "error", when=_needs_more)
 def network_access(subject: Subject) -> Iterator[Finding]:
     """A pickle refers to something that opens network connections.
 
@@ -114,7 +119,7 @@ def network_access(subject: Subject) -> Iterator[Finding]:
     yield from _dangers(subject, "network")
 
 
-@rule("S106", "process-state", "error")
+@rule("S106", "process-state", "error", when=_needs_more)
 def process_state(subject: Subject) -> Iterator[Finding]:
     """A pickle refers to something that changes or ends the running process.
 
@@ -128,7 +133,7 @@ def process_state(subject: Subject) -> Iterator[Finding]:
     yield from _dangers(subject, "process")
 
 
-@rule("S107", "unlisted-library-call", "error")
+@rule("S107", "unlisted-library-call", "error", when=_needs_more)
 def unlisted_library_call(subject: Subject) -> Iterator[Finding]:
     """A pickle refers to a function of Python, torch or numpy that is not known to do nothing but make a value.
 
@@ -142,7 +147,7 @@ def unlisted_library_call(subject: Subject) -> Iterator[Finding]:
     yield from _dangers(subject, "library")
 
 
-@rule("S108", "extension-code", "error")
+@rule("S108", "extension-code", "error", when=_needs_more)
 def extension_code(subject: Subject) -> Iterator[Finding]:
     """A pickle refers to something by a number of copyreg's extension registry.
 
@@ -156,7 +161,7 @@ def extension_code(subject: Subject) -> Iterator[Finding]:
     yield from _dangers(subject, "extension")
 
 
-@rule("S109", "computed-call", "error")
+@rule("S109", "computed-call", "error", when=_needs_more)
 def computed_call(subject: Subject) -> Iterator[Finding]:
     """A pickle calls what it has itself computed, or has a call made that it does not name.
 
@@ -170,7 +175,7 @@ def computed_call(subject: Subject) -> Iterator[Finding]:
     yield from _dangers(subject, "computed")
 
 
-@rule("S110", "state-injection", "error")
+@rule("S110", "state-injection", "error", when=_needs_more)
 def state_injection(subject: Subject) -> Iterator[Finding]:
     """A pickle changes a class, a function, a module or a tensor's memory instead of an object of its own.
 
@@ -185,13 +190,13 @@ def state_injection(subject: Subject) -> Iterator[Finding]:
 
 
 def _names(subject: Subject, fits: Callable[[NameVerdict], bool]) -> Iterator[tuple[PickleVerdict, NameVerdict]]:
-    for verdict in with_nested(subject.verdicts):
+    for verdict in subject.all_verdicts:
         for name in verdict.names:
             if fits(name):
                 yield verdict, name
 
 
-@rule("S111", "unknown-function", "error")
+@rule("S111", "unknown-function", "error", when=_needs_more)
 def unknown_function(subject: Subject) -> Iterator[Finding]:
     """A pickle calls a function of a package of which nothing is known, or keeps it with arguments.
 
@@ -213,7 +218,7 @@ def unknown_function(subject: Subject) -> Iterator[Finding]:
         )
 
 
-@rule("S112", "unknown-class", "warning")
+@rule("S112", "unknown-class", "warning", when=_needs_more)
 def unknown_class(subject: Subject) -> Iterator[Finding]:
     """A pickle refers to a class of a package of which nothing is known.
 
@@ -237,7 +242,7 @@ def unknown_class(subject: Subject) -> Iterator[Finding]:
         )
 
 
-@rule("S113", "needs-classes", "note")
+@rule("S113", "needs-classes", "note", when=_needs_more)
 def needs_classes(subject: Subject) -> Iterator[Finding]:
     """A pickle holds more than tensors: classes of well-known libraries, which torch.load has to be told to allow.
 
@@ -248,7 +253,7 @@ def needs_classes(subject: Subject) -> Iterator[Finding]:
 
     Remedy: save ``model.state_dict()``, plain numbers and text; or load with ``torch.serialization.safe_globals``.
     """
-    for verdict in with_nested(subject.verdicts):
+    for verdict in subject.all_verdicts:
         known = [name for name in verdict.names if name.kind in ("class", "inert") and not name.allowed]
         if known:
             shown = ", ".join(f"{name.name} ({name.purpose})" if name.purpose else name.name for name in known[:4])
@@ -261,7 +266,7 @@ def needs_classes(subject: Subject) -> Iterator[Finding]:
             )
 
 
-@rule("S114", "embedded-bytecode", "warning")
+@rule("S114", "embedded-bytecode", "warning", when=_needs_more)
 def embedded_bytecode(subject: Subject) -> Iterator[Finding]:
     """A pickle holds functions as bytecode.
 
@@ -272,7 +277,7 @@ def embedded_bytecode(subject: Subject) -> Iterator[Finding]:
 
     Remedy: keep functions in code, and only their names and numbers in the checkpoint.
     """
-    for verdict in with_nested(subject.verdicts):
+    for verdict in subject.all_verdicts:
         code = next((name for name in verdict.names if name.kind == "code"), None)
         if code is not None:
             yield subject.finding(
@@ -283,7 +288,7 @@ def embedded_bytecode(subject: Subject) -> Iterator[Finding]:
             )
 
 
-@rule("S115", "unevaluated-pickle", "error")
+@rule("S115", "unevaluated-pickle", "error", when=_needs_more)
 def unevaluated_pickle(subject: Subject) -> Iterator[Finding]:
     """A pickle cannot be evaluated to its end.
 
@@ -296,7 +301,7 @@ def unevaluated_pickle(subject: Subject) -> Iterator[Finding]:
     Remedy: fetch the file again; if it is the same, do not load it.
     """
     problems = {pickle.member: pickle.problem for pickle in subject.pickles if pickle.problem}
-    for verdict in with_nested(subject.verdicts):
+    for verdict in subject.all_verdicts:
         if not verdict.complete:
             why = problems.get(verdict.member) or (subject.error.problem if subject.error is not None else "")
             seen = count(len(verdict.names), "name")
@@ -377,7 +382,7 @@ def pickle_in_bytes(subject: Subject) -> Iterator[Finding]:
 
     Remedy: find out what reads it, and store the values themselves.
     """
-    for verdict in with_nested(subject.verdicts):
+    for verdict in subject.all_verdicts:
         if ": a byte string" in verdict.member:
             names = ", ".join(name.name for name in verdict.names[:3])
             yield subject.finding(f"a pickle that refers to {names}", member=verdict.member)
@@ -398,9 +403,9 @@ def polyglot(subject: Subject) -> Iterator[Finding]:
     if source is None:
         return
     head = source.peek(0, 512)
-    archive = _archive(source)
+    archive = subject.archive
     if archive is not None and archive.members:
-        first = min(member.header_offset for member in archive.members)
+        first = archive.placed[0][0].header_offset
         if not head.startswith(b"PK"):
             own = subject.checkpoint.title if subject.checkpoint is not None else "something else"
             yield subject.finding(
@@ -418,20 +423,6 @@ def polyglot(subject: Subject) -> Iterator[Finding]:
             yield subject.finding(f"{subject.checkpoint.title} to some, and to others a pickle", offset=0)
 
 
-class _NoArchive:
-    """Marks in a source's memo that it is no zip archive."""
-
-
-def _archive(source: Source) -> Archive | None:
-    if _NoArchive in source.memo:
-        return None
-    try:
-        return Archive.of(source)
-    except CkptError:
-        source.memo[_NoArchive] = True
-        return None
-
-
 # --- programs in other formats
 
 
@@ -443,6 +434,11 @@ def _checkpoints(subject: Subject) -> Iterator[tuple[str, Checkpoint]]:
     yield from subject.coverage.checkpoints
 
 
+def _has_program(subject: Subject) -> bool:
+    return any(checkpoint.format in _PROGRAM_FORMATS for _, checkpoint in _checkpoints(subject))
+
+
+_PROGRAM_FORMATS = frozenset({"torchscript", "onnx", "exported_program"})
 _GAP = r"(?:\s|\\|#[^\n]*\n)*"  # between two words of TorchScript may stand white space and comments
 _DOT = rf"{_GAP}\.{_GAP}"
 # patterns stay text until there is code to look at: compiling them takes longer than reading most files
@@ -473,7 +469,7 @@ def _code(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
             yield member.name, archive.open(member).read(0, member.size)
 
 
-@rule("S120", "torchscript-operator", "error")
+@rule("S120", "torchscript-operator", "error", when=_has_program)
 def torchscript_operator(subject: Subject) -> Iterator[Finding]:
     """TorchScript code calls an operator that reads or writes files, or calls other machines.
 
@@ -503,7 +499,7 @@ def _plain(operator: str) -> str:
     return re.sub(r"#[^\n]*\n|\s|\\", "", operator)
 
 
-@rule("S121", "custom-operator", "warning")
+@rule("S121", "custom-operator", "warning", when=_has_program)
 def custom_operator(subject: Subject) -> Iterator[Finding]:
     """TorchScript code or an ONNX graph calls an operator that is not torch's or ONNX's own.
 
@@ -545,7 +541,7 @@ _TORCH_OPERATORS = ("torch.ops.aten.", "torch.ops.prim.", "torch.ops.prims.", "t
 _WRITES = ("torch.ops.aten.from_file", "torch.ops.aten.save", "torch.ops.image.", "torch.ops.debugprims.")
 
 
-@rule("S122", "exported-program-code", "error")
+@rule("S122", "exported-program-code", "error", when=_has_program)
 def exported_program_code(subject: Subject) -> Iterator[Finding]:
     """An exported program has an expression or a target that is no part of a graph of tensors.
 
@@ -639,14 +635,14 @@ def climbing_path(subject: Subject) -> Iterator[Finding]:
     source = subject.file
     if source is None:
         return
-    archive = _archive(source)
+    archive = subject.archive
     if archive is not None:
         if any(mark in archive.listing for mark in _CLIMBING):
             for name in (member.name for member in archive.members):
                 if _climbs(name):
                     yield subject.finding(f"the archive has a member {name!r:.200}", member=name)
         for member in archive.members:
-            if _is_link(member):
+            if member.attributes and _is_link(member):
                 yield subject.finding("the archive has a symbolic link", member=member.name)
     elif tar.is_header(source.peek(0, tar.BLOCK)):
         for entry in tar.entries(source):
@@ -692,8 +688,7 @@ def native_code(subject: Subject) -> Iterator[Finding]:
 
     Remedy: load the package only from who built it; better, compile the exported program yourself.
     """
-    source = subject.file
-    archive = _archive(source) if source is not None else None
+    archive = subject.archive
     if archive is None:
         return
     named, tensors = re.search(_PROGRAM_NAMES, archive.listing.lower()) is not None, subject.tensor_members
@@ -719,8 +714,7 @@ def python_in_archive(subject: Subject) -> Iterator[Finding]:
 
     Remedy: read it before you load the file.
     """
-    source = subject.file
-    archive = _archive(source) if source is not None else None
+    archive = subject.archive
     if archive is None or not any(f"{ending}\n" in archive.listing for ending in _PYTHON):
         return
     script = subject.checkpoint is not None and subject.checkpoint.format == "torchscript"
@@ -822,7 +816,7 @@ def code_in_model(subject: Subject) -> Iterator[Finding]:
     source = subject.file
     if source is None or source.peek(0, 4) != b"PK\x03\x04":
         return
-    archive = _archive(source)
+    archive = subject.archive
     member = archive.find("config.json") if archive is not None else None
     if archive is None or member is None or archive.find("metadata.json") is None or member.size > JSON_LIMIT:
         return

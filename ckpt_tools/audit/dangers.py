@@ -190,39 +190,38 @@ class _Stream:
         self.evaluation = evaluation
 
     @cached_property
+    def calls(self) -> dict[str, list[Call]]:
+        """The calls of each name."""
+        found: dict[str, list[Call]] = {}
+        for call in self.evaluation.calls:
+            found.setdefault(call.target, []).append(call)
+        return found
+
+    def firsts(self, names: Iterable[str], position: int = 0) -> frozenset[str]:
+        """The names that calls of *names* are given as the argument at *position*."""
+        given = (
+            as_global(call.arguments[position])
+            for name in names
+            for call in self.calls.get(name, ())
+            if len(call.arguments) > position
+        )
+        return frozenset(name.path for name in given if name is not None)
+
+    @cached_property
     def called(self) -> frozenset[str]:
         """The names that are called by what the stream calls."""
-        found: set[str] = set()
-        for call in self.evaluation.calls:
-            arguments, target = call.arguments, call.target
-            name: Global | None = None
-            if arguments and (target in _CALL_THEIR_FIRST or target == _BIT_GENERATOR):
-                name = as_global(arguments[0])
-            elif target == "copyreg._reconstructor" and len(arguments) > 1:
-                name = as_global(arguments[1])  # whose __init__ is called, unless it is object's own
-            if name is not None:
-                found.add(name.path)
-        return frozenset(found)
+        # copyreg's calls the __init__ of its second, unless that is object's own
+        return self.firsts((*_CALL_THEIR_FIRST, _BIT_GENERATOR)) | self.firsts(("copyreg._reconstructor",), 1)
 
     @cached_property
     def made(self) -> frozenset[str]:
         """The classes that are handed to a function which makes an instance without calling the constructor."""
-        names = (
-            as_global(call.arguments[0])
-            for call in self.evaluation.calls
-            if call.target in _TAKE_A_CLASS and call.arguments
-        )
-        return frozenset(name.path for name in names if name is not None)
+        return self.firsts(_TAKE_A_CLASS)
 
     @cached_property
     def wrapped(self) -> frozenset[str]:
         """The names that are kept as ``partial(name, …)``."""
-        names = (
-            as_global(call.arguments[0])
-            for call in self.evaluation.calls
-            if call.target in _PARTIALS and call.arguments
-        )
-        return frozenset(name.path for name in names if name is not None)
+        return self.firsts(_PARTIALS)
 
     @cached_property
     def held(self) -> frozenset[str]:
@@ -244,7 +243,7 @@ class _Stream:
 
     def only_calls(self, path: str, fits: Callable[[Call], bool]) -> bool:
         """Whether all that is done with *path* are calls that *fits* accepts."""
-        calls = [call for call in self.evaluation.calls if call.target == path]
+        calls = self.calls.get(path, ())
         return bool(calls) and all(map(fits, calls)) and path not in self.held
 
 

@@ -155,6 +155,11 @@ class Subject:
         return tuple(tensor for found in self.state_dicts for tensor in found.tensors)
 
     @cached_property
+    def listing(self) -> str:
+        """The keys of all `state_dicts`, a line each: what none of them has is seen at one look."""
+        return "\n".join(["", *(name for found in self.state_dicts for name in found.entries), ""])
+
+    @cached_property
     def statistics(self) -> tuple[tuple[TensorInfo, Statistics | None], ...]:
         """Each of `tensors` with its numbers, from one pass over the bytes; None where it has no numbers."""
         from ckpt_tools.analysis.statistics import Statistics, statistics_of

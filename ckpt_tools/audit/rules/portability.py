@@ -238,7 +238,15 @@ def oversize_storage(subject: Subject) -> Iterator[Finding]:
 # --- names
 
 
-@rule("F109", "old-names", "warning")
+def _has_old_names(subject: Subject) -> bool:
+    return any(word in subject.listing for word in ("LayerNorm.", "denselayer"))
+
+
+def _has_benign_names(subject: Subject) -> bool:
+    return any(word in subject.listing for word in ("_g\n", "position_ids\n", "running_mean\n"))
+
+
+@rule("F109", "old-names", "warning", when=_has_old_names)
 def old_names(subject: Subject) -> Iterator[Finding]:
     """Keys have names that a library has changed since.
 
@@ -265,7 +273,7 @@ def old_names(subject: Subject) -> Iterator[Finding]:
                 )
 
 
-@rule("F110", "benign-names", "note")
+@rule("F110", "benign-names", "note", when=_has_benign_names)
 def benign_names(subject: Subject) -> Iterator[Finding]:
     """Keys are there, or missing, that look like a mistake and are none.
 
@@ -307,6 +315,8 @@ def mixed_dtypes(subject: Subject) -> Iterator[Finding]:
     Remedy: cast with ``ckpt convert --dtype`` where one type is meant.
     """
     for state_dict in _models(subject):
+        if len({tensor.dtype.name for tensor in state_dict.tensors}) < 2:
+            continue
         parameters = [t for t in state_dict.tensors if t.dtype.kind == "float" and not looks_like_buffer(t.name)]
         types = Counter(tensor.dtype.name for tensor in parameters)
         if len(types) > 1:

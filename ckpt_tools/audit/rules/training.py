@@ -111,8 +111,8 @@ def frozen_head(subject: Subject) -> Iterator[Finding]:
     """
     model = subject.model
     flags = _recorded(model) if model is not None else {}
-    head = [tensor.name for tensor in _head(model.parameters)] if model is not None else []
-    if flags and any(flags.values()) and head and not any(flags.get(name, True) for name in head):
+    head = [tensor.name for tensor in _head(model.parameters)] if model is not None and flags else []
+    if head and any(flags.values()) and not any(flags.get(name, True) for name in head):
         trainable = sum(flags.values())
         yield subject.finding(
             f"{listed(head)} {'are' if len(head) > 1 else 'is'} frozen, {count(trainable, 'parameter')} elsewhere not",
@@ -188,19 +188,22 @@ def head_not_stepped(subject: Subject) -> Iterator[Finding]:
     model = subject.model
     if model is None:
         return
-    words = {
-        name: [e for e in j.evidence if e.source == "optimizer"] for name, j in model.trainability.parameters.items()
-    }
-    stepped = [name for name, found in words.items() if any(e.verdict == "trainable" for e in found)]
+    judged = model.trainability.parameters
     head = [tensor.name for tensor in _head(model.parameters)]
-    reasons = [e.reason for name in head for e in words[name] if e.verdict == "frozen"]
-    if stepped and len(reasons) == len(head):
+    reasons = [e.reason for name in head for e in judged[name].evidence if (e.source, e.verdict) == _NOT_STEPPED]
+    if len(reasons) < len(head):
+        return
+    stepped = [name for name, found in judged.items() if any((e.source, e.verdict) == _STEPPED for e in found.evidence)]
+    if stepped:
         others = f"{count(len(stepped), 'other parameter')} {'were' if len(stepped) > 1 else 'was'} stepped"
         yield subject.finding(
             f"{listed(head)}: {reasons[0]}; {others}",
             tensor=head[0],
             evidence={"head": head, "stepped": len(stepped)},
         )
+
+
+_STEPPED, _NOT_STEPPED = ("optimizer", "trainable"), ("optimizer", "frozen")
 
 
 @rule("T302", "head-as-initialised", "warning", needs="values")
@@ -276,6 +279,10 @@ def _mismatches(optimizer: Optimizer, parameters: Sequence[TensorInfo]) -> Itera
 # --- how it was saved
 
 
+def _has_masks(subject: Subject) -> bool:
+    return "_mask\n" in subject.listing
+
+
 @rule("T401", "train-mode", "note")
 def train_mode(subject: Subject) -> Iterator[Finding]:
     """The pickled model was saved in train mode.
@@ -293,7 +300,7 @@ def train_mode(subject: Subject) -> Iterator[Finding]:
         yield subject.finding(f"{count(modules, 'module')} in train mode", evidence={"modules": modules})
 
 
-@rule("T402", "unbaked-pruning", "warning")
+@rule("T402", "unbaked-pruning", "warning", when=_has_masks)
 def unbaked_pruning(subject: Subject) -> Iterator[Finding]:
     """Weights are stored as ``weight_orig`` and ``weight_mask``.
 

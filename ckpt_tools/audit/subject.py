@@ -12,7 +12,7 @@ from ckpt_tools.audit.coverage import Coverage, Opening, cover
 from ckpt_tools.audit.dangers import PickleVerdict, judge, with_nested
 from ckpt_tools.audit.findings import Finding, Location
 from ckpt_tools.audit.policy import Options
-from ckpt_tools.checkpoint import Checkpoint, Pickle, StateDict, TensorInfo
+from ckpt_tools.checkpoint import Checkpoint, Pickle, StateDict, TensorInfo, format_path
 from ckpt_tools.errors import CkptError, NotFound
 from ckpt_tools.formats import open_checkpoint
 from ckpt_tools.formats.archive import Archive
@@ -160,14 +160,20 @@ class Subject:
         return "\n".join(["", *(name for found in self.state_dicts for name in found.entries), ""])
 
     @cached_property
+    def loose(self) -> StateDict:
+        """The tensors that stand in no state_dict, under where they stand: a lone one, those of a list."""
+        found = self.checkpoint.loose if self.checkpoint is not None else ()
+        return StateDict((), "other", {format_path(path): tensor for path, tensor in found})
+
+    @cached_property
     def statistics(self) -> tuple[tuple[TensorInfo, Statistics | None], ...]:
-        """Each of `tensors` with its numbers, from one pass over the bytes; None where it has no numbers."""
+        """Each of `tensors` and `loose` with its numbers, from one pass over the bytes; None where it has none."""
         from ckpt_tools.analysis.statistics import Statistics, statistics_of
 
-        threads = 2 if self.size > SMALL else 1
-        numbers = statistics_of(self.tensors, threads=threads)
+        tensors = (*self.tensors, *self.loose.tensors)
+        numbers = statistics_of(tensors, threads=2 if self.size > SMALL else 1)
         found = (one if isinstance(one, Statistics) else None for one in numbers)
-        return tuple(zip(self.tensors, found, strict=True))
+        return tuple(zip(tensors, found, strict=True))
 
     @cached_property
     def model(self) -> Model | None:

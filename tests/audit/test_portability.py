@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ckpt_tools.audit.rules.portability import NEEDED, benign_names, missing_attribute, old_names
+from ckpt_tools.audit.rules.portability import NEEDED, benign_names, missing_attribute, old_names, oversize_storage
+from ckpt_tools.audit.subject import Subject
 from tests.audit.cases_portability import named, saved, without
 
 torch = pytest.importorskip("torch")
@@ -60,3 +61,11 @@ def test_names_that_come_up_as_missing_and_are_harmless(tmp_path: Path) -> None:
     assert [f.message for f in old_names.findings(named("encoder.LayerNorm.gamma")(tmp_path))] == [
         "1 key in LayerNorm's form in BERT's first files (gamma for weight): encoder.LayerNorm.gamma"
     ]
+
+
+@pytest.mark.parametrize("around", [lambda view: view, lambda view: [view], lambda view: {"w": view}])
+def test_a_view_of_a_large_storage_is_found_wherever_it_stands(tmp_path: Path, around) -> None:
+    big = torch.zeros(40_000, 2)
+    torch.save(around(big[:10]), tmp_path / "view.pt")
+    (found,) = oversize_storage.findings(Subject.open(str(tmp_path / "view.pt")))
+    assert found.evidence == {"slack": 319_920, "used": 80}

@@ -166,7 +166,8 @@ def dtype_not_allowed(subject: Subject) -> Iterator[Finding]:
     Remedy: cast them: ``ckpt convert --dtype float16``.
     """
     for asked, _ in _asked(subject):
-        wrong = [t for t in subject.tensors if asked.dtypes and t.dtype.name not in asked.dtypes]
+        tensors = (*subject.tensors, *subject.loose.tensors)
+        wrong = [t for t in tensors if asked.dtypes and t.dtype.name not in asked.dtypes]
         for dtype in dict.fromkeys(tensor.dtype.name for tensor in wrong):
             names = [tensor.name for tensor in wrong if tensor.dtype.name == dtype]
             yield subject.finding(

@@ -132,8 +132,8 @@ def device_tag(subject: Subject) -> Iterator[Finding]:
     """
     if subject.checkpoint is None or all(storage.device == "cpu" for storage in subject.coverage.storages):
         return
-    devices = Counter(storage.device for tensor in subject.tensors for storage in tensor.storages())
-    devices += Counter(storage.device for _, tensor in subject.checkpoint.loose for storage in tensor.storages())
+    tensors = (*subject.tensors, *subject.loose.tensors)
+    devices = Counter(storage.device for tensor in tensors for storage in tensor.storages())
     tagged = {device: n for device, n in devices.items() if device not in ("cpu", "meta")}
     if tagged:
         told = ", ".join(f"{device} ({count(n, 'tensor')})" for device, n in sorted(tagged.items()))
@@ -227,7 +227,7 @@ def oversize_storage(subject: Subject) -> Iterator[Finding]:
     """
     if sum(storage.nbytes for storage in subject.coverage.storages) <= SLACK:
         return
-    found = tally(subject.tensors)
+    found = tally((*subject.tensors, *subject.loose.tensors))
     if found.slack > max(SLACK, found.nbytes // 10):
         yield subject.finding(
             f"{size(found.slack)} of the tensors' storages belong to no tensor, {size(found.nbytes)} do",

@@ -22,7 +22,7 @@ from ckpt_tools.audit.results import UNREAD, Audited, Bytes
 from ckpt_tools.audit.rule import Condition, Rule
 from ckpt_tools.audit.rules import BY_CODE, FAMILIES, RULES
 from ckpt_tools.audit.subject import Subject
-from ckpt_tools.errors import CkptError, NotACheckpoint
+from ckpt_tools.errors import CkptError, NotACheckpoint, UnsupportedFeature
 from ckpt_tools.sources import Folder
 
 MAX_DEPTH = 3
@@ -239,6 +239,8 @@ def judged(subject: Subject, *, named: bool = True) -> Audited:
                     waived.append((finding, reason))
                 else:
                     findings.append(finding)
+    if isinstance(error, NotACheckpoint | UnsupportedFeature) and not (findings or waived or subject.pickles):
+        return Audited(subject.path, size=subject.size, skipped=error.problem)  # the rule that tells it is ignored
     return Audited(
         subject.path,
         checkpoint.format if checkpoint is not None else "",

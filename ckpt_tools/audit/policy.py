@@ -27,6 +27,10 @@ KINDS = (
 )  # fmt: skip
 """What a checkpoint may be; see `Checkpoint.kind`."""
 
+UNEXAMINED = frozenset({"I101", "I102", "I103", "I104", "I105"})
+"""The rules that tell that a file, or a part of it, could not be examined. Whoever selects other rules gets them too: a
+file in which those could not look would pass for clean. Only what ignores them leaves them out."""
+
 _FILES = ("ckpt-tools.toml", "pyproject.toml")
 
 
@@ -79,7 +83,8 @@ class Requirement:
 class Policy:
     """The settings. *source* is the file they come from, "" for none.
 
-    *select* and *ignore* hold codes or prefixes of codes; the longer match wins, and nothing selected is all.
+    *select* and *ignore* hold codes or prefixes of codes; the longer match wins, and nothing selected is all. The
+    rules `UNEXAMINED` need not be selected.
     """
 
     source: str = ""
@@ -97,7 +102,7 @@ class Policy:
         """Whether rule *code* is asked for at all, or in the file at *path*."""
         wanted = max((len(prefix) for prefix in self.select if code.startswith(prefix)), default=-1)
         unwanted = max((len(prefix) for prefix in self.ignore if code.startswith(prefix)), default=-1)
-        if (wanted < 0 and self.select) or unwanted >= max(wanted, 0):
+        if (wanted < 0 and self.select and code not in UNEXAMINED) or unwanted >= max(wanted, 0):
             return False
         return path is None or not any(
             matches(path, glob) and code.startswith(codes) for glob, codes in self.per_path_ignores.items() if codes

@@ -26,7 +26,12 @@ def _codes(texts: Iterable[str]) -> tuple[str, ...]:
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--select", multiple=True, metavar="CODES", help="Only these rules, by code or prefix: S,I101.")
+@click.option(
+    "--select",
+    multiple=True,
+    metavar="CODES",
+    help="Only these rules, by code or prefix: S,I301; and what could not be examined.",
+)
 @click.option("--ignore", multiple=True, metavar="CODES", help="Not these rules, by code or prefix.")
 @click.option(
     "--fail-on", type=click.Choice(SEVERITIES), help="The mildest severity that makes the exit code 1. [default: error]"

@@ -229,6 +229,19 @@ def test_nothing_examined_is_a_failure() -> None:
     assert exit_code([Audited("a.pt"), Audited("b.pt", failure="no such file")], "error") == 2
 
 
+@pytest.mark.parametrize(
+    ("content", "code"), [(b"<html>", "I101"), (b"7z\xbc\xaf\x27\x1c" + bytes(50), "I105"), (b"PK\3\4", "I103")]
+)
+def test_a_file_that_no_rule_could_look_into_is_never_clean(tmp_path: Path, content: bytes, code: str) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    for family in "SNFTP":
+        results = list(audit([str(path)], Options(Policy(select=(family,)))))
+        assert ([finding.code for finding in results[0].findings], exit_code(results, "error")) == ([code], 1)
+    results = list(audit([str(path)], Options(Policy(ignore=("I101", "I105")))))
+    assert exit_code(results, "error") == (1 if code == "I103" else 2)
+
+
 def test_what_was_not_read_fails_whatever_its_severity(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(with_member("mlp/x.dat", bytes(range(256))))

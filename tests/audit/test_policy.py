@@ -157,18 +157,25 @@ def test_the_nearest_file_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("select", "ignore", "counted"),
     [
-        ((), (), {"S101", "S201", "I101"}),
+        ((), (), {"S101", "S201", "I201"}),
         (("S",), (), {"S101", "S201"}),
-        ((), ("S",), {"I101"}),
+        ((), ("S",), {"I201"}),
         (("S1",), ("S",), {"S101"}),
         (("S",), ("S1",), {"S201"}),
         (("S101",), ("S101",), set()),
-        ((), ("S1",), {"S201", "I101"}),
+        ((), ("S1",), {"S201", "I201"}),
     ],
 )
 def test_the_longer_prefix_counts(select: tuple[str, ...], ignore: tuple[str, ...], counted: set[str]) -> None:
     policy = Policy(select=select, ignore=ignore)
-    assert {code for code in ("S101", "S201", "I101") if policy.counts(code, "model.pt")} == counted
+    assert {code for code in ("S101", "S201", "I201") if policy.counts(code, "model.pt")} == counted
+
+
+@pytest.mark.parametrize(
+    ("ignore", "counted"), [((), True), (("I102",), True), (("I1",), False), (("I101",), False), (("I",), False)]
+)
+def test_what_could_not_be_examined_is_told_whatever_is_selected(ignore: tuple[str, ...], counted: bool) -> None:
+    assert Policy(select=("S",), ignore=ignore).counts("I101", "model.pt") is counted
 
 
 def test_rules_are_ignored_by_path() -> None:

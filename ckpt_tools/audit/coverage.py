@@ -228,9 +228,14 @@ class _Survey:
 
     def _zip(self, archive: Archive, label: str) -> None:
         source = archive.source
-        base = next(((root, at) for root, at, _ in source.extents(0, source.size)), (source, 0))
+        root, base = next(((root.name, at) for root, at, _ in source.extents(0, source.size)), (source.name, 0))
+        whole = set(() if self.parts else self.data.get(root, ()))
         for member, local in archive.placed:
-            self._member(archive, member, base[0].name, base[1] + local.start, label)
+            start, size = base + local.start, member.size
+            if (start, start + size) in whole and size:  # as nearly all are
+                self.regions.append(Region(f"{label}: {member.name}" if label else member.name, 0, size, "tensor data"))
+            else:
+                self._member(archive, member, root, start, label)
         for where, start, size in archive.asides():
             self._gap(source, start, start + size, label, where)
 

@@ -8,7 +8,7 @@ PKWARE APPNOTE 4.3.7 to 4.3.16.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from operator import attrgetter
 from struct import Struct
@@ -55,6 +55,10 @@ class Local(NamedTuple):
     fields: tuple[Any, ...]
     name: str
     start: int
+
+
+# what a NamedTuple is made by otherwise takes three times as long, and there are two of them for each member
+_made: Callable[[type, tuple[Any, ...]], Any] = tuple.__new__
 
 
 class MissingDirectory(CorruptFile):
@@ -188,13 +192,16 @@ class Archive:
         take more than those that programs write, such as times and owners.
         """
         source, position = self.source, 0
-        for member, local in self.placed:
-            if not self._is_descriptor(position, member.header_offset - position):
-                yield _between(position), position, member.header_offset - position
-            extra = local.fields[10] if local.fields else 0
-            if extra > _SHORT_EXTRA and not _is_filler(source.peek(local.start - extra, extra)):
-                yield f"in the extra field of {member.name}", local.start - extra, extra
-            position = max(position, local.start + member.compressed_size)
+        for member, (fields, _, start) in self.placed:
+            gap = member.header_offset - position
+            if gap > 0 and not self._is_descriptor(position, gap):
+                yield _between(position), position, gap
+            extra = fields[10] if fields else 0
+            if extra > _SHORT_EXTRA and not _is_filler(source.peek(start - extra, extra)):
+                yield f"in the extra field of {member.name}", start - extra, extra
+            end = start + member.compressed_size
+            if end > position:
+                position = end
         if not self._is_descriptor(position, self.directory_offset - position):
             yield _between(position), position, self.directory_offset - position
         yield from self._notes()
@@ -324,7 +331,7 @@ def _parse(source: Source, offset: int, size: int, count: int) -> list[Member]:
                 path=source.name,
                 member=name,
             )
-        members.append(Member(name, header_offset, unpacked, packed, method, crc, flags, attributes))
+        members.append(_made(Member, (name, header_offset, unpacked, packed, method, crc, flags, attributes)))
     return members
 
 
@@ -341,7 +348,8 @@ def _local(source: Source, member: Member) -> Local:
     fields = LOCAL.unpack_from(raw)
     end = LOCAL.size + fields[9]
     name = raw[LOCAL.size : end] if end <= len(raw) else source.peek(at + LOCAL.size, fields[9])
-    return Local(fields, str(name, "utf-8", "surrogateescape"), at + end + fields[10])
+    found: Local = _made(Local, (fields, str(name, "utf-8", "surrogateescape"), at + end + fields[10]))
+    return found
 
 
 def _zip64(extra: bytes, size: int, packed: int, header_offset: int) -> tuple[int, int, int]:

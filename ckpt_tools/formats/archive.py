@@ -71,8 +71,11 @@ class Payload(Source):
     __slots__ = ("_archive", "_member", "_source", "_start")
 
     def __init__(self, archive: Archive, member: Member) -> None:
+        # without Source's own __init__: each storage of a file has a payload
         self._source = source = archive.source
-        super().__init__(f"{source.name}: {member.name}", member.compressed_size)
+        self.name = f"{source.name}: {member.name}"
+        self.size = member.compressed_size
+        self.memo = {}
         self._archive = archive
         self._member = member
         self._start = -1
@@ -163,7 +166,7 @@ class Archive:
 
     def find(self, name: str) -> Member | None:
         """The member that torch opens as *name*; None where there is none."""
-        found = self._by_name.get(_fold(name))
+        found = self._by_name.get(name.lower() if name.isascii() else _fold(name))
         if found is None or len(self._by_name) == len(self.members):
             return found
         if self._sorted is None:

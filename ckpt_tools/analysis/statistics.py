@@ -383,7 +383,7 @@ class _Counts:
 def byte_numbers(dtype: DType) -> tuple[Array, float]:
     """The numbers that each byte holds, 256 rows of one or more, and the smallest normal one."""
     codes = np.arange(256, dtype=np.uint8)
-    per_byte = {"float4_e2m1fn_x2": 2, "quint4x2": 2, "quint2x4": 4}.get(dtype.name, 1)
+    per_byte = 2 if dtype.name == "float4_e2m1fn_x2" else dtype.packed
     width = 8 // per_byte
     # the first of several is in the lowest bits
     parts = np.stack([codes >> width * i & (1 << width) - 1 for i in range(per_byte)], axis=1)

@@ -11,6 +11,7 @@ from codecs import getincrementaldecoder
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Literal
 
 from ckpt_tools.checkpoint import Checkpoint, Pickle, Storage, TensorInfo
@@ -90,6 +91,11 @@ def all_tensors(checkpoint: Checkpoint) -> Iterator[TensorInfo]:
     """Every tensor that the description has, parts included; one may come more than once."""
     for found in checkpoint.state_dicts:
         yield from found.tensors
+    yield from _tensors_elsewhere(checkpoint)
+
+
+def _tensors_elsewhere(checkpoint: Checkpoint) -> Iterator[TensorInfo]:
+    """Those of the module, the loose ones, and the state of optimizers."""
     if checkpoint.module is not None:
         for _, module in checkpoint.module.walk():
             for registry in (module.parameters, module.buffers):
@@ -105,7 +111,9 @@ def all_tensors(checkpoint: Checkpoint) -> Iterator[TensorInfo]:
 def all_storages(checkpoint: Checkpoint) -> list[Storage]:
     """Every storage that a tensor or a pickle of *checkpoint* refers to, once."""
     found: dict[int, Storage] = {}
-    for tensor in all_tensors(checkpoint):
+    entries = (entry for state_dict in checkpoint.state_dicts for entry in state_dict.entries.values())
+    tensors = (entry for entry in entries if isinstance(entry, TensorInfo))
+    for tensor in chain(tensors, _tensors_elsewhere(checkpoint)):
         if tensor.storage is not None:
             found[id(tensor.storage)] = tensor.storage
         for _, part in tensor.parts:
@@ -228,9 +236,14 @@ class _Survey:
 
     def _zip(self, archive: Archive, label: str) -> None:
         source = archive.source
-        base = next(((root, at) for root, at, _ in source.extents(0, source.size)), (source, 0))
+        root, base = next(((root.name, at) for root, at, _ in source.extents(0, source.size)), (source.name, 0))
+        whole = set(() if self.parts else self.data.get(root, ()))
         for member, local in archive.placed:
-            self._member(archive, member, base[0].name, base[1] + local.start, label)
+            start, size = base + local.start, member.size
+            if (start, start + size) in whole and size:  # as nearly all are
+                self.regions.append(Region(f"{label}: {member.name}" if label else member.name, 0, size, "tensor data"))
+            else:
+                self._member(archive, member, root, start, label)
         for where, start, size in archive.asides():
             self._gap(source, start, start + size, label, where)
 

@@ -8,7 +8,7 @@ PKWARE APPNOTE 4.3.7 to 4.3.16.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from operator import attrgetter
 from struct import Struct
@@ -57,6 +57,10 @@ class Local(NamedTuple):
     start: int
 
 
+# what a NamedTuple is made by otherwise takes three times as long, and there are two of them for each member
+_made: Callable[[type, tuple[Any, ...]], Any] = tuple.__new__
+
+
 class MissingDirectory(CorruptFile):
     """There is no central directory: the archive is cut short, or no archive."""
 
@@ -67,8 +71,11 @@ class Payload(Source):
     __slots__ = ("_archive", "_member", "_source", "_start")
 
     def __init__(self, archive: Archive, member: Member) -> None:
+        # without Source's own __init__: each storage of a file has a payload
         self._source = source = archive.source
-        super().__init__(f"{source.name}: {member.name}", member.compressed_size)
+        self.name = f"{source.name}: {member.name}"
+        self.size = member.compressed_size
+        self.memo = {}
         self._archive = archive
         self._member = member
         self._start = -1
@@ -159,7 +166,7 @@ class Archive:
 
     def find(self, name: str) -> Member | None:
         """The member that torch opens as *name*; None where there is none."""
-        found = self._by_name.get(_fold(name))
+        found = self._by_name.get(name.lower() if name.isascii() else _fold(name))
         if found is None or len(self._by_name) == len(self.members):
             return found
         if self._sorted is None:
@@ -188,13 +195,16 @@ class Archive:
         take more than those that programs write, such as times and owners.
         """
         source, position = self.source, 0
-        for member, local in self.placed:
-            if not self._is_descriptor(position, member.header_offset - position):
-                yield _between(position), position, member.header_offset - position
-            extra = local.fields[10] if local.fields else 0
-            if extra > _SHORT_EXTRA and not _is_filler(source.peek(local.start - extra, extra)):
-                yield f"in the extra field of {member.name}", local.start - extra, extra
-            position = max(position, local.start + member.compressed_size)
+        for member, (fields, _, start) in self.placed:
+            gap = member.header_offset - position
+            if gap > 0 and not self._is_descriptor(position, gap):
+                yield _between(position), position, gap
+            extra = fields[10] if fields else 0
+            if extra > _SHORT_EXTRA and not _is_filler(source.peek(start - extra, extra)):
+                yield f"in the extra field of {member.name}", start - extra, extra
+            end = start + member.compressed_size
+            if end > position:
+                position = end
         if not self._is_descriptor(position, self.directory_offset - position):
             yield _between(position), position, self.directory_offset - position
         yield from self._notes()
@@ -324,7 +334,7 @@ def _parse(source: Source, offset: int, size: int, count: int) -> list[Member]:
                 path=source.name,
                 member=name,
             )
-        members.append(Member(name, header_offset, unpacked, packed, method, crc, flags, attributes))
+        members.append(_made(Member, (name, header_offset, unpacked, packed, method, crc, flags, attributes)))
     return members
 
 
@@ -341,7 +351,8 @@ def _local(source: Source, member: Member) -> Local:
     fields = LOCAL.unpack_from(raw)
     end = LOCAL.size + fields[9]
     name = raw[LOCAL.size : end] if end <= len(raw) else source.peek(at + LOCAL.size, fields[9])
-    return Local(fields, str(name, "utf-8", "surrogateescape"), at + end + fields[10])
+    found: Local = _made(Local, (fields, str(name, "utf-8", "surrogateescape"), at + end + fields[10]))
+    return found
 
 
 def _zip64(extra: bytes, size: int, packed: int, header_offset: int) -> tuple[int, int, int]:

@@ -170,7 +170,7 @@ def _all_of(subject: Subject, named: bool, depth: int) -> Iterator[Audited]:
         if held is None:
             yield judged(subject, named=named)
         else:
-            yield from _held(subject, held, depth)
+            yield from _held(subject, held, named, depth)
     except Exception as error:  # a fault of ours or of the machine must not keep the other files from being judged
         yield _failed(subject.path, error)
     if subject.file is not None:
@@ -181,7 +181,7 @@ def _all_of(subject: Subject, named: bool, depth: int) -> Iterator[Audited]:
             yield from _examine(target, subject.options)
 
 
-def _held(subject: Subject, held: Container, depth: int) -> Iterator[Audited]:
+def _held(subject: Subject, held: Container, named: bool, depth: int) -> Iterator[Audited]:
     """The results for what a container holds, the container's own first, which tells whether all of it was seen."""
     inside: list[Audited] = []
     problem = ""
@@ -198,7 +198,14 @@ def _held(subject: Subject, held: Container, depth: int) -> Iterator[Audited]:
     # the rules look at the archive itself: its headers, names and checksums
     bare = Subject(subject.path, subject.source, None, None, subject.options)
     bare.coverage = Coverage()
-    own = replace(judged(bare), format=held.format, title=held.title, kind="archive")
+    own = judged(bare)
+    if not (problem or own.findings or own.waived) and all(result.skipped for result in inside):
+        bare.error = NotACheckpoint(f"a {held.title} in which nothing is a checkpoint", remedy="Check the path")
+        if named or held.format != "tar":
+            own = judged(bare, named=named)
+        else:  # one that was only met promises no model by its name
+            own = Audited(subject.path, size=subject.size, skipped=bare.error.problem)
+    own = replace(own, format=held.format, title=held.title, kind="archive")
     policy, unread = subject.options.policy, BY_CODE[UNREAD]
     if problem and policy.counts(UNREAD, subject.path):
         severity = policy.severity_of(UNREAD, unread.severity)

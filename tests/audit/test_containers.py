@@ -154,3 +154,34 @@ def test_a_folder_at_a_url_is_walked(tmp_path: Path) -> None:
         (f"{url}/good.pt", "tensors only", ""),
         (f"{url}/sub/bad.pkl", "dangerous", ""),
     ]
+
+
+EMPTY = (("a/README.md", b"# Models\n"),)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), [("m.zip", packed(EMPTY)), ("m.tar", tarred(*EMPTY)), ("m.gz", gzip.compress(b"# Models\n"))]
+)
+def test_a_container_in_which_nothing_is_a_checkpoint_is_not_clean(name: str, data: bytes, tmp_path: Path) -> None:
+    results = audited(tmp_path / name, data)
+    assert [finding.code for result in results for finding in result.findings] == ["I101"]
+    assert "in which nothing is a checkpoint" in results[0].findings[0].message
+    assert exit_code(results, "error") == 1
+    in_folder = list(audit([str(tmp_path)]))  # where it was only met
+    assert all(result.skipped for result in in_folder)
+    assert exit_code(in_folder, "error") == 2
+
+
+def test_an_archive_of_torch_without_its_pickle_is_not_clean(tmp_path: Path) -> None:
+    without = packed([(name, data) for name, data in contents() if not name.endswith("data.pkl")])
+    (result,) = audited(tmp_path / "m.pt", without)
+    assert [finding.code for finding in result.findings] == ["I101"]
+
+
+def test_a_member_that_is_not_what_its_name_promises_is_told(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 123\n"
+    members = [("a/good.pt", MLP), ("a/README.md", b"# Models\n"), ("a/lfs.pt", pointer), ("a/none.pth", b"")]
+    for name, data in (("m.zip", packed(members)), ("m.tar", tarred(*members))):
+        results = audited(tmp_path / name, data)
+        found = [(f.code, f.message.partition(",")[0]) for result in results for f in result.findings]
+        assert found == [("I101", "a Git LFS pointer"), ("I101", "an empty file")]

@@ -191,6 +191,18 @@ def test_globs_and_what_is_not_there(tree: Path) -> None:
     assert exit_code(results, "error") == 2
 
 
+def test_what_a_glob_matches_comes_once_and_need_be_no_model(tree: Path) -> None:
+    (tree / "models" / "deep").mkdir()
+    shutil.copy(GOOD, tree / "models" / "deep" / "c.pt")
+    (tree / "models" / "deep" / "up").symlink_to(tree / "models")
+    everything = list(audit([str(tree / "models")]))
+    for pattern in ("models/**", "models*/**", "mod*"):
+        assert short(list(audit([str(tree / pattern)])), tree) == short(everything, tree)
+    found = [os.path.relpath(target.path, tree) for target in targets(str(tree / "**" / "*.pt"))]
+    assert found == ["__pycache__/x.pt", "models/b.pt", "models/deep/c.pt"]
+    assert [(r.path, bool(r.skipped)) for r in audit([str(tree / "*.md")])] == [(str(tree / "README.md"), True)]
+
+
 def test_links_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     shutil.copy(GOOD, tmp_path / "real" / "a.pt")

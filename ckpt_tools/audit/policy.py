@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from fnmatch import fnmatchcase
@@ -183,6 +184,12 @@ def load(path: str) -> Policy:
     return Policy(source=path, **values)
 
 
+def version(text: str) -> tuple[int, int] | None:
+    """The first two numbers of a version such as 2.4, 2.14.1 or 2.5.0a0+cu121; None where it is none."""
+    match = re.fullmatch(r"(\d{1,4})\.(\d{1,4})(?:\.[\w.+]*)?", text)
+    return (int(match[1]), int(match[2])) if match else None
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """``; did you mean …?`` where a known word is like *word*, else ""."""
     import difflib
@@ -264,12 +271,14 @@ def _count(value: Any, where: str) -> int:
 
 def _among(known: Iterable[str]) -> _Reader:
     """A list of words that are all *known*."""
+    some = sorted(known)
+    names = f"; there are {', '.join(some)}" if len(some) < 30 else ""
 
     def read(value: Any, where: str) -> tuple[str, ...]:
         words = _texts(value, where)
         for word in words:
             if word not in known:
-                raise _Mistake(f"{where} has {word!r:.100}, which there is not{suggestion(word, known)}")
+                raise _Mistake(f"{where} has {word!r:.100}, which there is not{suggestion(word, known) or names}")
         return words
 
     return read
@@ -287,11 +296,10 @@ def _bytes(value: Any, where: str) -> int:
     """``2_000_000`` or ``"2 MB"``."""
     if not isinstance(value, str):
         return _count(value, where)
-    number, _, unit = value.strip().partition(" ")
-    try:
-        return int(float(number) * _UNITS[unit or "B"])
-    except (ValueError, KeyError, OverflowError):
-        raise _Mistake(f'{where} is no size such as "2 GB": {value!r:.100}') from None
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+    if match is None or (match[2] or "B") not in _UNITS:
+        raise _Mistake(f'{where} is no size such as "2 GB": {value!r:.100}')
+    return int(float(match[1]) * _UNITS[match[2] or "B"])
 
 
 def _shape(value: Any, where: str) -> tuple[int, ...]:
@@ -349,9 +357,14 @@ def _waivers(value: Any, where: str) -> tuple[Waiver, ...]:
 
 
 def _requirements(value: Any, where: str) -> tuple[Requirement, ...]:
-    return tuple(
-        Requirement(**_read(item, _REQUIRE, where)) for item in (value if isinstance(value, list) else [value])
-    )
+    made = []
+    for item in value if isinstance(value, list) else [value]:
+        required = Requirement(**_read(item, _REQUIRE, where))
+        low, high = required.min_parameters, required.max_parameters
+        if low is not None and high is not None and low > high:
+            raise _Mistake(f"{where} has a min-parameters of {low:,}, above its max-parameters of {high:,}")
+        made.append(required)
+    return tuple(made)
 
 
 _WAIVER: Mapping[str, tuple[str, _Reader]] = {

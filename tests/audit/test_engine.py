@@ -320,10 +320,33 @@ def test_globals_of_pickles_in_byte_strings_are_locked_and_asked_for_too(tmp_pat
 
 
 def test_a_rule_that_cannot_look_at_everything_says_so() -> None:
-    policy = Policy(select=("P",), requirements=(Requirement(min_parameters=1),))
-    (result,) = audit([str(FIXTURES / "zip/nested_dicts.pt")], Options(policy))
+    policy = Policy(select=("P",), requirements=(Requirement(sha256="0" * 64),))
+    (result,) = audit([str(FIXTURES / "sharded/safetensors")], Options(policy))
     assert [finding.code for finding in result.findings] == ["I102"]
-    assert result.findings[0].message.startswith("P206 parameter-count could not look at everything: it holds")
+    assert "P212" in result.findings[0].message
+    assert "leave P212 out" in result.findings[0].remedy
+
+
+def test_a_waiver_by_name_needs_all_the_names_of_a_finding(tmp_path: Path) -> None:
+    path = tmp_path / "model.pkl"
+    path.write_bytes(stream([call("collections:deque", []), call("argparse:Namespace")]))
+    for name, waived in (("argparse.*", []), ("*.[dN]e*", []), ("[ac]*", ["S113"])):
+        (result,) = audit([str(path)], Options(Policy(waivers=(Waiver("S113", "plain", name=name),))))
+        assert [finding.code for finding, _ in result.waived] == waived
+
+
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [
+        (Policy(base="nowhere.pt"), "nowhere.pt: cannot be read"),
+        (Policy(torch="newest"), "torch is 'newest', no version such as 2.4"),
+        (Policy(select=("X",)), "select names 'X', which is no rule"),
+    ],
+)
+def test_what_no_file_could_be_held_against_is_an_error(policy: Policy, says: str) -> None:
+    with pytest.raises(CkptError) as caught:
+        list(audit([GOOD], Options(policy)))
+    assert says in str(caught.value)
 
 
 def test_a_fault_of_ours_does_not_stop_the_others(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

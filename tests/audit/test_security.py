@@ -50,7 +50,7 @@ def test_classes_are_listed_with_what_they_are_for() -> None:
     data = stream([new("torch.nn.modules.linear:Identity", state=state), call("collections:deque", [])])
     (found,) = BY_CODE["S113"].findings(subject(data))
     assert found.message == "torch.nn.modules.linear.Identity (a nn.Module class), collections.deque (a plain value)"
-    assert dict(found.evidence) == {"names": ["torch.nn.modules.linear.Identity", "collections.deque"]}
+    assert dict(found.evidence) == {"globals": ["torch.nn.modules.linear.Identity", "collections.deque"]}
 
 
 def test_many_classes_are_cut_short() -> None:

@@ -11,6 +11,7 @@ from ckpt_tools.analysis.overview import wrapper_prefix
 from ckpt_tools.analysis.renames import DENSENET, GAMMA, weight_norm_pairs
 from ckpt_tools.analysis.trainability import same_bytes
 from ckpt_tools.audit.findings import Finding
+from ckpt_tools.audit.policy import version
 from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.checkpoint import StateDict, TensorInfo, format_path
@@ -172,24 +173,24 @@ def missing_attribute(subject: Subject) -> Iterator[Finding]:
     module = subject.checkpoint.module if subject.checkpoint is not None else None
     if module is None:
         return
-    version = _version(subject.options.policy.torch)
+    torch = version(subject.options.policy.torch or "")
     found: dict[tuple[str, str], list[str]] = {}
     for path, part in module.walk():
         for needed in NEEDED:
-            wanted = version is None or version >= needed.since
-            filled = needed.filled is not None and (version is None or version >= needed.filled)
+            wanted = torch is None or torch >= needed.since
+            filled = needed.filled is not None and (torch is None or torch >= needed.filled)
             if part.class_name in needed.classes and wanted and not filled and needed.attribute not in part.attributes:
-                found.setdefault((part.class_name, needed.attribute), []).append(path or "the model")
+                found.setdefault((part.class_name, needed.attribute), []).append(path)
     for (class_name, attribute), paths in found.items():
         yield subject.finding(
-            f"{class_name.rpartition('.')[2]} lacks {attribute}, in {listed(paths, 3)}",
+            f"{class_name.rpartition('.')[2]} lacks {attribute}: {_modules(paths)}",
             evidence={"class": class_name, "attribute": attribute, "modules": paths[:100]},
         )
 
 
-def _version(text: str | None) -> tuple[int, int] | None:
-    match = re.match(r"(\d{1,4})\.(\d{1,4})", text or "")
-    return (int(match[1]), int(match[2])) if match else None
+def _modules(paths: list[str]) -> str:
+    """``module features.0``; names may be numbers alone."""
+    return f"module{'s' if len(paths) > 1 else ''} {listed(paths, 3)}" if any(paths) else "the model itself"
 
 
 @rule("F107", "optimizer-state", "note")

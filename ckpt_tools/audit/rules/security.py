@@ -262,7 +262,7 @@ def needs_classes(subject: Subject) -> Iterator[Finding]:
                 f"{shown}{rest}",
                 member=verdict.member,
                 offset=known[0].offset,
-                evidence={"names": [name.name for name in known]},
+                evidence={"globals": [name.name for name in known]},
             )
 
 

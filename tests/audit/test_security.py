@@ -9,7 +9,7 @@ import pytest
 from ckpt_tools.audit.rules import BY_CODE
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.sources import MemorySource
-from tests.audit.cases import Case
+from tests.audit.cases import FIXTURES, Case
 from tests.audit.cases_security import ATTACKS, MORE
 from tests.hostile.assembler import SYSTEM, ZEROS, call, checkpoint, name, new, stacked, stream, tensors
 from tests.hostile.second_search import field, node
@@ -135,3 +135,10 @@ def test_a_template_beside_weights_is_looked_at_and_none_beside_a_file_in_memory
         told = BY_CODE["S126"].findings(Subject.open(str(tmp_path / file)))
         assert [finding.location.member for finding in told] == found
     assert [*BY_CODE["S126"].findings(subject(b"\x02\0\0\0\0\0\0\0{}", "model.safetensors"))] == []
+
+
+def test_a_scripts_tables_of_source_lines_need_no_classes() -> None:
+    path = FIXTURES / "torchscript/perceptron.pt"
+    found = BY_CODE["S113"].findings(Subject.open(str(path)))
+    assert [finding.location.member for finding in found] == ["perceptron/data.pkl"]
+    assert not list(BY_CODE["F101"].findings(Subject.open(str(path))))  # it brings the code of its classes

@@ -72,7 +72,8 @@ def full_model_pickle(subject: Subject) -> Iterator[Finding]:
     Remedy: take the weights out with ``ckpt convert``, which needs no class, and keep the class in your code.
     """
     checkpoint = subject.checkpoint
-    if checkpoint is not None and checkpoint.module is not None:
+    # a TorchScript archive brings the code of its classes, which are none of Python's
+    if checkpoint is not None and checkpoint.module is not None and checkpoint.format != "torchscript":
         classes = Counter(part.class_name for _, part in checkpoint.module.walk())
         own = sorted(name for name in classes if not name.startswith("torch."))
         needs = f"; it needs {listed(own, 4)}" if own else ""

@@ -253,9 +253,11 @@ def needs_classes(subject: Subject) -> Iterator[Finding]:
 
     Remedy: save ``model.state_dict()``, plain numbers and text; or load with ``torch.serialization.safe_globals``.
     """
+    script = subject.checkpoint is not None and subject.checkpoint.format == "torchscript"
     for verdict in subject.all_verdicts:
         known = [name for name in verdict.names if name.kind in ("class", "inert") and not name.allowed]
-        if known:
+        # the lists of numbers in a script's tables of source lines are torch.jit's own business
+        if known and not (script and all(name.name.startswith("torch.jit._pickle.build_") for name in known)):
             shown = ", ".join(f"{name.name} ({name.purpose})" if name.purpose else name.name for name in known[:4])
             rest = f" and {len(known) - 4:,} more" if len(known) > 4 else ""
             yield subject.finding(

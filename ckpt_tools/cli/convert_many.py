@@ -14,7 +14,7 @@ from ckpt_tools.cli.progress import progress
 from ckpt_tools.convert.many import Done, Options, Task, convert_all, tasks
 from ckpt_tools.errors import CkptError
 from ckpt_tools.formats import looks_like_checkpoint
-from ckpt_tools.report import Report, Table, count, size
+from ckpt_tools.report import Report, Table, count, one_line, size
 from ckpt_tools.sources import is_url
 
 _HOW = {
@@ -90,7 +90,7 @@ def _begin(argument: str) -> str:
 
 def _tell(error: CkptError) -> None:
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # a line of progress
-    click.echo(f"{clear}ckpt: {error}", err=True)
+    click.echo(f"{clear}ckpt: {one_line(str(error))}", err=True)
 
 
 def _summary(

@@ -14,7 +14,7 @@ from ckpt_tools.checkpoint import Checkpoint
 from ckpt_tools.errors import Ambiguous, CkptError, NotACheckpoint, NotFound
 from ckpt_tools.formats import looks_like_checkpoint, open_checkpoint
 from ckpt_tools.render import render
-from ckpt_tools.report import Report, listed
+from ckpt_tools.report import Report, listed, one_line
 from ckpt_tools.sources import is_url, matching
 
 
@@ -37,6 +37,11 @@ def output_options(*formats: str) -> Callable[[Callable[..., Any]], Callable[...
     return add
 
 
+def complain(text: str) -> None:
+    """Tell standard error what went wrong, on one line; *text* may contain names from anywhere."""
+    click.echo(f"ckpt: {one_line(text)}", err=True)
+
+
 def report_each(paths: Sequence[str], make: Callable[[Checkpoint], Report]) -> tuple[list[Report], int]:
     """The reports of all files, and 2 where one could not be read (each told on standard error), else 0."""
     reports: list[Report] = []
@@ -45,14 +50,14 @@ def report_each(paths: Sequence[str], make: Callable[[Checkpoint], Report]) -> t
         try:
             matches = list(expand(path))
         except CkptError as error:
-            click.echo(f"ckpt: {error}", err=True)
+            complain(str(error))
             code = 2
             continue
         for match in matches:
             try:
                 reports.append(make(open_checkpoint(match)))
             except CkptError as error:
-                click.echo(f"ckpt: {error.at(path=match)}", err=True)
+                complain(str(error.at(path=match)))
                 code = 2
     return reports, code
 

@@ -15,6 +15,7 @@ from ckpt_tools.report import (
     Table,
     Tree,
     number,
+    one_line,
     printable,
     shade,
     sparkline,
@@ -33,7 +34,7 @@ def render(reports: Sequence[Report], command: str, width: int, color: bool) -> 
 
 
 def _report(report: Report, width: int, color: bool) -> str:
-    parts = [_bold(printable(report.title), color) + (f": {printable(report.verdict)}" if report.verdict else "")]
+    parts = [_bold(one_line(report.title), color) + (f": {one_line(report.verdict)}" if report.verdict else "")]
     parts += [text for block in report.blocks if (text := _block(block, width, color))]
     return "\n\n".join(parts) + "\n"
 
@@ -54,10 +55,10 @@ def _block(block: Block, width: int, color: bool) -> str:
 
 
 def _facts(block: Facts, width: int) -> list[str]:
-    label_width = max((len(label) for label, _ in block.rows), default=0)
+    label_width = max((len(one_line(label)) for label, _ in block.rows), default=0)
     lines: list[str] = []
     for label, value in block.rows:
-        start = f"  {printable(label):<{label_width}}  "
+        start = f"  {one_line(label):<{label_width}}  "
         for line in printable(value).splitlines() or [""]:
             lines += _wrapped(line, width, start, " " * len(start))
             start = " " * len(start)

@@ -12,7 +12,7 @@ from ckpt_tools.audit.coverage import Coverage, Opening, cover
 from ckpt_tools.audit.dangers import PickleVerdict, judge, with_nested
 from ckpt_tools.audit.findings import Finding, Location
 from ckpt_tools.audit.policy import Options
-from ckpt_tools.checkpoint import Checkpoint, Pickle, StateDict, TensorInfo
+from ckpt_tools.checkpoint import Checkpoint, Module, Pickle, StateDict, TensorInfo
 from ckpt_tools.errors import CkptError, NotFound
 from ckpt_tools.formats import open_checkpoint
 from ckpt_tools.formats.archive import Archive
@@ -168,6 +168,11 @@ class Subject:
         numbers = statistics_of(self.tensors, threads=threads)
         found = (one if isinstance(one, Statistics) else None for one in numbers)
         return tuple(zip(self.tensors, found, strict=True))
+
+    @property
+    def module(self) -> Module | None:
+        """The ``nn.Module`` that is pickled in it."""
+        return self.checkpoint.module if self.checkpoint is not None else None
 
     @cached_property
     def model(self) -> Model | None:

@@ -308,23 +308,24 @@ def prefix(source: Source) -> int:
 def _parse(source: Source, offset: int, size: int, count: int) -> list[Member]:
     data = source.read(offset, size)
     members: list[Member] = []
-    at = 0
+    at, end = 0, source.size - LOCAL.size
     for _ in range(count):
         if at + _CENTRAL.size > size:
             raise CorruptFile("the central directory breaks off", path=source.name, offset=offset + at)
-        signature, flags, method, crc, packed, unpacked, *rest = _CENTRAL.unpack_from(data, at)
-        name_size, extra_size, comment_size, attributes, header_offset = rest
+        signature, flags, method, crc, packed, unpacked, name_size, extra_size, comment_size, attributes, place = (
+            _CENTRAL.unpack_from(data, at)
+        )
         if signature != b"PK\x01\x02":
             raise CorruptFile("the central directory is damaged", path=source.name, offset=offset + at)
         start = at + _CENTRAL.size
-        name = data[start : start + name_size].decode("utf-8", "surrogateescape")
-        if _U32 in (packed, unpacked, header_offset):
+        name = str(data[start : start + name_size], "utf-8", "surrogateescape")
+        if packed == _U32 or unpacked == _U32 or place == _U32:
             extra = data[start + name_size : start + name_size + extra_size]
-            unpacked, packed, header_offset = _zip64(extra, unpacked, packed, header_offset)
+            unpacked, packed, place = _zip64(extra, unpacked, packed, place)
         at = start + name_size + extra_size + comment_size
-        if header_offset + LOCAL.size + packed > source.size:
+        if place + packed > end:
             raise CorruptFile(
-                f"its {packed:,} bytes at {header_offset:,} reach past the end of the file",
+                f"its {packed:,} bytes at {place:,} reach past the end of the file",
                 path=source.name,
                 member=name,
             )
@@ -334,7 +335,7 @@ def _parse(source: Source, offset: int, size: int, count: int) -> list[Member]:
                 path=source.name,
                 member=name,
             )
-        members.append(_made(Member, (name, header_offset, unpacked, packed, method, crc, flags, attributes)))
+        members.append(_made(Member, (name, place, unpacked, packed, method, crc, flags, attributes)))
     return members
 
 

@@ -394,7 +394,11 @@ def missing_storage(subject: Subject) -> Iterator[Finding]:
 # --- what readers pass over
 
 
-@rule("I301", "oddity", "warning")
+def _has_anomalies(subject: Subject) -> bool:
+    return subject.checkpoint is not None and bool(subject.checkpoint.anomalies)
+
+
+@rule("I301", "oddity", "warning", when=_has_anomalies)
 def oddity(subject: Subject) -> Iterator[Finding]:
     """Something about the file is odd, and loaders pass over it in silence.
 
@@ -412,7 +416,7 @@ def oddity(subject: Subject) -> Iterator[Finding]:
             yield _about(subject, anomaly)
 
 
-@rule("I302", "index-mismatch", "warning")
+@rule("I302", "index-mismatch", "warning", when=_has_anomalies)
 def index_mismatch(subject: Subject) -> Iterator[Finding]:
     """The index of a sharded checkpoint and its shards disagree.
 

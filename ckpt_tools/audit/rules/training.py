@@ -12,7 +12,7 @@ from ckpt_tools.analysis.summary import Subject as Model
 from ckpt_tools.analysis.summary import subject_of
 from ckpt_tools.analysis.trainability import Mistake
 from ckpt_tools.audit.findings import Finding
-from ckpt_tools.audit.rule import Rule, rule
+from ckpt_tools.audit.rule import Rule, has_module, rule
 from ckpt_tools.audit.subject import Subject, numbers_of
 from ckpt_tools.checkpoint import Optimizer, TensorInfo, format_path
 from ckpt_tools.pickles.structure import value_at
@@ -36,6 +36,10 @@ def _head(parameters: Sequence[TensorInfo]) -> list[TensorInfo]:
 # --- mistakes that leave a trace
 
 
+def _has_mistakes(subject: Subject) -> bool:
+    return subject.model is not None and bool(subject.model.trainability.mistakes)
+
+
 def _mistakes(subject: Subject, *, on_modules: bool) -> Iterator[Finding]:
     model = subject.model
     for mistake in model.trainability.mistakes if model is not None else ():
@@ -52,7 +56,7 @@ def _is_parameter(model: Model | None, mistake: Mistake) -> bool:
     return model is not None and any(tensor.name == mistake.where for tensor in model.parameters)
 
 
-@rule("T101", "misspelt-requires-grad", "error")
+@rule("T101", "misspelt-requires-grad", "error", when=_has_mistakes)
 def misspelt_requires_grad(subject: Subject) -> Iterator[Finding]:
     """A parameter or module carries an attribute that is ``requires_grad`` misspelt.
 
@@ -66,7 +70,7 @@ def misspelt_requires_grad(subject: Subject) -> Iterator[Finding]:
     yield from _mistakes(subject, on_modules=False)
 
 
-@rule("T102", "no-op-freeze", "error")
+@rule("T102", "no-op-freeze", "error", when=_has_mistakes)
 def no_op_freeze(subject: Subject) -> Iterator[Finding]:
     """A module carries ``requires_grad`` as an attribute of its own.
 
@@ -121,7 +125,7 @@ def frozen_head(subject: Subject) -> Iterator[Finding]:
         )
 
 
-@rule("T203", "batchnorm-in-train-mode", "warning")
+@rule("T203", "batchnorm-in-train-mode", "warning", when=has_module)
 def batchnorm_in_train_mode(subject: Subject) -> Iterator[Finding]:
     """BatchNorm layers whose parameters are frozen were saved in train mode.
 
@@ -132,7 +136,7 @@ def batchnorm_in_train_mode(subject: Subject) -> Iterator[Finding]:
 
     Remedy: put the frozen part into ``eval()`` after each ``model.train()``, or use ``FrozenBatchNorm2d``.
     """
-    module = subject.checkpoint.module if subject.checkpoint is not None else None
+    module = subject.module
     if module is None:
         return
     found = []
@@ -283,7 +287,7 @@ def _has_masks(subject: Subject) -> bool:
     return "_mask\n" in subject.listing
 
 
-@rule("T401", "train-mode", "note")
+@rule("T401", "train-mode", "note", when=has_module)
 def train_mode(subject: Subject) -> Iterator[Finding]:
     """The pickled model was saved in train mode.
 
@@ -294,7 +298,7 @@ def train_mode(subject: Subject) -> Iterator[Finding]:
 
     Remedy: call ``model.eval()`` after loading; better, ship the state_dict.
     """
-    module = subject.checkpoint.module if subject.checkpoint is not None else None
+    module = subject.module
     if module is not None and module.training:
         modules = sum(bool(part.training) for _, part in module.walk())
         yield subject.finding(f"{count(modules, 'module')} in train mode", evidence={"modules": modules})

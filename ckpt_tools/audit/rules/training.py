@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from ckpt_tools.analysis.holding import state_shape
@@ -267,15 +266,18 @@ def _mismatches(optimizer: Optimizer, parameters: Sequence[TensorInfo]) -> Itera
     held = sum(len(group.params) for group in optimizer.groups)
     if held > len(parameters):
         yield f"it holds {count(held, 'parameter')}, the model has {len(parameters)}"
-    left = Counter(tensor.shape for tensor in parameters)
+    left: dict[tuple[int, ...], int] = {}
+    for tensor in parameters:
+        left[tensor.shape] = left.get(tensor.shape, 0) + 1
     foreign = []
     for index, state in optimizer.state.items():
         shape = state_shape(state)
         if shape is None:
             continue
-        if not left[shape]:
+        if not left.get(shape):
             foreign.append(f"{index} ({'×'.join(map(str, shape))})")
-        left[shape] -= 1
+        else:
+            left[shape] -= 1
     if foreign:
         yield f"state of shapes that no parameter has, or not as often: {listed(foreign, 4)}"
 

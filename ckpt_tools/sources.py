@@ -262,14 +262,17 @@ class Inflated(Source):
 class Folder:
     """A directory of files that make up one checkpoint together."""
 
-    __slots__ = ("name",)
+    __slots__ = ("_names", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._names: list[str] | None = None
 
     def names(self) -> list[str]:
-        """The names of the files directly in it, sorted."""
-        return self._entries(os.DirEntry.is_file)
+        """The names of the files directly in it, sorted, as they were when they were first asked for."""
+        if self._names is None:
+            self._names = self._entries(os.DirEntry.is_file)
+        return self._names
 
     def folders(self) -> list[str]:
         """The names of the folders directly in it, sorted."""

@@ -292,12 +292,12 @@ def _agreed(
 ) -> Holding:
     """What is so whichever of *rivals* it was; all of them are over the same parameters."""
     numbers = [dict(zip(over.names, indexes, strict=True)) for over in rivals]
-    places = {}
-    for name in shapes:
-        mine = {number[name] for number in numbers if name in number}
+    places = dict.fromkeys(shapes, Place(False))
+    for name in rivals[0].names:
+        mine = {number[name] for number in numbers}
         steps = {stepped[index] for index in mine}
         only = next(iter(mine)) if len(mine) == 1 else None
-        places[name] = Place(True, steps.pop() if len(steps) == 1 else None, only) if mine else Place(False)
+        places[name] = Place(True, steps.pop() if len(steps) == 1 else None, only)
     orders = [over.names for over in rivals]
     names = [one[0] if len(set(one)) == 1 else None for one in zip(*orders, strict=True)]
     what = "order and shapes" if rivals[0].code == "all" else f"shapes: {rivals[0].what}"

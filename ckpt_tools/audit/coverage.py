@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from codecs import getincrementaldecoder
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Literal
@@ -144,9 +144,11 @@ class _Survey:
         self.storages = tuple(all_storages(checkpoint)) if checkpoint else ()
         for storage in self.storages:
             for root, offset, size in _places(storage.source, storage.offset, storage.nbytes):
-                if root.name not in self.data:
-                    self.data[root.name] = []
-                self.data[root.name].append((offset, min(offset + size, root.size)))
+                ranges = self.data.get(root.name)
+                if ranges is None:
+                    ranges = self.data[root.name] = []
+                end = offset + size
+                ranges.append((offset, end if end < root.size else root.size))
         self.data = {name: _merged(sorted(ranges)) for name, ranges in self.data.items()}
         self.parts: dict[tuple[str, int], Checkpoint] = {}
         for part in checkpoint.parts if checkpoint else ():
@@ -398,17 +400,16 @@ def _archive(source: Source) -> Archive | None:
         return None
 
 
-def _places(source: Source, offset: int, size: int) -> list[tuple[Source, int, int]]:
+def _places(source: Source, offset: int, size: int) -> Sequence[tuple[Source, int, int]]:
     """Where bytes of *source* lie: in the outermost source, and in what is inflated on the way there."""
-    found: list[tuple[Source, int, int]] = []
     try:
-        for place in source.extents(offset, size):
-            found.append(place)
-            if type(place[0]) is Inflated:
-                found += _places(place[0].compressed, 0, place[0].compressed.size)
+        places = tuple(source.extents(offset, size))
     except CkptError:  # a storage without bytes; a rule says so
-        pass
-    return found
+        return ()
+    for root, _, _ in places:
+        if type(root) is Inflated:
+            places += (*_places(root.compressed, 0, root.compressed.size),)
+    return places
 
 
 def _pickles(source: Source, member: str) -> list[Pickle]:

@@ -190,6 +190,11 @@ class _Stream:
         self.evaluation = evaluation
 
     @cached_property
+    def paths(self) -> frozenset[str]:
+        """The names that the stream refers to; calls are of no others."""
+        return frozenset(name.path for name in self.evaluation.globals.values())
+
+    @cached_property
     def calls(self) -> dict[str, list[Call]]:
         """The calls of each name."""
         found: dict[str, list[Call]] = {}
@@ -201,7 +206,7 @@ class _Stream:
         """The names that calls of *names* are given as the argument at *position*."""
         given = (
             as_global(call.arguments[position])
-            for name in names
+            for name in self.paths.intersection(names)
             for call in self.calls.get(name, ())
             if len(call.arguments) > position
         )

@@ -246,18 +246,15 @@ def judged(subject: Subject, *, named: bool = True) -> Audited:
     checkpoint, error = subject.checkpoint, subject.error
     if not named and isinstance(error, NotACheckpoint) and _is_no_model(subject):
         return Audited(subject.path, size=subject.size, skipped=error.problem)
-    findings: list[Finding] = []
-    waived: list[tuple[Finding, str]] = []
+    policy = subject.options.policy
+    found: list[Finding] = []
     for when, rules in _asked(subject.options):
         for rule, severity in rules if when is None or _holds(when, subject) else ():
-            for finding in _found(rule, severity, subject):
-                reason = _waiver(finding, subject.options)
-                if reason:
-                    waived.append((finding, reason))
-                else:
-                    findings.append(finding)
-    if isinstance(error, NotACheckpoint | UnsupportedFeature) and not (findings or waived or subject.pickles):
+            if not policy.per_path_ignores or policy.counts(rule.code, subject.path):
+                _ask(rule, severity, subject, found)
+    if isinstance(error, NotACheckpoint | UnsupportedFeature) and not (found or subject.pickles):
         return Audited(subject.path, size=subject.size, skipped=error.problem)  # the rule that tells it is ignored
+    reasons = [_waiver(finding, subject.options) for finding in found]
     return Audited(
         subject.path,
         checkpoint.format if checkpoint is not None else "",
@@ -265,8 +262,8 @@ def judged(subject: Subject, *, named: bool = True) -> Audited:
         checkpoint.kind if checkpoint is not None else "",
         subject.size,
         subject.verdicts,
-        tuple(findings),
-        tuple(waived),
+        tuple(finding for finding, reason in zip(found, reasons, strict=True) if not reason),
+        tuple((finding, reason) for finding, reason in zip(found, reasons, strict=True) if reason),
         bytes=Bytes.of(subject.coverage),
     )
 
@@ -298,29 +295,24 @@ def _holds(when: Condition, subject: Subject) -> bool:
         return True
 
 
-def _found(rule: Rule, severity: Severity, subject: Subject) -> list[Finding]:
-    """What *rule* finds in *subject*."""
-    policy = subject.options.policy
-    found: list[Finding] = []
-    if policy.per_path_ignores and not policy.counts(rule.code, subject.path):
-        return found
+def _ask(rule: Rule, severity: Severity, subject: Subject, found: list[Finding]) -> None:
+    """Add to *found* what *rule* finds in *subject*."""
     try:
-        for finding in rule.findings(subject, severity):
-            found.append(finding)
+        for finding in rule.check(subject):
+            found.append(rule.signed(finding, severity))
     except CkptError as error:
         unread = BY_CODE[UNREAD]
         found.append(
             Finding(
                 UNREAD,
                 unread.name,
-                policy.severity_of(UNREAD, unread.severity),
+                subject.options.policy.severity_of(UNREAD, unread.severity),
                 f"{rule.code} {rule.name} could not look at everything: {error.problem}",
                 Location(subject.path, error.member or "", error.offset),
                 {"rule": rule.code},
                 error.remedy or f"look at it by hand, or leave {rule.code} out for this file",
             )
         )
-    return found
 
 
 def _waiver(finding: Finding, options: Options) -> str:

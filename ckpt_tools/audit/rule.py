@@ -41,15 +41,12 @@ class Rule:
     def findings(self, subject: Subject, severity: Severity | None = None) -> Iterator[Finding]:
         """What the rule finds in *subject*, under the rule's code and name and, unless another is given, severity."""
         for found in self.check(subject):
-            yield Finding(
-                self.code,
-                self.name,
-                severity or self.severity,
-                found.message,
-                found.location,
-                found.evidence,
-                found.remedy or self.remedy,
-            )
+            yield self.signed(found, severity or self.severity)
+
+    def signed(self, found: Finding, severity: Severity) -> Finding:
+        """What *check* has found, under the rule's code and name and with the remedy that the rule gives for it."""
+        remedy = found.remedy or self.remedy
+        return Finding(self.code, self.name, severity, found.message, found.location, found.evidence, remedy)
 
     @property
     def page(self) -> str:
@@ -103,6 +100,11 @@ def rule(
         return Rule(code, name, severity, check, needs, when)
 
     return make
+
+
+def has_module(subject: Subject) -> bool:
+    """The condition of rules about a pickled ``nn.Module``."""
+    return subject.module is not None
 
 
 def registry(*families: tuple[Rule, ...]) -> tuple[Rule, ...]:

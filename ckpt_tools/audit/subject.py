@@ -12,10 +12,10 @@ from ckpt_tools.audit.coverage import Coverage, Opening, cover
 from ckpt_tools.audit.dangers import PickleVerdict, judge, with_nested
 from ckpt_tools.audit.findings import Finding, Location
 from ckpt_tools.audit.policy import Options
-from ckpt_tools.checkpoint import Checkpoint, Pickle, StateDict, TensorInfo, format_path
+from ckpt_tools.checkpoint import Checkpoint, Module, Pickle, StateDict, TensorInfo, format_path
 from ckpt_tools.errors import CkptError, NotFound
 from ckpt_tools.formats import open_checkpoint
-from ckpt_tools.formats.archive import Archive
+from ckpt_tools.formats.archive import Archive, Member
 from ckpt_tools.sources import FileSource, Folder, Source, is_url, open_source
 
 if TYPE_CHECKING:
@@ -118,9 +118,10 @@ class Subject:
         return cover(self.source, self.checkpoint, self.error)
 
     @cached_property
-    def tensor_members(self) -> frozenset[str]:
-        """The members of the archive that are tensors' bytes."""
-        return frozenset(region.member for region in self.coverage.regions if region.how == "tensor data")
+    def other_members(self) -> tuple[Member, ...]:
+        """The members of the archive that are not tensors' bytes."""
+        tensors = {region.member for region in self.coverage.regions if region.how == "tensor data"}
+        return tuple(member for member in (self.archive.members if self.archive else ()) if member.name not in tensors)
 
     @cached_property
     def pickles(self) -> tuple[Pickle, ...]:
@@ -174,6 +175,11 @@ class Subject:
         numbers = statistics_of(tensors, threads=2 if self.size > SMALL else 1)
         found = (one if isinstance(one, Statistics) else None for one in numbers)
         return tuple(zip(tensors, found, strict=True))
+
+    @property
+    def module(self) -> Module | None:
+        """The ``nn.Module`` that is pickled in it."""
+        return self.checkpoint.module if self.checkpoint is not None else None
 
     @cached_property
     def model(self) -> Model | None:

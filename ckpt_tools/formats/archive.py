@@ -26,6 +26,9 @@ _LOCATOR64 = Struct("<4sLQL")
 LOCAL = Struct("<4s5H3L2H")
 """signature, version, flags, method, time, date, crc, compressed size, size, name length, extra length"""
 
+STREAMED = 0x8
+"""The bit in a member's flags by which its sizes and checksum stand after its bytes, not in the header before them."""
+
 _U16 = 0xFFFF
 _U32 = 0xFFFFFFFF
 
@@ -145,6 +148,27 @@ class Archive:
         return tuple((member, self.local(member)) for member in ordered)
 
     @cached_property
+    def is_plain(self) -> bool:
+        """Whether it is as programs write it: members follow each other, and the two headers of each agree.
+
+        The second may leave sizes and checksum to what follows the member's bytes.
+        """
+        end = 0
+        for (name, place, size, packed, method, crc, flags, _), (fields, own_name, start) in self.placed:
+            if not fields or own_name != name or fields[2] != flags or fields[3] != method:
+                return False
+            sizes = fields[6:9]
+            if sizes != (0, 0, 0) if flags & STREAMED else sizes != (crc, packed, size):
+                return False
+            gap, extra = place - end, fields[10]
+            if gap and (gap < 0 or not self._is_descriptor(end, gap)):
+                return False
+            if extra > _SHORT_EXTRA and not _is_filler(self.source.peek(start - extra, extra)):
+                return False
+            end = start + packed
+        return True
+
+    @cached_property
     def listing(self) -> str:
         """All names, each on a line: what none of them has is seen at one look."""
         return "\n".join(["", *(member.name for member in self.members), ""])
@@ -195,7 +219,10 @@ class Archive:
         take more than those that programs write, such as times and owners.
         """
         source, position = self.source, 0
-        for member, (fields, _, start) in self.placed:
+        if self.is_plain and self.placed:
+            member, (_, _, start) = self.placed[-1]
+            position = start + member.compressed_size
+        for member, (fields, _, start) in () if self.is_plain else self.placed:
             gap = member.header_offset - position
             if gap > 0 and not self._is_descriptor(position, gap):
                 yield _between(position), position, gap
@@ -308,23 +335,24 @@ def prefix(source: Source) -> int:
 def _parse(source: Source, offset: int, size: int, count: int) -> list[Member]:
     data = source.read(offset, size)
     members: list[Member] = []
-    at = 0
+    at, end = 0, source.size - LOCAL.size
     for _ in range(count):
         if at + _CENTRAL.size > size:
             raise CorruptFile("the central directory breaks off", path=source.name, offset=offset + at)
-        signature, flags, method, crc, packed, unpacked, *rest = _CENTRAL.unpack_from(data, at)
-        name_size, extra_size, comment_size, attributes, header_offset = rest
+        signature, flags, method, crc, packed, unpacked, name_size, extra_size, comment_size, attributes, place = (
+            _CENTRAL.unpack_from(data, at)
+        )
         if signature != b"PK\x01\x02":
             raise CorruptFile("the central directory is damaged", path=source.name, offset=offset + at)
         start = at + _CENTRAL.size
-        name = data[start : start + name_size].decode("utf-8", "surrogateescape")
-        if _U32 in (packed, unpacked, header_offset):
+        name = str(data[start : start + name_size], "utf-8", "surrogateescape")
+        if packed == _U32 or unpacked == _U32 or place == _U32:
             extra = data[start + name_size : start + name_size + extra_size]
-            unpacked, packed, header_offset = _zip64(extra, unpacked, packed, header_offset)
+            unpacked, packed, place = _zip64(extra, unpacked, packed, place)
         at = start + name_size + extra_size + comment_size
-        if header_offset + LOCAL.size + packed > source.size:
+        if place + packed > end:
             raise CorruptFile(
-                f"its {packed:,} bytes at {header_offset:,} reach past the end of the file",
+                f"its {packed:,} bytes at {place:,} reach past the end of the file",
                 path=source.name,
                 member=name,
             )
@@ -334,7 +362,7 @@ def _parse(source: Source, offset: int, size: int, count: int) -> list[Member]:
                 path=source.name,
                 member=name,
             )
-        members.append(_made(Member, (name, header_offset, unpacked, packed, method, crc, flags, attributes)))
+        members.append(_made(Member, (name, place, unpacked, packed, method, crc, flags, attributes)))
     return members
 
 

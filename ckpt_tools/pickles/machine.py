@@ -195,6 +195,13 @@ class _Machine:
                         if position > end:
                             raise _Short
                         stack.append(str(data[start:position], "utf-8", "surrogatepass"))
+                    elif code == 0x73:  # SETITEM
+                        value, key, target = stack[-1], stack[-2], stack[-3]
+                        if type(target) is dict and type(key) is str and key not in target:
+                            target[key] = value
+                            del stack[-2:]
+                        else:
+                            position, stack = self._rare(code, at, position, stack)
                     elif code == 0x87:  # TUPLE3
                         last = stack.pop()
                         middle = stack.pop()

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ckpt_tools.audit.rules.training import RULES, foreign_optimizer, head_not_stepped, progress_disagrees
+from ckpt_tools.audit.rules.training import RULES, _mismatches, foreign_optimizer, head_not_stepped, progress_disagrees
+from ckpt_tools.checkpoint import Optimizer, ParamGroup, TensorInfo
+from ckpt_tools.dtypes import BY_NAME
 from tests.audit.cases import fixture
 from tests.audit.cases_training import checkpoint
 
@@ -31,3 +33,13 @@ def test_an_optimizer_of_the_model(tmp_path: Path, name: str) -> None:
 def test_no_rule_minds_a_file_without_one_model(tmp_path: Path, file: str) -> None:
     subject = fixture(file)(tmp_path)
     assert [finding.code for rule in RULES for finding in rule.findings(subject)] == []
+
+
+def test_each_state_of_a_shape_that_is_used_up_is_told() -> None:
+    weight = TensorInfo("weight", BY_NAME["float32"], (2, 3))
+    state = {index: {"momentum_buffer": weight} for index in range(4)}
+    optimizer = Optimizer((), (ParamGroup((0, 1, 2, 3), None, {}),), state)
+    assert list(_mismatches(optimizer, [weight])) == [
+        "it holds 4 parameters, the model has 1",
+        "state of shapes that no parameter has, or not as often: 1 (2×3), 2 (2×3), 3 (2×3)",
+    ]

@@ -15,15 +15,12 @@ from ckpt_tools.audit.subject import SMALL, Subject
 from ckpt_tools.checkpoint import Anomaly
 from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded, NotACheckpoint, UnsupportedFeature
 from ckpt_tools.formats import open_checkpoint
-from ckpt_tools.formats.archive import Archive, Local, Member
+from ckpt_tools.formats.archive import STREAMED, Archive, Local, Member
 from ckpt_tools.report import count, listed, shortened
 from ckpt_tools.sources import Inflated
 
 MAX_INFLATED = 1 << 32
 """The most bytes that are inflated to compare checksums."""
-
-_STREAMED = 0x8
-"""The bit in a member's flags by which its sizes and checksum stand after its bytes, not in the local header."""
 
 
 def _error(subject: Subject, kind: type[CkptError], *but: type[CkptError]) -> Iterator[Finding]:
@@ -236,7 +233,7 @@ def header_mismatch(subject: Subject) -> Iterator[Finding]:
     Remedy: do not trust the file; pack it again from what you know to be in it.
     """
     archive = _archive(subject)
-    for member in archive.members if archive is not None and not _all_agree(archive) else ():
+    for member in archive.members if archive is not None and not archive.is_plain else ():
         assert archive is not None
         differences = list(_differences(member, archive.local(member)))
         if differences:
@@ -245,18 +242,6 @@ def header_mismatch(subject: Subject) -> Iterator[Finding]:
                 member=member.name,
                 evidence={"differences": differences, "header_offset": member.header_offset},
             )
-
-
-def _all_agree(archive: Archive) -> bool:
-    """Whether the headers are as nearly all are: equal, or with sizes and checksum left to what stands after."""
-    for (name, _, size, packed, method, crc, flags, _), (fields, own_name, _) in archive.placed:
-        if not fields or own_name != name or fields[2] != flags or fields[3] != method:
-            return False
-        if (fields[6] != crc or fields[7] != packed or fields[8] != size) and not (
-            flags & _STREAMED and fields[6:9] == (0, 0, 0)
-        ):
-            return False
-    return True
 
 
 def _differences(member: Member, local: Local) -> Iterator[str]:
@@ -272,10 +257,10 @@ def _differences(member: Member, local: Local) -> Iterator[str]:
     if flags != member.flags:
         yield f"the flags {flags:#x}, not {member.flags:#x}"
     for what, here, there in (("checksum", crc, member.crc), ("size", size, member.size)):
-        later = here == 0 and member.flags & _STREAMED
+        later = here == 0 and member.flags & STREAMED
         if here != there and not later and here != 0xFFFFFFFF:
             yield f"the {what} {here:,}, not {there:,}"
-    if packed not in (member.compressed_size, 0xFFFFFFFF) and not (packed == 0 and member.flags & _STREAMED):
+    if packed not in (member.compressed_size, 0xFFFFFFFF) and not (packed == 0 and member.flags & STREAMED):
         yield f"the packed size {packed:,}, not {member.compressed_size:,}"
 
 
@@ -317,7 +302,7 @@ def overlapping_members(subject: Subject) -> Iterator[Finding]:
     """
     archive = _archive(subject)
     end, previous = 0, ""
-    for member, local in archive.placed if archive is not None else ():
+    for member, local in archive.placed if archive is not None and not archive.is_plain else ():
         if member.header_offset < end:
             yield subject.finding(
                 f"it begins at byte {member.header_offset:,}, within {shortened(previous)}, which ends at byte {end:,}",
@@ -342,11 +327,9 @@ def orphaned_storage(subject: Subject) -> Iterator[Finding]:
     checkpoint = subject.checkpoint
     if archive is None or checkpoint is None or checkpoint.format not in _WITH_STORAGES:
         return
-    folder, held = f"{archive.root}data/", subject.tensor_members
-    for member in archive.members:
-        if member.name in held or not member.size or not member.name.startswith(folder):
-            continue
-        if member.name.removeprefix(folder).isdecimal():
+    folder = f"{archive.root}data/"
+    for member in subject.other_members:
+        if member.size and member.name.startswith(folder) and member.name.removeprefix(folder).isdecimal():
             yield subject.finding(
                 f"{count(member.size, 'byte')} that no tensor refers to",
                 member=member.name,
@@ -409,7 +392,11 @@ def missing_storage(subject: Subject) -> Iterator[Finding]:
 # --- what readers pass over
 
 
-@rule("I301", "oddity", "warning")
+def _has_anomalies(subject: Subject) -> bool:
+    return subject.checkpoint is not None and bool(subject.checkpoint.anomalies)
+
+
+@rule("I301", "oddity", "warning", when=_has_anomalies)
 def oddity(subject: Subject) -> Iterator[Finding]:
     """Something about the file is odd, and loaders pass over it in silence.
 
@@ -427,7 +414,7 @@ def oddity(subject: Subject) -> Iterator[Finding]:
             yield _about(subject, anomaly)
 
 
-@rule("I302", "index-mismatch", "warning")
+@rule("I302", "index-mismatch", "warning", when=_has_anomalies)
 def index_mismatch(subject: Subject) -> Iterator[Finding]:
     """The index of a sharded checkpoint and its shards disagree.
 

@@ -12,7 +12,7 @@ from ckpt_tools.analysis.renames import DENSENET, GAMMA, weight_norm_pairs
 from ckpt_tools.analysis.trainability import same_bytes
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.policy import version
-from ckpt_tools.audit.rule import Rule, rule
+from ckpt_tools.audit.rule import Rule, has_module, rule
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.checkpoint import StateDict, TensorInfo, format_path
 from ckpt_tools.records import record
@@ -60,7 +60,7 @@ NEEDED: tuple[Needed, ...] = (
 )
 
 
-@rule("F101", "full-model-pickle", "warning")
+@rule("F101", "full-model-pickle", "warning", when=has_module)
 def full_model_pickle(subject: Subject) -> Iterator[Finding]:
     """The file holds a whole pickled ``nn.Module``, not its state_dict.
 
@@ -71,15 +71,14 @@ def full_model_pickle(subject: Subject) -> Iterator[Finding]:
 
     Remedy: take the weights out with ``ckpt convert``, which needs no class, and keep the class in your code.
     """
-    checkpoint = subject.checkpoint
+    module = subject.module
     # a TorchScript archive brings the code of its classes, which are none of Python's
-    if checkpoint is not None and checkpoint.module is not None and checkpoint.format != "torchscript":
-        classes = Counter(part.class_name for _, part in checkpoint.module.walk())
+    if module is not None and subject.checkpoint is not None and subject.checkpoint.format != "torchscript":
+        classes = Counter(part.class_name for _, part in module.walk())
         own = sorted(name for name in classes if not name.startswith("torch."))
         needs = f"; it needs {listed(own, 4)}" if own else ""
         yield subject.finding(
-            f"a pickled {checkpoint.module.class_name}{needs}",
-            evidence={"class": checkpoint.module.class_name, "classes": own},
+            f"a pickled {module.class_name}{needs}", evidence={"class": module.class_name, "classes": own}
         )
 
 
@@ -158,7 +157,7 @@ def numpy_2_names(subject: Subject) -> Iterator[Finding]:
             yield subject.finding(f"needs {listed(names, 4)}", member=pickle.member, evidence={"globals": names})
 
 
-@rule("F106", "missing-attribute", "warning")
+@rule("F106", "missing-attribute", "warning", when=has_module)
 def missing_attribute(subject: Subject) -> Iterator[Finding]:
     """A pickled layer lacks an attribute that the layer's code reads today.
 
@@ -171,7 +170,7 @@ def missing_attribute(subject: Subject) -> Iterator[Finding]:
 
     Remedy: build the model from its class and load the state_dict (``ckpt convert``), or set the attribute.
     """
-    module = subject.checkpoint.module if subject.checkpoint is not None else None
+    module = subject.module
     if module is None:
         return
     torch = version(subject.options.policy.torch or "")

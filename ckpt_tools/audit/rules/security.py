@@ -693,10 +693,11 @@ def native_code(subject: Subject) -> Iterator[Finding]:
     archive = subject.archive
     if archive is None:
         return
-    named, tensors = re.search(_PROGRAM_NAMES, archive.listing.lower()) is not None, subject.tensor_members
-    for member in archive.members:
+    named = re.search(_PROGRAM_NAMES, archive.listing.lower()) is not None
+    others = set(subject.other_members)
+    for member in archive.members if named else subject.other_members:
         what = "a program or library, by its name" if named and re.search(_PROGRAM_NAMES, member.name.lower()) else ""
-        if member.size > 64 and member.name not in tensors:
+        if member.size > 64 and member in others:
             try:
                 head = archive.open(member).peek(0, 4)
             except CkptError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from ckpt_tools.analysis.holding import state_shape
@@ -12,7 +11,7 @@ from ckpt_tools.analysis.summary import Subject as Model
 from ckpt_tools.analysis.summary import subject_of
 from ckpt_tools.analysis.trainability import Mistake
 from ckpt_tools.audit.findings import Finding
-from ckpt_tools.audit.rule import Rule, rule
+from ckpt_tools.audit.rule import Rule, has_module, rule
 from ckpt_tools.audit.subject import Subject, numbers_of
 from ckpt_tools.checkpoint import Optimizer, TensorInfo, format_path
 from ckpt_tools.pickles.structure import value_at
@@ -36,6 +35,10 @@ def _head(parameters: Sequence[TensorInfo]) -> list[TensorInfo]:
 # --- mistakes that leave a trace
 
 
+def _has_mistakes(subject: Subject) -> bool:
+    return subject.model is not None and bool(subject.model.trainability.mistakes)
+
+
 def _mistakes(subject: Subject, *, on_modules: bool) -> Iterator[Finding]:
     model = subject.model
     for mistake in model.trainability.mistakes if model is not None else ():
@@ -52,7 +55,7 @@ def _is_parameter(model: Model | None, mistake: Mistake) -> bool:
     return model is not None and any(tensor.name == mistake.where for tensor in model.parameters)
 
 
-@rule("T101", "misspelt-requires-grad", "error")
+@rule("T101", "misspelt-requires-grad", "error", when=_has_mistakes)
 def misspelt_requires_grad(subject: Subject) -> Iterator[Finding]:
     """A parameter or module carries an attribute that is ``requires_grad`` misspelt.
 
@@ -66,7 +69,7 @@ def misspelt_requires_grad(subject: Subject) -> Iterator[Finding]:
     yield from _mistakes(subject, on_modules=False)
 
 
-@rule("T102", "no-op-freeze", "error")
+@rule("T102", "no-op-freeze", "error", when=_has_mistakes)
 def no_op_freeze(subject: Subject) -> Iterator[Finding]:
     """A module carries ``requires_grad`` as an attribute of its own.
 
@@ -121,7 +124,7 @@ def frozen_head(subject: Subject) -> Iterator[Finding]:
         )
 
 
-@rule("T203", "batchnorm-in-train-mode", "warning")
+@rule("T203", "batchnorm-in-train-mode", "warning", when=has_module)
 def batchnorm_in_train_mode(subject: Subject) -> Iterator[Finding]:
     """BatchNorm layers whose parameters are frozen were saved in train mode.
 
@@ -132,7 +135,7 @@ def batchnorm_in_train_mode(subject: Subject) -> Iterator[Finding]:
 
     Remedy: put the frozen part into ``eval()`` after each ``model.train()``, or use ``FrozenBatchNorm2d``.
     """
-    module = subject.checkpoint.module if subject.checkpoint is not None else None
+    module = subject.module
     if module is None:
         return
     found = []
@@ -263,15 +266,18 @@ def _mismatches(optimizer: Optimizer, parameters: Sequence[TensorInfo]) -> Itera
     held = sum(len(group.params) for group in optimizer.groups)
     if held > len(parameters):
         yield f"it holds {count(held, 'parameter')}, the model has {len(parameters)}"
-    left = Counter(tensor.shape for tensor in parameters)
+    left: dict[tuple[int, ...], int] = {}
+    for tensor in parameters:
+        left[tensor.shape] = left.get(tensor.shape, 0) + 1
     foreign = []
     for index, state in optimizer.state.items():
         shape = state_shape(state)
         if shape is None:
             continue
-        if not left[shape]:
+        if not left.get(shape):
             foreign.append(f"{index} ({'×'.join(map(str, shape))})")
-        left[shape] -= 1
+        else:
+            left[shape] -= 1
     if foreign:
         yield f"state of shapes that no parameter has, or not as often: {listed(foreign, 4)}"
 
@@ -283,7 +289,7 @@ def _has_masks(subject: Subject) -> bool:
     return "_mask\n" in subject.listing
 
 
-@rule("T401", "train-mode", "note")
+@rule("T401", "train-mode", "note", when=has_module)
 def train_mode(subject: Subject) -> Iterator[Finding]:
     """The pickled model was saved in train mode.
 
@@ -294,7 +300,7 @@ def train_mode(subject: Subject) -> Iterator[Finding]:
 
     Remedy: call ``model.eval()`` after loading; better, ship the state_dict.
     """
-    module = subject.checkpoint.module if subject.checkpoint is not None else None
+    module = subject.module
     if module is not None and module.training:
         modules = sum(bool(part.training) for _, part in module.walk())
         yield subject.finding(f"{count(modules, 'module')} in train mode", evidence={"modules": modules})

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from ckpt_tools.audit.rules.portability import NEEDED, benign_names, missing_attribute, old_names, oversize_storage
+from ckpt_tools.audit.rules.portability import (
+    NEEDED,
+    benign_names,
+    missing_attribute,
+    old_names,
+    oversize_storage,
+    wrapper_prefixes,
+)
 from ckpt_tools.audit.subject import Subject
 from tests.audit.cases_portability import named, saved, without
 
@@ -69,3 +76,10 @@ def test_a_view_of_a_large_storage_is_found_wherever_it_stands(tmp_path: Path, a
     torch.save(around(big[:10]), tmp_path / "view.pt")
     (found,) = oversize_storage.findings(Subject.open(str(tmp_path / "view.pt")))
     assert found.evidence == {"slack": 319_920, "used": 80}
+
+
+def test_the_counter_of_an_averaged_model_has_no_prefix(tmp_path: Path) -> None:
+    subject = named("n_averaged", "module.fc.weight", "module.fc.bias")(tmp_path)
+    (found,) = wrapper_prefixes.findings(subject)
+    assert found.message == "all 2 keys but n_averaged begin with module."
+    assert not list(wrapper_prefixes.findings(named("other", "module.fc.weight")(tmp_path)))

@@ -256,10 +256,10 @@ def _differences(member: Member, local: Local) -> Iterator[str]:
         yield f"the compression method {method}, not {member.method}"
     if flags != member.flags:
         yield f"the flags {flags:#x}, not {member.flags:#x}"
-    for what, here, there in (("checksum", crc, member.crc), ("size", size, member.size)):
+    for what, here, there, form in (("checksum", crc, member.crc, "08x"), ("size", size, member.size, ",")):
         later = here == 0 and member.flags & STREAMED
         if here != there and not later and here != 0xFFFFFFFF:
-            yield f"the {what} {here:,}, not {there:,}"
+            yield f"the {what} {here:{form}}, not {there:{form}}"
     if packed not in (member.compressed_size, 0xFFFFFFFF) and not (packed == 0 and member.flags & STREAMED):
         yield f"the packed size {packed:,}, not {member.compressed_size:,}"
 

@@ -100,22 +100,24 @@ def legacy_format(subject: Subject) -> Iterator[Finding]:
 
 @rule("F103", "wrapper-prefix", "warning")
 def wrapper_prefixes(subject: Subject) -> Iterator[Finding]:
-    """Every key of a state_dict begins with the prefix of a wrapper.
+    """Every key of a state_dict begins with the prefix of a wrapper, but for the counter of an averaged model.
 
     Why: ``load_state_dict`` of the bare model finds none of its keys, and with ``strict=False`` loads nothing and
     says nothing.
 
-    Example: ``module.`` of DataParallel and DistributedDataParallel, ``_orig_mod.`` of torch.compile, ``model.`` of
-    Lightning.
+    Example: ``module.`` of DataParallel, DistributedDataParallel and AveragedModel, ``_orig_mod.`` of torch.compile,
+    ``model.`` of Lightning.
 
     Remedy: save ``model.module.state_dict()``, or ``ckpt convert --strip-prefix auto``.
     """
     for state_dict in _models(subject):
-        prefix = wrapper_prefix(state_dict.entries)
+        keys = [key for key in state_dict.entries if key != "n_averaged"]
+        prefix = wrapper_prefix(keys)
         if prefix:
+            but = "" if len(keys) == len(state_dict.entries) else " but n_averaged"
             yield subject.finding(
-                f"all {count(len(state_dict.entries), 'key')}{_of(state_dict)} begin with {prefix}",
-                evidence={"prefix": prefix, "keys": len(state_dict.entries)},
+                f"all {count(len(keys), 'key')}{_of(state_dict)}{but} begin with {prefix}",
+                evidence={"prefix": prefix, "keys": len(keys)},
                 remedy=f"Save the state_dict of the model within the wrapper, or ckpt convert --strip-prefix {prefix}",
             )
 

@@ -39,6 +39,14 @@ def test_the_rule_leaves_a_clean_file_alone(code: str, case: Case, tmp_path: Pat
     assert [finding.message for finding in BY_CODE[code].findings(case.clean(tmp_path))] == []
 
 
+@pytest.mark.parametrize(("code", "case"), BY_ID)
+def test_no_rule_would_find_anything_where_its_condition_is_false(code: str, case: Case, tmp_path: Path) -> None:
+    subject = case.firing(tmp_path)
+    assert BY_CODE[code].when is None or BY_CODE[code].when(subject)
+    idle = [rule for rule in RULES if rule.when is not None and not rule.when(subject)]
+    assert [finding.code for rule in idle for finding in rule.findings(subject)] == []
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
 def test_every_rule_has_a_page(rule: Rule) -> None:
     assert re.fullmatch(r"[A-Z]\d{3}", rule.code)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from codecs import getincrementaldecoder
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from typing import Literal
@@ -400,16 +400,17 @@ def _archive(source: Source) -> Archive | None:
         return None
 
 
-def _places(source: Source, offset: int, size: int) -> Sequence[tuple[Source, int, int]]:
+def _places(source: Source, offset: int, size: int) -> list[tuple[Source, int, int]]:
     """Where bytes of *source* lie: in the outermost source, and in what is inflated on the way there."""
+    found: list[tuple[Source, int, int]] = []
     try:
-        places = tuple(source.extents(offset, size))
+        for place in source.extents(offset, size):
+            found.append(place)
+            if type(place[0]) is Inflated:
+                found += _places(place[0].compressed, 0, place[0].compressed.size)
     except CkptError:  # a storage without bytes; a rule says so
-        return ()
-    for root, _, _ in places:
-        if type(root) is Inflated:
-            places += (*_places(root.compressed, 0, root.compressed.size),)
-    return places
+        pass
+    return found
 
 
 def _pickles(source: Source, member: str) -> list[Pickle]:

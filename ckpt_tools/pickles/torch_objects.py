@@ -611,18 +611,20 @@ def strided(
 
     *stride* has nothing below 0. Raises `CorruptFile` where the tensor does not lie in the storage.
     """
-    if type(storage) is View:
-        whole, begins, found = storage.storage, storage.offset, dtype or storage.dtype or UINT8
-    else:
-        assert type(storage) is Storage
-        whole, begins, found = storage, 0, dtype or storage.dtype or UINT8
     if type(offset) is not int or not 0 <= offset < 1 << 63 or len(shape) != len(stride):
         raise CorruptFile(f"a tensor of shape {shape} has the stride {stride} and the offset {brief(offset)}")
-    start, rest = divmod(begins, found.itemsize)
-    if rest:
-        raise UnsupportedFeature(
-            f"a view of storage {whole.key!r} begins at byte {begins:,}, within an element of {found.name}"
-        )
+    found = dtype or storage.dtype or UINT8
+    start = 0
+    if type(storage) is View:
+        whole = storage.storage
+        start, rest = divmod(storage.offset, found.itemsize)
+        if rest:
+            raise UnsupportedFeature(
+                f"a view of storage {whole.key!r} begins at byte {storage.offset:,}, within an element of {found.name}"
+            )
+    else:
+        assert type(storage) is Storage
+        whole = storage
     end = offset + 1
     for size, step in zip(shape, stride, strict=True):
         end += (size - 1) * step

@@ -83,3 +83,16 @@ def test_the_counter_of_an_averaged_model_has_no_prefix(tmp_path: Path) -> None:
     (found,) = wrapper_prefixes.findings(subject)
     assert found.message == "all 2 keys but n_averaged begin with module."
     assert not list(wrapper_prefixes.findings(named("other", "module.fc.weight")(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "fires"), [("model.pt", True), ("run.ckpt", True), ("pytorch_model.bin", False), ("m.safetensors", False)]
+)
+def test_the_body_of_a_language_model_is_no_wrapper(tmp_path: Path, name: str, fires: bool) -> None:
+    keys = ("model.embed_tokens.weight", "model.layers.0.mlp.weight")
+    path = tmp_path / name
+    if name.endswith(".safetensors"):
+        pytest.importorskip("safetensors.torch").save_file({key: torch.zeros(2) for key in keys}, path)
+    else:
+        torch.save({key: torch.zeros(2) for key in keys}, path)
+    assert bool(list(wrapper_prefixes.findings(Subject.open(str(path))))) is fires

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -106,20 +107,28 @@ def wrapper_prefixes(subject: Subject) -> Iterator[Finding]:
     says nothing.
 
     Example: ``module.`` of DataParallel, DistributedDataParallel and AveragedModel, ``_orig_mod.`` of torch.compile,
-    ``model.`` of Lightning.
+    ``model.`` of Lightning (and of language models of Transformers, in whose files it belongs).
 
     Remedy: save ``model.module.state_dict()``, or ``ckpt convert --strip-prefix auto``.
     """
     for state_dict in _models(subject):
         keys = [key for key in state_dict.entries if key != "n_averaged"]
         prefix = wrapper_prefix(keys)
-        if prefix:
+        if prefix and not (prefix == "model." and _is_of_transformers(subject)):
             but = "" if len(keys) == len(state_dict.entries) else " but n_averaged"
             yield subject.finding(
                 f"all {count(len(keys), 'key')}{_of(state_dict)}{but} begin with {prefix}",
                 evidence={"prefix": prefix, "keys": len(keys)},
                 remedy=f"Save the state_dict of the model within the wrapper, or ckpt convert --strip-prefix {prefix}",
             )
+
+
+def _is_of_transformers(subject: Subject) -> bool:
+    """Whether the file is of the kind in which ``model.`` is the name that a language model with a tied head gives its
+    body, and in which Transformers expects it.
+    """
+    sorted_tensors = subject.checkpoint is not None and subject.checkpoint.format in ("safetensors", "sharded")
+    return sorted_tensors or os.path.basename(subject.path).startswith("pytorch_model")
 
 
 @rule("F104", "device-tag", "warning")

@@ -146,11 +146,16 @@ def _fit(rows: list[list[str]], names: Sequence[str], texts: Sequence[int], used
     words = {i: [len(word) + 1 for row in rows for word in row[i].split() if len(word) <= LONGEST_WORD] for i in texts}
     wanted = dict(widths)
     for least, whole in (*((least, True) for least in MIN_CELLS), (MIN_CELLS[-1], False)):
-        for i in sorted(texts, key=lambda i: -wanted[i]):
-            excess = 2 * len(used) + sum(wanted.values()) - max(width, MIN_WIDTH)
-            if excess > 0:  # words stay whole as long as that is enough
-                floor = max(least, len(names[i]), max(words[i], default=0) if whole else 0)
-                wanted[i] = min(wanted[i], max(wanted[i] - excess, floor))
+        # words stay whole as long as that is enough
+        floors = {i: max(least, len(names[i]), max(words[i], default=0) if whole else 0) for i in texts}
+        excess = 2 * len(used) + sum(wanted.values()) - max(width, MIN_WIDTH)
+        while excess > 0 and (wide := [i for i in texts if wanted[i] > floors[i]]):
+            # the widest gives way, down to the next, so that no column pays for all of them
+            widest, *others = sorted(wide, key=lambda i: -wanted[i])
+            next_to_it = wanted[others[0]] if others else 0
+            step = min(excess, wanted[widest] - max(floors[widest], min(next_to_it, wanted[widest] - 1)))
+            wanted[widest] -= step
+            excess -= step
     for i in texts:
         if wanted[i] < widths[i]:
             for row in rows:

@@ -23,6 +23,7 @@ from ckpt_tools.audit.rule import Condition, Rule
 from ckpt_tools.audit.rules import BY_CODE, FAMILIES, RULES
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.errors import CkptError, NotACheckpoint
+from ckpt_tools.report import listed
 from ckpt_tools.sources import Folder
 
 MAX_DEPTH = 3
@@ -170,7 +171,7 @@ def _all_of(subject: Subject, named: bool, depth: int) -> Iterator[Audited]:
         if held is None:
             yield judged(subject, named=named)
         else:
-            yield from _held(subject, held, depth)
+            yield from _held(subject, held, named, depth)
     except Exception as error:  # a fault of ours or of the machine must not keep the other files from being judged
         yield _failed(subject.path, error)
     if subject.file is not None:
@@ -181,9 +182,10 @@ def _all_of(subject: Subject, named: bool, depth: int) -> Iterator[Audited]:
             yield from _examine(target, subject.options)
 
 
-def _held(subject: Subject, held: Container, depth: int) -> Iterator[Audited]:
+def _held(subject: Subject, held: Container, named: bool, depth: int) -> Iterator[Audited]:
     """The results for what a container holds, the container's own first, which tells whether all of it was seen."""
     inside: list[Audited] = []
+    names: list[str] = []
     problem = ""
     members = held.members()
     try:
@@ -191,6 +193,7 @@ def _held(subject: Subject, held: Container, depth: int) -> Iterator[Audited]:
             if number == MAX_MEMBERS:
                 problem = f"only the first {MAX_MEMBERS:,} members were looked at"
                 break
+            names.append(name)
             join = "/" if isinstance(subject.source, Folder) else ": "
             inside += _all_of(Subject.of(source, f"{subject.path}{join}{name}", subject.options), False, depth + 1)
     except CkptError as error:
@@ -198,7 +201,15 @@ def _held(subject: Subject, held: Container, depth: int) -> Iterator[Audited]:
     # the rules look at the archive itself: its headers, names and checksums
     bare = Subject(subject.path, subject.source, None, None, subject.options)
     bare.coverage = Coverage()
-    own = replace(judged(bare), format=held.format, title=held.title, kind="archive")
+    if not problem and all(result.skipped for result in inside):
+        bare.error = NotACheckpoint(f"a {held.title} that holds no {f'model: {listed(names)}' if names else 'file'}")
+    own = judged(bare)
+    if not own.skipped:
+        own = replace(own, format=held.format, title=held.title, kind="archive")
+    if bare.error is not None and not _is_promised(subject, held, named):
+        told = (*own.findings, *(finding for finding, _ in own.waived))
+        if all(finding.evidence.get("kind") == NotACheckpoint.__name__ for finding in told):  # its headers are sound
+            own = Audited(subject.path, size=subject.size, skipped=bare.error.problem)
     policy, unread = subject.options.policy, BY_CODE[UNREAD]
     if problem and policy.counts(UNREAD, subject.path):
         severity = policy.severity_of(UNREAD, unread.severity)
@@ -212,6 +223,14 @@ def _held(subject: Subject, held: Container, depth: int) -> Iterator[Audited]:
     yield own
     for result in inside:
         yield result if isinstance(subject.source, Folder) else replace(result, container=subject.path)
+
+
+def _is_promised(subject: Subject, held: Container, named: bool) -> bool:
+    """Whether there should be a model in a container, by its name, or since it was named as what to examine."""
+    path = subject.path.lower()
+    # a tar archive is what .tar promises, and .pth.tar is a model
+    suffixed = (path.removesuffix(".tar") if held.format == "tar" else path).endswith(MODEL_SUFFIXES)
+    return (named or suffixed) and not isinstance(subject.source, Folder)
 
 
 def _failed(path: str, error: Exception) -> Audited:
@@ -236,6 +255,8 @@ def judged(subject: Subject, *, named: bool = True) -> Audited:
             if not policy.per_path_ignores or policy.counts(rule.code, subject.path):
                 _ask(rule, severity, subject, found)
     reasons = [_waiver(finding, subject.options) for finding in found]
+    if isinstance(error, NotACheckpoint) and not (found or subject.pickles):
+        return Audited(subject.path, size=subject.size, skipped=error.problem)  # nor was the rule asked that says so
     return Audited(
         subject.path,
         checkpoint.format if checkpoint is not None else "",

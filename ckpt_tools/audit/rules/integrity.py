@@ -40,8 +40,8 @@ def not_a_checkpoint(subject: Subject) -> Iterator[Finding]:
 
     Why: whatever loads it fails, or takes it for something else.
 
-    Example: a Git LFS pointer, a web page saved under the name of the weights, an empty file, the ``data.pkl`` of
-    an archive that was unpacked.
+    Example: a Git LFS pointer, a web page saved under the name of the weights, an empty file, an archive of empty
+    folders, the ``data.pkl`` of an archive that was unpacked.
 
     Remedy: fetch the file itself.
     """

@@ -9,7 +9,6 @@ that they are given, and of functions kept as bytecode the code.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from hashlib import sha256
 from itertools import chain
 from typing import Any
 
@@ -27,6 +26,8 @@ SHORT = 100
 
 def digest(pieces: Iterable[bytes]) -> str:
     """The digest of *pieces*, "" where there are none."""
+    from hashlib import sha256  # whose import takes longer than most files, which have no payload
+
     hasher, empty = sha256(), True
     for piece in pieces:
         hasher.update(b"%d:" % len(piece))

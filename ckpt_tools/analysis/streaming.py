@@ -14,6 +14,7 @@ from ckpt_tools import forks
 from ckpt_tools.checkpoint import TensorInfo
 from ckpt_tools.contents import EXPANDED_BYTES, chunks, swap_width
 from ckpt_tools.errors import CkptError, CorruptFile, UnsupportedFeature
+from ckpt_tools.sources import Source
 
 T = TypeVar("T")
 
@@ -125,6 +126,19 @@ def spans(tensor: TensorInfo, nbytes: int = SPAN) -> Iterator[Span]:
 
 def in_file(tensor: TensorInfo) -> tuple[str, int] | None:
     """The local file in which the bytes of *tensor* lie just as `contents.chunks` gives them, and where."""
+    found = _as_they_lie(tensor)
+    return found.locate(0) if found is not None else None
+
+
+def in_source(tensor: TensorInfo) -> tuple[str, int] | None:
+    """The name of the outermost source in which the bytes of *tensor* lie so, local or not, and where."""
+    found = _as_they_lie(tensor)
+    places = list(found.extents(0, found.size)) if found is not None else []
+    return (places[0][0].name, places[0][1]) if len(places) == 1 else None
+
+
+def _as_they_lie(tensor: TensorInfo) -> Source | None:
+    """The bytes of *tensor* where they lie just as `contents.chunks` gives them."""
     storage = tensor.storage
     if storage is None or storage.missing or tensor.layout != "strided" or not tensor.numel or not tensor.contiguous:
         return None
@@ -133,7 +147,7 @@ def in_file(tensor: TensorInfo) -> tuple[str, int] | None:
     if tensor.storage_offset and tensor.nbytes != tensor.numel * tensor.dtype.itemsize:  # packed
         return None
     offset = storage.offset + tensor.storage_offset * tensor.dtype.itemsize
-    return storage.source.slice(offset, tensor.nbytes, tensor.name).locate(0)
+    return storage.source.slice(offset, tensor.nbytes, tensor.name)
 
 
 def even_spans(tensor: TensorInfo, nbytes: int) -> Iterator[Span]:

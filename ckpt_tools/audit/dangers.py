@@ -15,11 +15,12 @@ from __future__ import annotations
 import contextlib
 import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Literal
 
+from ckpt_tools.audit import payload
 from ckpt_tools.audit.gadgets import (
     CLASS_MODULES,
     CODE_CARRIERS,
@@ -103,7 +104,8 @@ class PickleVerdict:
 
     *dangers* are the reasons one by one; *refusals* what torch's weights_only would refuse; *nested* the verdicts
     for pickles in its byte strings, whose dangers are not among its own. *complete* is False where the stream
-    cannot be evaluated to its end, so that only what stands before is judged.
+    cannot be evaluated to its end, so that only what stands before is judged. *payload* is a digest of what its
+    dangerous and unknown functions are called with and of the bytecode that it holds, "" where it has none of these.
     """
 
     member: str
@@ -114,6 +116,7 @@ class PickleVerdict:
     refusals: tuple[str, ...] = ()
     nested: tuple[PickleVerdict, ...] = ()
     complete: bool = True
+    payload: str = ""
 
 
 def with_nested(verdicts: Iterable[PickleVerdict]) -> Iterator[PickleVerdict]:
@@ -165,6 +168,8 @@ def _judge(pickle: Pickle, depth: int) -> PickleVerdict:
         answer = "needs classes"
     else:
         answer = "tensors only"
+    acts = dangers or not complete or any(name.kind in ("unknown function", "code") for name in names)
+    loaded = payload.digest(_payload(pickle, names, dangers, complete)) if acts else ""
     if shift := pickle.offset - evaluation.start:  # it was evaluated by itself, and stands further on in its member
         names = tuple(replace(name, offset=name.offset + shift) for name in names)
         dangers = [replace(danger, offset=danger.offset + shift) for danger in dangers]
@@ -177,7 +182,42 @@ def _judge(pickle: Pickle, depth: int) -> PickleVerdict:
         refused,
         tuple(nested),
         complete,
+        loaded,
     )
+
+
+def _payload(
+    pickle: Pickle, names: Iterable[NameVerdict], dangers: Iterable[Danger], complete: bool
+) -> Iterator[bytes]:
+    """What tells a stream from others that have the same names do something else."""
+    evaluation, stream = pickle.evaluation, pickle.stream
+    grave: set[tuple[str, str]] = set()
+    unknown: set[tuple[str, str]] = set()
+    for use, name in zip(pickle.globals, names, strict=True):
+        if name.category is not None:
+            grave.add((use.module, use.name))
+        elif name.kind == "unknown function":
+            unknown.add((use.module, use.name))
+    named = {name.offset for name in names if name.category is not None}
+    deeds = {danger.offset: danger for danger in dangers if danger.offset not in named}
+    made = [call for call in evaluation.calls if call.offset in deeds or _concerns(call, grave)]
+    # what is changed or hidden stands among no call's arguments
+    hidden = deeds.keys() - {call.offset for call in made} or any(d.category == "injection" for d in dangers)
+    if not complete or hidden:
+        yield from payload.everything(evaluation, stream)
+    elif grave or deeds:
+        yield from payload.of_dangers(evaluation, stream, made)
+    if unknown:
+        yield from payload.of_texts(call for call in evaluation.calls if _concerns(call, unknown))
+    if any(name.kind == "code" for name in names):
+        yield from payload.of_code([call for call in evaluation.calls if _is_code_type(call.func)], stream)
+
+
+def _concerns(call: Call, names: Container[tuple[str, str]]) -> bool:
+    """Whether one of *names* is what is called, or what a call of something else is given to call or to keep."""
+    state = call.state if type(call.state) is tuple else ()
+    found = map(as_global, (call.func, *call.arguments[:4], *state[:2]))
+    return any(name is not None and (name.module, name.name) in names for name in found)
 
 
 # --- names
@@ -908,7 +948,7 @@ def _source(value: object, pickle: Pickle) -> Source | None:
 def _loaded(source: Source | None, member: str, depth: int) -> Iterator[PickleVerdict]:
     """The verdicts for the pickles in *source*, a file that torch.load will read."""
     if source is None or source.size > MAX_NESTED_BYTES or depth >= MAX_NESTED:
-        yield PickleVerdict(member, "unknown", complete=False)
+        yield _unjudged(member, source)
     elif source.peek(0, 4) == b"PK\x03\x04":
         from ckpt_tools.formats import open_checkpoint  # rarely needed
 
@@ -916,7 +956,7 @@ def _loaded(source: Source | None, member: str, depth: int) -> Iterator[PickleVe
             for inner in open_checkpoint(source).pickles:
                 yield _judge(inner, depth + 1)
         except CkptError:
-            yield PickleVerdict(member, "unknown", complete=False)
+            yield _unjudged(member, source)
     else:
         streams = Pickles(source)
         for number in range(5):  # a legacy file
@@ -930,11 +970,17 @@ def _loaded(source: Source | None, member: str, depth: int) -> Iterator[PickleVe
                 return
 
 
+def _unjudged(member: str, source: Source | None) -> PickleVerdict:
+    """The verdict for *source*, which may be anything."""
+    loaded = payload.digest(payload.of_bytes(source)) if source is not None else ""
+    return PickleVerdict(member, "unknown", complete=False, payload=loaded)
+
+
 def _kept(source: Source, member: str, depth: int) -> PickleVerdict | None:
     """The verdict for *source*, a byte string, if it is a pickle."""
     if source.size > MAX_NESTED_BYTES or depth >= MAX_NESTED:
         looks_so = source.peek(0, 1) == b"\x80"
-        return PickleVerdict(member, "unknown", complete=False) if looks_so else None
+        return _unjudged(member, source) if looks_so else None
     try:
         with contextlib.suppress(Truncated):
             evaluate(source.peek(0, HEAD_BYTES))  # most of what is no pickle shows it here, and may be large

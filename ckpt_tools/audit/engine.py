@@ -24,6 +24,7 @@ from ckpt_tools.audit.rules import BY_CODE, FAMILIES, RULES
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.errors import CkptError, NotACheckpoint, UnsupportedFeature
 from ckpt_tools.formats import open_checkpoint
+from ckpt_tools.report import listed
 from ckpt_tools.sources import Folder
 
 MAX_DEPTH = 3
@@ -194,6 +195,7 @@ def _all_of(subject: Subject, named: bool, depth: int) -> Iterator[Audited]:
 def _held(subject: Subject, held: Container, named: bool, depth: int) -> Iterator[Audited]:
     """The results for what a container holds, the container's own first, which tells whether all of it was seen."""
     inside: list[Audited] = []
+    names: list[str] = []
     problem = ""
     members = held.members()
     try:
@@ -201,6 +203,7 @@ def _held(subject: Subject, held: Container, named: bool, depth: int) -> Iterato
             if number == MAX_MEMBERS:
                 problem = f"only the first {MAX_MEMBERS:,} members were looked at"
                 break
+            names.append(name)
             join = "/" if isinstance(subject.source, Folder) else ": "
             inside += _all_of(Subject.of(source, f"{subject.path}{join}{name}", subject.options), False, depth + 1)
     except CkptError as error:
@@ -208,14 +211,15 @@ def _held(subject: Subject, held: Container, named: bool, depth: int) -> Iterato
     # the rules look at the archive itself: its headers, names and checksums
     bare = Subject(subject.path, subject.source, None, None, subject.options)
     bare.coverage = Coverage()
+    if not problem and all(result.skipped for result in inside):
+        bare.error = NotACheckpoint(f"a {held.title} that holds no {f'model: {listed(names)}' if names else 'file'}")
     own = judged(bare)
-    if not (problem or own.findings or own.waived) and all(result.skipped for result in inside):
-        bare.error = NotACheckpoint(f"a {held.title} in which nothing is a checkpoint", remedy="Check the path")
-        if named or held.format != "tar":
-            own = judged(bare, named=named)
-        else:  # one that was only met promises no model by its name
+    if not own.skipped:
+        own = replace(own, format=held.format, title=held.title, kind="archive")
+    if bare.error is not None and not _is_promised(subject, held, named):
+        told = (*own.findings, *(finding for finding, _ in own.waived))
+        if all(finding.evidence.get("kind") == NotACheckpoint.__name__ for finding in told):  # its headers are sound
             own = Audited(subject.path, size=subject.size, skipped=bare.error.problem)
-    own = replace(own, format=held.format, title=held.title, kind="archive")
     policy, unread = subject.options.policy, BY_CODE[UNREAD]
     if problem and policy.counts(UNREAD, subject.path):
         severity = policy.severity_of(UNREAD, unread.severity)
@@ -229,6 +233,14 @@ def _held(subject: Subject, held: Container, named: bool, depth: int) -> Iterato
     yield own
     for result in inside:
         yield result if isinstance(subject.source, Folder) else replace(result, container=subject.path)
+
+
+def _is_promised(subject: Subject, held: Container, named: bool) -> bool:
+    """Whether there should be a model in a container, by its name, or since it was named as what to examine."""
+    path = subject.path.lower()
+    # a tar archive is what .tar promises, and .pth.tar is a model
+    suffixed = (path.removesuffix(".tar") if held.format == "tar" else path).endswith(MODEL_SUFFIXES)
+    return (named or suffixed) and not isinstance(subject.source, Folder)
 
 
 def _failed(path: str, error: Exception) -> Audited:
@@ -252,9 +264,9 @@ def judged(subject: Subject, *, named: bool = True) -> Audited:
         for rule, severity in rules if when is None or _holds(when, subject) else ():
             if not policy.per_path_ignores or policy.counts(rule.code, subject.path):
                 _ask(rule, severity, subject, found)
-    if isinstance(error, NotACheckpoint | UnsupportedFeature) and not (found or subject.pickles):
-        return Audited(subject.path, size=subject.size, skipped=error.problem)  # the rule that tells it is ignored
     reasons = [_waiver(finding, subject.options) for finding in found]
+    if isinstance(error, NotACheckpoint | UnsupportedFeature) and not (found or subject.pickles):
+        return Audited(subject.path, size=subject.size, skipped=error.problem)  # nor was the rule asked that says so
     return Audited(
         subject.path,
         checkpoint.format if checkpoint is not None else "",

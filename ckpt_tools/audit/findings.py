@@ -59,3 +59,8 @@ class Finding:
         """All that it is about: several globals, or `about` alone."""
         several = self.evidence.get("globals")
         return tuple(map(str, several)) if isinstance(several, list | tuple) and several else (self.about,)
+
+    @property
+    def payload(self) -> str:
+        """A digest of what would do harm, "" where it is about nothing that does."""
+        return str(self.evidence.get("payload", ""))

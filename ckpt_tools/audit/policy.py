@@ -28,9 +28,9 @@ KINDS = (
 )  # fmt: skip
 """What a checkpoint may be; see `Checkpoint.kind`."""
 
-UNEXAMINED = frozenset({"I101", "I102", "I103", "I104", "I105"})
-"""The rules that tell that a file, or a part of it, could not be examined. Whoever selects other rules gets them too: a
-file in which those could not look would pass for clean. Only what ignores them leaves them out."""
+UNEXAMINED = frozenset({"I102", "I103", "I104", "I105"})
+"""The rules that tell that a model, or a part of it, could not be examined. Whoever selects other rules gets them too:
+a file in which those could not look would pass for clean. Only what ignores them leaves them out."""
 
 _FILES = ("ckpt-tools.toml", "pyproject.toml")
 

@@ -124,7 +124,7 @@ def _why(verdict: PickleVerdict) -> str:
 
     names = [n for n in verdict.names if (n.danger if verdict.answer == "dangerous" else not n.allowed)]
     if not names or verdict.answer == "unknown":
-        return listed(verdict.reasons)
+        return listed(verdict.reasons or verdict.refusals)
     return listed([told(name) for name in names])
 
 

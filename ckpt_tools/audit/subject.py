@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from ckpt_tools.analysis.checksums import Checksums
 from ckpt_tools.analysis.summary import Subject as Model
 from ckpt_tools.analysis.summary import subject_of
 from ckpt_tools.audit.coverage import Coverage, Opening, cover
@@ -172,7 +174,7 @@ class Subject:
         from ckpt_tools.analysis.statistics import Statistics, statistics_of
 
         tensors = (*self.tensors, *self.loose.tensors)
-        numbers = statistics_of(tensors, threads=2 if self.size > SMALL else 1)
+        numbers = statistics_of(tensors, threads=2 if self.size > SMALL else 1, checksums=self._read)
         found = (one if isinstance(one, Statistics) else None for one in numbers)
         return tuple(zip(tensors, found, strict=True))
 
@@ -180,6 +182,20 @@ class Subject:
     def module(self) -> Module | None:
         """The ``nn.Module`` that is pickled in it."""
         return self.checkpoint.module if self.checkpoint is not None else None
+
+    @cached_property
+    def _read(self) -> Checksums | None:
+        """Where the checksums of what is read are noted; None where nobody compares them."""
+        if self.archive is None or not any(member.crc for member in self.archive.members):
+            return None
+        return Checksums()
+
+    @cached_property
+    def checksums(self) -> Checksums:
+        """Those of the bytes that `statistics` reads, so that they are not read twice."""
+        with suppress(CkptError):  # what cannot be read is told by who asks for the numbers
+            _ = self.statistics
+        return self._read or Checksums()
 
     @cached_property
     def model(self) -> Model | None:

@@ -88,6 +88,12 @@ def audit(
         torch=torch or policy.torch,
     )
     known = baselines.load(baseline) if baseline is not None and not write_baseline else None
+    if known is not None and known.version < baselines.VERSION:
+        click.echo(
+            f"ckpt: {baseline}: written by an earlier version, without what dangerous calls are made with: they are "
+            "told as new. Look at them, and write it anew with --write-baseline",
+            err=True,
+        )
     options = Options(policy, not no_values, baseline=known, cache=cache)
     results: list[Audited] = []
     coming = _kept(run_audit(paths, options, jobs=jobs, dask=dask), results)

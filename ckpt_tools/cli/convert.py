@@ -145,6 +145,8 @@ def convert(
         check_place(report_file, *conversion.targets())
     if bake and not conversion.plan.baked:
         click.echo("ckpt: nothing to bake: no pruning, weight_norm, spectral_norm or parametrization", err=True)
+    for option, pattern in conversion.plan.unmatched:
+        click.echo(f"ckpt: {option} {pattern} matches nothing", err=True)
     sources: list[ClassSource] = []
     if extract_source is not None:
         sources = sources_in(conversion.plan.checkpoint, extract_source)

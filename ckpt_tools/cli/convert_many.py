@@ -49,6 +49,9 @@ def convert_many(
             else:
                 failed.append((task.source, outcome))
                 _tell(outcome)
+    for option, pattern in done[0].unmatched if done else ():
+        if all((option, pattern) in item.unmatched for item in done):
+            click.echo(f"ckpt: {option} {pattern} matches nothing in any of {count(len(done), 'file')}", err=True)
     if report_file is not None:
         stories = [_story(item) for item in done] + [_failure(path, error) for path, error in failed]
         emit(stories, command="convert", format="json", output=report_file)

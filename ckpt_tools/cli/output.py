@@ -45,6 +45,12 @@ def complain(text: str) -> None:
 def report_each(paths: Sequence[str], make: Callable[[Checkpoint], Report]) -> tuple[list[Report], int]:
     """The reports of all files, and 2 where one could not be read (each told on standard error), else 0."""
     reports: list[Report] = []
+    code = for_each(paths, lambda path, checkpoint: reports.append(make(checkpoint)))
+    return reports, code
+
+
+def for_each(paths: Sequence[str], do: Callable[[str, Checkpoint], None]) -> int:
+    """Call *do* with every file that *paths* name; 2 where that failed for one (told on standard error), else 0."""
     code = 0
     for path in paths:
         try:
@@ -55,11 +61,11 @@ def report_each(paths: Sequence[str], make: Callable[[Checkpoint], Report]) -> t
             continue
         for match in matches:
             try:
-                reports.append(make(open_checkpoint(match)))
+                do(match, open_checkpoint(match))
             except CkptError as error:
                 complain(str(error.at(path=match)))
                 code = 2
-    return reports, code
+    return code
 
 
 def expand(path: str) -> Iterator[str]:

@@ -87,7 +87,7 @@ def test_sections_of_a_page() -> None:
     assert example.section("Why") == "it matters: a lot.\n\nAnd more."
     assert example.section("Example") == "this."
     first, second = example.findings(fixture("zip/mlp.pt")(Path()))
-    assert (first.code, first.name, first.severity, first.remedy) == ("X101", "example", "note", "do that.")
+    assert (first.code, first.name, first.severity, first.remedy) == ("X101", "example", "note", "Do that.")
     assert second.remedy == "Leave it."
     assert (second.location.member, second.location.offset, second.location.tensor) == ("a/b", 3, "t")
     assert dict(second.evidence) == {"n": 1}

@@ -32,17 +32,19 @@ def test_a_finding_names_the_opcode_and_its_place() -> None:
     data = b"\x80\x04N0" + SYSTEM.code + b"."
     (found,) = BY_CODE["S101"].findings(subject(data))
     assert (found.location.member, found.location.offset) == ("pickle", data.index(b"\x93"))
-    assert dict(found.evidence) == {"global": "os.system", "opcode": "STACK_GLOBAL", "called": True}
+    expected = {"global": "os.system", "opcode": "STACK_GLOBAL", "called": True, "payload": found.payload}
+    assert dict(found.evidence) == expected
 
 
 def test_what_is_only_held_is_said_to_be() -> None:
     (found,) = BY_CODE["S101"].findings(subject(stream([name("os:system")], protocol=2)))
-    assert dict(found.evidence) == {"global": "os.system", "opcode": "GLOBAL", "called": False}
+    expected = {"global": "os.system", "opcode": "GLOBAL", "called": False, "payload": found.payload}
+    assert dict(found.evidence) == expected
 
 
 def test_the_names_of_a_pickle_that_breaks_off_are_in_the_evidence() -> None:
     (found,) = BY_CODE["S115"].findings(subject(ATTACKS["broken by no STOP"].data))
-    assert dict(found.evidence) == {"names": ["os.system"]}
+    assert dict(found.evidence) == {"names": ["os.system"], "payload": found.payload}
 
 
 def test_classes_are_listed_with_what_they_are_for() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,12 @@ def test_many_files_are_summed_up(run: Any, tmp_path: Path) -> None:
         "  no pickle     1\n"
         "  12 files without findings not shown\n"
     )
+
+
+def test_a_pickle_that_is_refused_for_no_name_says_why(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty.pkl").write_bytes(pickle.dumps({}, 4))
+    outcome = run("audit", "empty.pkl", cwd=tmp_path)
+    assert "needs classes: MEMOIZE: the weights_only unpickler does not know this opcode\n" in outcome.stdout
 
 
 def test_hints(run: Any) -> None:

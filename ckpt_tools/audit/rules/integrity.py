@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterator
 from functools import lru_cache, partial
 
+from ckpt_tools.analysis.checksums import Checksums
 from ckpt_tools.audit.coverage import all_tensors
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.inputs import MODEL_SUFFIXES
@@ -42,8 +42,8 @@ def not_a_checkpoint(subject: Subject) -> Iterator[Finding]:
 
     Why: whatever loads it fails, or takes it for something else.
 
-    Example: a Git LFS pointer, a web page saved under the name of the weights, an empty file, the ``data.pkl`` of
-    an archive that was unpacked.
+    Example: a Git LFS pointer, a web page saved under the name of the weights, an empty file, an archive of empty
+    folders, the ``data.pkl`` of an archive that was unpacked.
 
     Remedy: fetch the file itself.
     """
@@ -177,8 +177,8 @@ def crc_mismatch(subject: Subject) -> Iterator[Finding]:
     from ckpt_tools.analysis.streaming import in_order
 
     threads = 2 if subject.size > SMALL else 1
-    checksums = in_order([partial(_checksum, archive, member) for member in archive.members], threads)
-    for member, found in zip(archive.members, checksums, strict=True):
+    jobs = [partial(_checksum, archive, member, subject.checksums) for member in archive.members]
+    for member, found in zip(archive.members, in_order(jobs, threads), strict=True):
         declared = f"{member.crc:08x}"
         if isinstance(found, CorruptFile):
             yield subject.finding(found.problem, member=member.name, evidence={"declared": declared})
@@ -190,13 +190,11 @@ def crc_mismatch(subject: Subject) -> Iterator[Finding]:
             )
 
 
-def _checksum(archive: Archive, member: Member) -> int | CorruptFile | None:
+def _checksum(archive: Archive, member: Member, known: Checksums) -> int | CorruptFile | None:
     """The CRC-32 of a member's bytes; None where they cannot be had, which the coverage tells."""
-    found = 0
     try:
         content = archive.open(member)
-        for chunk in content.chunks():
-            found = zlib.crc32(chunk, found)
+        found = known.of(content)
         if isinstance(content, Inflated) and (behind := content.behind()):
             return CorruptFile(f"{count(behind, 'byte')} follow where its deflated bytes end", path=content.name)
     except UnsupportedFeature:

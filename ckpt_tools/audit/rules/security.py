@@ -12,6 +12,7 @@ from ckpt_tools.audit.dangers import Danger, NameVerdict, PickleVerdict, classif
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.gadgets import Category
 from ckpt_tools.audit.inputs import CONFIGURATIONS, TEMPLATES, has_companions
+from ckpt_tools.audit.payload import digest, of_bytes
 from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.checkpoint import Checkpoint, Pickle
@@ -40,7 +41,7 @@ def _dangers(subject: Subject, category: Category) -> Iterator[Finding]:
 
 def _found(subject: Subject, verdict: PickleVerdict, danger: Danger) -> Finding:
     name = next((name for name in verdict.names if name.name == danger.subject), None)
-    evidence: dict[str, object] = {"global": danger.subject}
+    evidence: dict[str, object] = {"global": danger.subject, "payload": verdict.payload}
     if name is not None:
         evidence |= {"opcode": name.opcode, "called": name.called}
     return subject.finding(shortened(str(danger)), member=verdict.member, offset=danger.offset, evidence=evidence)
@@ -214,7 +215,7 @@ def unknown_function(subject: Subject) -> Iterator[Finding]:
             f"{name.name} is {done}, and nothing is known of it",
             member=verdict.member,
             offset=name.offset,
-            evidence={"global": name.name, "opcode": name.opcode},
+            evidence={"global": name.name, "opcode": name.opcode, "payload": verdict.payload},
         )
 
 
@@ -286,7 +287,7 @@ def embedded_bytecode(subject: Subject) -> Iterator[Finding]:
                 f"it holds a function as bytecode ({code.name})",
                 member=verdict.member,
                 offset=code.offset,
-                evidence={"global": code.name},
+                evidence={"global": code.name, "payload": verdict.payload},
             )
 
 
@@ -310,7 +311,7 @@ def unevaluated_pickle(subject: Subject) -> Iterator[Finding]:
             yield subject.finding(
                 f"it cannot be evaluated to its end{f' ({why})' if why else ''}; before that it refers to {seen}",
                 member=verdict.member,
-                evidence={"names": [name.name for name in verdict.names]},
+                evidence={"names": [name.name for name in verdict.names], "payload": verdict.payload},
             )
 
 
@@ -413,10 +414,11 @@ def polyglot(subject: Subject) -> Iterator[Finding]:
             yield subject.finding(
                 f"{own} to some, and to others a zip archive with {archive.members[0].name!r:.80}",
                 offset=first,
+                evidence={"payload": digest(of_bytes(source, first))},
             )
         elif first > 0:
             what = f"the archive begins at byte {first:,}; what stands before it begins like another"
-            yield subject.finding(what, offset=0)
+            yield subject.finding(what, offset=0, evidence={"payload": digest(of_bytes(source, first))})
     if subject.checkpoint is not None:
         for anomaly in subject.checkpoint.anomalies:
             if "the same bytes are a legacy file" in anomaly.what:
@@ -490,10 +492,10 @@ def torchscript_operator(subject: Subject) -> Iterator[Finding]:
                 found = {_plain(m[0]): m.start() for m in reversed([*re.finditer(_OPERATOR, text)])}
             else:
                 found = {m[0].decode(): m.start() for m in reversed([*re.finditer(_BYTECODE, code)])}
+            payload = digest([code]) if found else ""
             for operator, offset in sorted(found.items(), key=lambda item: item[1]):
-                yield subject.finding(
-                    f"the code uses {operator}", member=member, offset=offset, evidence={"name": operator}
-                )
+                evidence = {"name": operator, "payload": payload}
+                yield subject.finding(f"the code uses {operator}", member=member, offset=offset, evidence=evidence)
 
 
 def _plain(operator: str) -> str:
@@ -564,7 +566,8 @@ def exported_program_code(subject: Subject) -> Iterator[Finding]:
             targets: set[str] = set()
             for key, value in _strings(archive, member):
                 if key == "expr_str" and re.search(_UNLIKE_SYMPY, re.sub(_SYMBOL, "Symbol(", value)):
-                    yield subject.finding(f"a size is the expression {value!r:.120}", member=member.name)
+                    what = f"a size is the expression {value!r:.120}"
+                    yield subject.finding(what, member=member.name, evidence={"payload": digest([_bytes(value)])})
                 elif key == "target" and value not in targets and _is_bad_target(value):
                     targets.add(value)
                     yield subject.finding(f"the graph calls {value}", member=member.name, evidence={"name": value})
@@ -653,7 +656,10 @@ def climbing_path(subject: Subject) -> Iterator[Finding]:
             header = source.peek(entry.offset - tar.BLOCK, tar.BLOCK)
             if header[156:157] in (b"1", b"2"):
                 target = header[157:257].partition(b"\0")[0].decode("utf-8", "replace")
-                yield subject.finding(f"the archive has a link to {target!r:.200}", member=entry.name)
+                evidence = {"payload": digest([header[157:257]])}
+                yield subject.finding(
+                    f"the archive has a link to {target!r:.200}", member=entry.name, evidence=evidence
+                )
 
 
 _CLIMBING = ("..", "\n/", "\\", ":")  # one of which stands in every list of names with one that climbs
@@ -726,10 +732,19 @@ def python_in_archive(subject: Subject) -> Iterator[Finding]:
         if member.name.endswith(_PYTHON) and not (script and inner.startswith("code/")):
             if member.name.endswith(".pth") and not _is_path_file(archive, member.name):
                 continue
-            yield subject.finding("Python source or bytecode", member=member.name, evidence={"bytes": member.size})
+            evidence = {"bytes": member.size, "payload": _content(archive, member)}
+            yield subject.finding("Python source or bytecode", member=member.name, evidence=evidence)
 
 
 _PYTHON = (".py", ".pyc", ".pth")
+
+
+def _content(archive: Archive, member: Member) -> str:
+    """The digest of a member, "" where it cannot be read: a rule says so."""
+    try:
+        return digest(archive.open(member).chunks())
+    except CkptError:
+        return ""
 
 
 def _is_path_file(archive: Archive, name: str) -> bool:
@@ -768,9 +783,12 @@ def template_injection(subject: Subject) -> Iterator[Finding]:
     for place, key, value in chain(own, _templates(subject)):
         match = re.search(_TEMPLATE, value) if "{{" in value or "{%" in value else None
         if match is not None:
-            yield subject.finding(
-                f"{key} refers to {match[0]!r}", member=place, evidence={"name": key, "text": value[:200]}
-            )
+            evidence = {"name": key, "text": value[:200], "payload": digest([_bytes(value)])}
+            yield subject.finding(f"{key} refers to {match[0]!r}", member=place, evidence=evidence)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _texts(subject: Subject, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
@@ -825,7 +843,9 @@ def code_in_model(subject: Subject) -> Iterator[Finding]:
         return
     for key, value in _strings(archive, member):
         if key in ("class_name", "registered_name") and value.rpartition(".")[2].rpartition(">")[2] in _CODE_LAYERS:
-            yield subject.finding(f"a layer of the class {value}", member=member.name, evidence={"name": value})
+            # its code is elsewhere in the same text
+            evidence = {"name": value, "payload": digest(archive.open(member).chunks())}
+            yield subject.finding(f"a layer of the class {value}", member=member.name, evidence=evidence)
         elif key == "module" and value.partition(".")[0] not in _KERAS and classify(value, "Unknown", True)[1]:
             yield subject.finding(f"it refers to the module {value:.200}", member=member.name, evidence={"name": value})
         elif key in ("config", "registered_name", "function", "function_name") and value in _LOADERS:
@@ -884,7 +904,8 @@ def remote_code(subject: Subject) -> Iterator[Finding]:
         wanted = text.get("auto_map") if isinstance(text, dict) else None
         if isinstance(wanted, dict) and wanted:
             named = ", ".join(shortened(f"{key}: {value}", 60) for key, value in list(wanted.items())[:3])
-            yield subject.finding(f"auto_map has {named} imported", member=name, evidence={"name": name})
+            evidence = {"name": name, "payload": digest([json.dumps(wanted, sort_keys=True).encode()])}
+            yield subject.finding(f"auto_map has {named} imported", member=name, evidence=evidence)
 
 
 RULES: tuple[Rule, ...] = (

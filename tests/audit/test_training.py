@@ -121,3 +121,11 @@ def test_the_head_of_a_file_that_is_sorted_by_name(tmp_path: Path, head: str) ->
     numpy.save_file({f"{head}.weight": values, "model.layer.weight": trained}, tmp_path / "m.safetensors")
     (found,) = head_as_initialised.findings(Subject.open(str(tmp_path / "m.safetensors")))
     assert found.location.tensor == f"{head}.weight"
+
+
+def test_the_numbers_of_a_parameter_are_those_that_were_measured(tmp_path: Path) -> None:
+    subject = fixture("model/tied.pt")(tmp_path)
+    assert subject.model is not None
+    for parameter in subject.model.parameters:
+        same = [n for tensor, n in subject.statistics if tensor.name == parameter.name]
+        assert [subject.numbers_of(parameter)] == same

@@ -2,6 +2,8 @@
 
 import math
 
+import pytest
+
 from ckpt_tools.render import render
 from ckpt_tools.report import Facts, HeatMap, Histogram, Report, Table, Tree
 
@@ -78,3 +80,16 @@ def test_columns_that_are_too_wide_share_the_room() -> None:
     at = [heading.index(name) for name in ("short", "long  ", "longer")]
     assert at[1] - at[0] == len(short) + 2  # it keeps what it needs
     assert abs((at[2] - at[1]) - (100 - at[2])) <= 4  # neither pays for both
+
+
+@pytest.mark.parametrize(
+    ("text", "markdown"),
+    [
+        ("call ``model.eval()``, *then* go", "call `model.eval()`, \\*then\\* go"),
+        ("`a|b`", "`a\\|b`"),
+        ("a` <b>", "a\\` \\<b\\>"),
+        ("a ` ` b", "a \\` \\` b"),
+    ],
+)
+def test_markdown_shows_code_as_code_and_else_what_stands_there(text: str, markdown: str) -> None:
+    assert f"| {markdown} |" in shown(Table("", ("what",), [(text,)]), "markdown")

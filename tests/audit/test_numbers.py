@@ -94,3 +94,13 @@ def test_of_several_state_dicts_the_message_says_which(tmp_path: Path) -> None:
     assert (found.location.tensor, found.message) == ("w", "1 of 2 values are NaN (in ema)")
     (found,) = found_in(nan_values, tmp_path, {"model": {"w": bad}})
     assert found.message == "1 of 2 values are NaN"
+
+
+def test_single_numbers_of_a_run_and_masks_may_be_infinite(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    run = {"best": torch.tensor(torch.inf), "callbacks": {"Saver": {"kth_value": torch.tensor(torch.inf)}}}
+    weights = {"scale": torch.tensor(1.0), "attn_mask": torch.full((2, 2), -torch.inf).triu(1), "w": torch.ones(2)}
+    assert not found_in(infinite_values, tmp_path, {"model": weights, **run})
+    weights |= {"scale": torch.tensor(torch.inf), "attn_mask": torch.full((2, 2), torch.inf)}
+    found = found_in(infinite_values, tmp_path, {"model": weights, **run})
+    assert [finding.location.tensor for finding in found] == ["scale", "attn_mask"]

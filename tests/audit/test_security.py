@@ -144,3 +144,12 @@ def test_a_scripts_tables_of_source_lines_need_no_classes() -> None:
     found = BY_CODE["S113"].findings(Subject.open(str(path)))
     assert [finding.location.member for finding in found] == ["perceptron/data.pkl"]
     assert not list(BY_CODE["F101"].findings(Subject.open(str(path))))  # it brings the code of its classes
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_what_a_traced_script_keeps_is_part_of_it(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    path = str(tmp_path / "traced.pt")
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(path)
+    found = list(BY_CODE["S117"].findings(Subject.open(path)))
+    assert not found, found

@@ -35,14 +35,16 @@ FAR = 1e4
 def _measured(subject: Subject, *, others: bool = False) -> Iterator[tuple[StateDict, TensorInfo, Statistics]]:
     """The tensors that have numbers, each with its state_dict.
 
-    An optimizer's state, and what stands in no state_dict, come only with *others*: they are no weights.
+    An optimizer's state, and what stands in no state_dict, come only with *others*: they are no weights. Nor are single
+    numbers that a run keeps, such as its best loss, which begins at infinity.
     """
     found = iter(subject.statistics)
     for state_dict in (*subject.state_dicts, subject.loose):
         weights = state_dict.role != "optimizer" and state_dict is not subject.loose
         for _ in state_dict.tensors:
             tensor, numbers = next(found)
-            if numbers is not None and (others or weights):
+            is_metric = state_dict.role == "other" and tensor.numel == 1
+            if numbers is not None and not is_metric and (others or weights):
                 yield state_dict, tensor, numbers
 
 
@@ -83,13 +85,13 @@ def infinite_values(subject: Subject) -> Iterator[Finding]:
     Why: infinity times zero, and infinity less infinity, are NaN. Most come from a cast to float16 of values
     beyond 65504.
 
-    Example: ``model.half()`` on weights that do not fit; an attention mask kept as a buffer of ``-inf``, which is
-    meant, and deserves a waiver.
+    Example: ``model.half()`` on weights that do not fit. The ``-inf`` of a tensor whose name ends in ``mask`` is meant.
 
     Remedy: convert again from the wider type, to bfloat16 if the range is needed.
     """
     for state_dict, tensor, numbers in _measured(subject, others=True):
-        if numbers.infinite:
+        is_mask = tensor.name.endswith("mask") and not numbers.positive_infinity
+        if numbers.infinite and not is_mask:
             yield subject.finding(
                 f"{numbers.infinite:,} of {count(numbers.count, 'value')} are infinite{_in(subject, state_dict)}",
                 tensor=tensor.name,

@@ -371,8 +371,11 @@ def _hidden(subject: Subject) -> Iterator[Pickle]:
         for pickle in subject.checkpoint.pickles:
             if re.fullmatch(r"(?:.*: )?pickle \d+", pickle.member):
                 yield pickle
-    # torch reads these of a script to say where its code came from
-    yield from (p for p in subject.coverage.pickles if not (script and p.member.endswith(".debug_pkl")))
+    yield from (p for p in subject.coverage.pickles if not (script and p.member.endswith(_OF_SCRIPTS)))
+
+
+_OF_SCRIPTS = (".debug_pkl", "/traced_inputs.pkl", "/bytecode.pkl", "/mobile_debug_handles.pkl")
+"""Members of a script that torch writes: where its code came from, what it was traced with, its mobile form."""
 
 
 @rule("S118", "pickle-in-bytes", "warning")

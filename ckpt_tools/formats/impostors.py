@@ -293,6 +293,8 @@ def _zip(source: Source, head: bytes) -> _Problem | None:
     except CorruptFile as error:
         error.remedy = error.remedy or _AGAIN
         return error
+    if any(name.endswith(("/.format_version", "/.data/serialization_id", "/byteorder")) for name in names):
+        return CorruptFile("a PyTorch zip archive without its data.pkl", remedy=_AGAIN)
     files = (name for name in names if not name.endswith("/"))
     return explain_zip(names) or NotACheckpoint(
         f"a zip archive without a checkpoint in it: {_listed(files)}", remedy=_WRONG_FILE

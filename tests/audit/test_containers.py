@@ -231,7 +231,9 @@ def test_a_folder_at_a_url_is_walked(tmp_path: Path) -> None:
 def test_an_archive_of_torch_without_its_pickle_is_not_clean(tmp_path: Path) -> None:
     without = packed([(name, data) for name, data in contents() if not name.endswith("data.pkl")])
     (result,) = audited(tmp_path / "m.pt", without)
-    assert [finding.code for finding in result.findings] == ["I101"]
+    assert [(finding.code, finding.message) for finding in result.findings] == [
+        ("I103", "a PyTorch zip archive without its data.pkl")
+    ]
 
 
 def test_a_member_that_is_not_what_its_name_promises_is_told(tmp_path: Path) -> None:

@@ -261,6 +261,17 @@ def test_the_comment_of_an_archive_is_looked_at(comment: bytes, how: str) -> Non
     assert ("os.system" in {str(use) for pickle in found.pickles for use in pickle.globals}) == (how == "examined")
 
 
+@pytest.mark.parametrize(
+    ("data", "where"),
+    [
+        (commented(bytes(range(1, 60))), "bytes in the comment of the archive"),
+        (packed(contents()) + bytes(range(1, 60)), "bytes behind the end of the archive"),
+    ],
+)
+def test_what_follows_an_archive_is_its_comment_or_is_not(data: bytes, where: str) -> None:
+    assert [region.what for region in subject(data).coverage.unread] == [where]
+
+
 def test_a_length_beyond_the_end_of_the_file_hides_nothing() -> None:
     data = bytearray(with_member("mlp/extra.pkl", CALL))
     last = data.rfind(b"PK\3\4")

@@ -293,12 +293,13 @@ def _zip(source: Source, head: bytes) -> _Problem | None:
     except CorruptFile as error:
         error.remedy = error.remedy or _AGAIN
         return error
-    if any(name.endswith(("/.format_version", "/.data/serialization_id", "/byteorder")) for name in names):
+    if explained := explain_zip(names):
+        return explained
+    endings = {name.partition("/")[2] for name in names}
+    if endings & {".format_version", ".data/serialization_id", "byteorder"} and "archive_format" not in endings:
         return CorruptFile("a PyTorch zip archive without its data.pkl", remedy=_AGAIN)
     files = (name for name in names if not name.endswith("/"))
-    return explain_zip(names) or NotACheckpoint(
-        f"a zip archive without a checkpoint in it: {_listed(files)}", remedy=_WRONG_FILE
-    )
+    return NotACheckpoint(f"a zip archive without a checkpoint in it: {_listed(files)}", remedy=_WRONG_FILE)
 
 
 def _hdf5(source: Source, head: bytes) -> _Problem | None:

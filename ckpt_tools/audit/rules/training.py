@@ -32,9 +32,11 @@ _HEADS = ("fc", "head", "heads", "classifier", "lm_head", "logits")
 
 def _head(parameters: Sequence[TensorInfo], *, by_name: bool = False) -> list[TensorInfo]:
     """The parameters of the last layer; where they stand *by_name*, of the one called like a head, if any."""
-    layers = list(dict.fromkeys(tensor.name.rpartition(".")[0] for tensor in parameters))
-    called = [layer for layer in layers if by_name and layer.rpartition(".")[2] in _HEADS]
-    layer = called[0] if len(called) == 1 else layers[-1] if layers else ""
+    layer = parameters[-1].name.rpartition(".")[0] if parameters else ""
+    if by_name:
+        layers = {tensor.name.rpartition(".")[0] for tensor in parameters}
+        called = [one for one in layers if one.rpartition(".")[2] in _HEADS]
+        layer = called[0] if len(called) == 1 else layer
     return [tensor for tensor in parameters if tensor.name.rpartition(".")[0] == layer]
 
 

@@ -104,3 +104,13 @@ def test_single_numbers_of_a_run_and_masks_may_be_infinite(tmp_path: Path) -> No
     weights |= {"scale": torch.tensor(torch.inf), "attn_mask": torch.full((2, 2), torch.inf)}
     found = found_in(infinite_values, tmp_path, {"model": weights, **run})
     assert [finding.location.tensor for finding in found] == ["scale", "attn_mask"]
+
+
+@pytest.mark.parametrize(("tensors", "found"), [(10, 10), (11, 11), (40, 11)])
+def test_a_run_that_diverged_is_told_in_few_findings(tmp_path: Path, tensors: int, found: int) -> None:
+    for rule, value, what in ((nan_values, np.nan, "NaN"), (infinite_values, np.inf, "infinities")):
+        arrays = {f"w{number:02}": np.full((2, 2), value, np.float32) for number in range(tensors)}
+        findings = list(rule.findings(of(**arrays)(tmp_path)))
+        assert len(findings) == found
+        if tensors == 40:
+            assert findings[-1].message == f"30 further tensors hold {what}: w10, w11, w12 and 27 more"

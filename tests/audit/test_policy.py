@@ -268,3 +268,10 @@ def test_what_is_not_there_is_not_as_asked(
 ) -> None:
     (found,) = BY_CODE[code].findings(asked(file, **required)(tmp_path))
     assert says in found.message
+
+
+def test_parameters_that_are_not_frozen_for_one_reason_are_one_finding(tmp_path: Path) -> None:
+    (found,) = BY_CODE["P210"].findings(asked("model/cnn.pt", frozen=("*",))(tmp_path))
+    told = "it is trainable: requires_grad=True in the file (5 parameters: features.0.weight, features.1.weight, "
+    assert found.message.startswith(told)
+    assert len(found.evidence["parameters"]) == 5

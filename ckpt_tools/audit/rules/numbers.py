@@ -11,7 +11,7 @@ from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.checkpoint import StateDict, TensorInfo, format_path
-from ckpt_tools.report import count, number
+from ckpt_tools.report import count, listed, number
 
 if TYPE_CHECKING:
     from ckpt_tools.analysis.statistics import Statistics
@@ -27,6 +27,9 @@ LONE = 0.9
 
 ENOUGH = 64
 """Elements, and peers of a tensor, from which on a distribution says something."""
+
+MANY = 10
+"""Tensors that each get a finding of their own for the same defect."""
 
 FAR = 1e4
 """How many times the typical deviation of its peers is out of keeping."""
@@ -46,6 +49,14 @@ def _measured(subject: Subject, *, others: bool = False) -> Iterator[tuple[State
             is_metric = state_dict.role == "other" and tensor.numel == 1
             if numbers is not None and not is_metric and (others or weights):
                 yield state_dict, tensor, numbers
+
+
+def _further(subject: Subject, found: list[tuple[StateDict, TensorInfo, Statistics]], what: str) -> Iterator[Finding]:
+    """One finding for those beyond the first `MANY`: a run that diverged spoils every tensor."""
+    names = [tensor.name for _, tensor, _ in found[MANY:]]
+    if names:
+        told = f"{count(len(names), 'further tensor')} {what}: {listed(names, 3)}"
+        yield subject.finding(told, evidence={"tensors": names[:100]})
 
 
 def _in(subject: Subject, state_dict: StateDict) -> str:
@@ -69,13 +80,14 @@ def nan_values(subject: Subject) -> Iterator[Finding]:
 
     Remedy: go back to a checkpoint from before the loss became NaN.
     """
-    for state_dict, tensor, numbers in _measured(subject, others=True):
-        if numbers.nan:
-            yield subject.finding(
-                f"{numbers.nan:,} of {count(numbers.count, 'value')} are NaN{_in(subject, state_dict)}",
-                tensor=tensor.name,
-                evidence={"nan": numbers.nan, "values": numbers.count},
-            )
+    found = [one for one in _measured(subject, others=True) if one[2].nan]
+    for state_dict, tensor, numbers in found[:MANY]:
+        yield subject.finding(
+            f"{numbers.nan:,} of {count(numbers.count, 'value')} are NaN{_in(subject, state_dict)}",
+            tensor=tensor.name,
+            evidence={"nan": numbers.nan, "values": numbers.count},
+        )
+    yield from _further(subject, found, "hold NaN")
 
 
 @rule("N102", "infinite-values", "error", needs="values")
@@ -89,18 +101,22 @@ def infinite_values(subject: Subject) -> Iterator[Finding]:
 
     Remedy: convert again from the wider type, to bfloat16 if the range is needed.
     """
-    for state_dict, tensor, numbers in _measured(subject, others=True):
-        is_mask = tensor.name.endswith("mask") and not numbers.positive_infinity
-        if numbers.infinite and not is_mask:
-            yield subject.finding(
-                f"{numbers.infinite:,} of {count(numbers.count, 'value')} are infinite{_in(subject, state_dict)}",
-                tensor=tensor.name,
-                evidence={
-                    "positive_infinity": numbers.positive_infinity,
-                    "negative_infinity": numbers.negative_infinity,
-                    "values": numbers.count,
-                },
-            )
+    found = [
+        (state_dict, tensor, numbers)
+        for state_dict, tensor, numbers in _measured(subject, others=True)
+        if numbers.infinite and (numbers.positive_infinity or not tensor.name.endswith("mask"))
+    ]
+    for state_dict, tensor, numbers in found[:MANY]:
+        yield subject.finding(
+            f"{numbers.infinite:,} of {count(numbers.count, 'value')} are infinite{_in(subject, state_dict)}",
+            tensor=tensor.name,
+            evidence={
+                "positive_infinity": numbers.positive_infinity,
+                "negative_infinity": numbers.negative_infinity,
+                "values": numbers.count,
+            },
+        )
+    yield from _further(subject, found, "hold infinities")
 
 
 @rule("N103", "constant-weight", "warning", needs="values")

@@ -312,12 +312,18 @@ def not_frozen(subject: Subject) -> Iterator[Finding]:
         for glob in asked.frozen:
             if not any(fnmatchcase(name, glob) for name in judgements):
                 yield subject.finding(f"no parameter is called {glob}", evidence={"name": glob})
+        alike: dict[tuple[str, str], list[str]] = {}
         for name, judgement in judgements.items():
             if judgement.verdict != "frozen" and _fits(name, asked.frozen):
-                told = "trainable" if judgement.verdict == "trainable" else "frozen or trainable, nobody can tell"
-                yield subject.finding(
-                    f"it is {told}: {judgement.basis.reason}", tensor=name, evidence={"verdict": judgement.verdict}
-                )
+                alike.setdefault((judgement.verdict, judgement.basis.reason), []).append(name)
+        for (verdict, reason), names in alike.items():
+            told = "trainable" if verdict == "trainable" else "frozen or trainable, nobody can tell"
+            several = f" ({count(len(names), 'parameter')}: {listed(names, 3)})" if len(names) > 1 else ""
+            yield subject.finding(
+                f"it is {told}: {reason}{several}",
+                tensor=names[0],
+                evidence={"verdict": verdict, "parameters": names[:100]},
+            )
 
 
 @rule("P211", "license-not-allowed", "error", when=_is_asked)

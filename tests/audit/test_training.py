@@ -5,9 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ckpt_tools.audit.policy import Options, Policy, Requirement
+from ckpt_tools.audit.rules.policy import not_frozen
 from ckpt_tools.audit.rules.training import (
     RULES,
     _mismatches,
+    drifted_buffers,
     foreign_optimizer,
     head_as_initialised,
     head_not_stepped,
@@ -129,3 +132,25 @@ def test_the_numbers_of_a_parameter_are_those_that_were_measured(tmp_path: Path)
     for parameter in subject.model.parameters:
         same = [n for tensor, n in subject.statistics if tensor.name == parameter.name]
         assert [subject.numbers_of(parameter)] == same
+
+
+def test_a_base_of_another_model_is_told(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({"other.weight": torch.ones(2, 2)}, tmp_path / "base.pt")
+    torch.save({"module.fc.weight": torch.ones(2, 2)}, tmp_path / "model.pt")
+    options = Options(Policy(base=str(tmp_path / "base.pt")))
+    (found,) = drifted_buffers.findings(Subject.open(str(tmp_path / "model.pt"), options))
+    assert found.message == "nothing was compared: the base has none of its parameters"
+    torch.save({"fc.weight": torch.ones(2, 2)}, tmp_path / "base.pt")
+    assert not list(drifted_buffers.findings(Subject.open(str(tmp_path / "model.pt"), options)))
+
+
+def test_a_base_without_the_prefix_of_a_wrapper_tells_what_is_frozen(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({"a.weight": torch.ones(2, 2), "b.weight": torch.ones(2, 2)}, tmp_path / "base.pt")
+    torch.save({"module.a.weight": torch.ones(2, 2), "module.b.weight": torch.zeros(2, 2)}, tmp_path / "model.pt")
+    requirement = Requirement(frozen=("module.*",))
+    options = Options(Policy(base=str(tmp_path / "base.pt"), requirements=(requirement,)))
+    (found,) = not_frozen.findings(Subject.open(str(tmp_path / "model.pt"), options))
+    assert found.location.tensor == "module.b.weight"
+    assert found.message.startswith("it is trainable: ")

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 
 from ckpt_tools.analysis.counting import distinct
-from ckpt_tools.analysis.summary import pick
-from ckpt_tools.analysis.trainability import judge, parameters_of
+from ckpt_tools.analysis.summary import pick, subject_of
+from ckpt_tools.analysis.trainability import parameters_of
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.policy import Requirement, matches
 from ckpt_tools.audit.rule import Rule, rule
@@ -303,12 +303,10 @@ def not_frozen(subject: Subject) -> Iterator[Finding]:
         if not asked.frozen:
             continue
         try:
-            state_dict, module = pick(checkpoint, None)
+            judgements = subject_of(checkpoint, base=subject.base).trainability.parameters
         except CkptError as error:
             yield subject.finding(f"nobody can tell what is frozen: {error.problem}")
             continue
-        base = pick(subject.base, None)[0] if subject.base is not None else None
-        judgements = judge(checkpoint, state_dict, module, base=base).parameters
         for glob in asked.frozen:
             if not any(fnmatchcase(name, glob) for name in judgements):
                 yield subject.finding(f"no parameter is called {glob}", evidence={"name": glob})

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ckpt_tools.analysis.holding import state_shape
 from ckpt_tools.analysis.name_hints import name_hints
+from ckpt_tools.analysis.overview import wrapper_prefix
 from ckpt_tools.analysis.summary import Subject as Model
-from ckpt_tools.analysis.summary import subject_of
+from ckpt_tools.analysis.summary import pick, subject_of
 from ckpt_tools.analysis.trainability import Mistake
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.rule import Rule, has_module, rule
@@ -163,9 +164,16 @@ def batchnorm_in_train_mode(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def _bare(names: Iterable[str]) -> set[str]:
+    """*names* without the prefix of wrappers."""
+    every = list(names)
+    prefix = wrapper_prefix(every)
+    return {name.removeprefix(prefix) for name in every}
+
+
 @rule("T204", "drifted-buffers", "warning", needs="bytes")
 def drifted_buffers(subject: Subject) -> Iterator[Finding]:
-    """Against the base (``--base``), buffers moved in layers whose parameters did not.
+    """Against the base (``--base``), buffers moved in layers whose parameters did not, or nothing could be compared.
 
     Why: these layers were meant to stay as they were. Their parameters did, their statistics did not, and their
     output is another.
@@ -175,6 +183,12 @@ def drifted_buffers(subject: Subject) -> Iterator[Finding]:
     Remedy: restore the base's buffers (they are in the base), and train the head again in ``eval()`` mode.
     """
     if subject.base is None or subject.checkpoint is None or subject.model is None:
+        return
+    if not _bare(tensor.name for tensor in subject.model.parameters) & _bare(pick(subject.base, None)[0].entries):
+        yield subject.finding(
+            "nothing was compared: the base has none of its parameters",
+            remedy="Name the base that the model began with",
+        )
         return
     drifted = subject_of(subject.checkpoint, base=subject.base).trainability.drifted_buffers
     if drifted:

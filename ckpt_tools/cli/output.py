@@ -127,7 +127,8 @@ def emit(reports: Sequence[Report], *, command: str, format: str, output: str | 
         with replacing(output) as file:
             file.write(render(reports, format, command=command).encode("utf-8", "backslashreplace"))
         return
-    _write(render(reports, format, command=command, **_look()))
+    # other programs take UTF-8, whatever the terminal's encoding
+    _write(render(reports, format, command=command, **_look()), None if format == "text" else "utf-8")
 
 
 def check_place(path: str, *written: str) -> None:
@@ -149,8 +150,8 @@ def _look() -> dict[str, Any]:
     return {"width": _width(terminal), "color": color}
 
 
-def _write(text: str) -> None:
-    sys.stdout.buffer.write(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+def _write(text: str, encoding: str | None = None) -> None:
+    sys.stdout.buffer.write(text.encode(encoding or sys.stdout.encoding or "utf-8", "backslashreplace"))
     sys.stdout.flush()
 
 

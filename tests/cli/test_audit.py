@@ -270,3 +270,14 @@ def test_a_page_begins_with_what_it_comes_to(run: Any, tmp_path: Path, format: s
     assert text.index("2 files examined") < text.index("tensors only; PyTorch zip archive")
     if format == "html":
         assert "<title>2 files · ckpt audit</title>" in text
+
+
+@pytest.mark.parametrize("format", ["json", "sarif", "junit", "html"])
+def test_what_programs_read_is_in_utf_8(tmp_path: Path, format: str) -> None:
+    path = tmp_path / "größe.pt"
+    shutil.copy(GOOD, path)
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "ckpt_tools", "audit", str(path), "--format", format]
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, cwd=tmp_path, check=True)
+    text = done.stdout.decode("utf-8")
+    assert "größe.pt" in text or "gr%C3%B6%C3%9Fe.pt" in text

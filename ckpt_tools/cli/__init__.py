@@ -57,6 +57,13 @@ def cli() -> None:
     """
 
 
+def tell(text: str) -> None:
+    """Write one line to standard error; what a file gives in it, its name too, steers no terminal and no log."""
+    from ckpt_tools.report import one_line
+
+    click.echo(f"ckpt: {one_line(text)}", err=True)
+
+
 def main() -> None:
     """The program ``ckpt``."""
     gc.set_threshold(100_000)  # most runs end before there is garbage worth looking for
@@ -68,7 +75,7 @@ def main() -> None:
         error.show()
         code = 2
     except CkptError as error:
-        _complain(str(error))
+        tell(str(error))
         code = 2
     except BrokenPipeError:
         # the reader of our output went away; what it read is fine
@@ -77,15 +84,9 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("CKPT_DEBUG"):
             raise
-        _complain(
+        tell(
             f"internal error: {type(error).__name__}: {error}. This is a fault of ckpt-tools, please report it; "
             "CKPT_DEBUG=1 shows the traceback"
         )
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _complain(text: str) -> None:
-    from ckpt_tools.cli.output import complain
-
-    complain(text)

@@ -15,7 +15,8 @@ from ckpt_tools.audit.findings import SEVERITIES, Severity
 from ckpt_tools.audit.policy import Options, Policy, find, load
 from ckpt_tools.audit.reports import for_machines, for_people
 from ckpt_tools.audit.results import Audited, exit_code
-from ckpt_tools.cli.output import complain, emit, emit_each, output_options
+from ckpt_tools.cli import tell
+from ckpt_tools.cli.output import emit, emit_each, output_options
 
 _FOR_PEOPLE = ("text", "markdown", "html")
 
@@ -111,7 +112,7 @@ def audit(
     except BrokenPipeError:
         # unlike those of other commands this exit code is a verdict, and there is none on what was not looked at
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        complain("the report was not read to its end")
+        tell("the report was not read to its end")
         sys.exit(2)
     if write_baseline and baseline is not None:
         baselines.write(baseline, results)
@@ -128,7 +129,7 @@ def _kept(coming: Iterable[Audited], results: list[Audited]) -> Iterator[Audited
     for result in coming:
         results.append(result)
         if result.failure:
-            complain(result.failure)
+            tell(result.failure)
         if watched and len(results) % 50 == 0:
             name = os.path.basename(result.path)[:40]
             print(f"\raudit: {len(results):,} files, now {name!a}\x1b[K", end="", file=sys.stderr, flush=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from ckpt_tools.cli.output import check_place, complain, emit, path_of_one
+from ckpt_tools.cli import tell
+from ckpt_tools.cli.output import check_place, emit, path_of_one
 from ckpt_tools.cli.progress import progress
 from ckpt_tools.convert.key_map import read_key_map
 from ckpt_tools.convert.plan import Names
@@ -166,7 +167,7 @@ def convert(
         return
     _tell_what_is_left(story.data["left_behind"])
     for source in sources:
-        complain(f"source of {source.class_name}: {source.path}")
+        tell(f"source of {source.class_name}: {source.path}")
     click.echo(story.verdict)
 
 
@@ -191,7 +192,7 @@ def _tell_what_is_left(left: Any) -> None:
         if len(things) > MANY:
             things = [f"{len(things):,} things ({listed(things)})"]
         for what in things:
-            complain(f"left behind: {what}: {why}")
+            tell(f"left behind: {what}: {why}")
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:

@@ -11,10 +11,11 @@ import click
 
 from ckpt_tools.atomic import replacing
 from ckpt_tools.checkpoint import Checkpoint
+from ckpt_tools.cli import tell
 from ckpt_tools.errors import Ambiguous, CkptError, NotACheckpoint, NotFound
 from ckpt_tools.formats import looks_like_checkpoint, open_checkpoint
 from ckpt_tools.render import render
-from ckpt_tools.report import Report, listed, one_line
+from ckpt_tools.report import Report, listed
 from ckpt_tools.sources import is_url, matching
 
 
@@ -37,11 +38,6 @@ def output_options(*formats: str) -> Callable[[Callable[..., Any]], Callable[...
     return add
 
 
-def complain(text: str) -> None:
-    """Tell standard error what went wrong, on one line; *text* may contain names from anywhere."""
-    click.echo(f"ckpt: {one_line(text)}", err=True)
-
-
 def report_each(paths: Sequence[str], make: Callable[[Checkpoint], Report]) -> tuple[list[Report], int]:
     """The reports of all files, and 2 where one could not be read (each told on standard error), else 0."""
     reports: list[Report] = []
@@ -56,14 +52,14 @@ def for_each(paths: Sequence[str], do: Callable[[str, Checkpoint], None]) -> int
         try:
             matches = list(expand(path))
         except CkptError as error:
-            complain(str(error))
+            tell(str(error))
             code = 2
             continue
         for match in matches:
             try:
                 do(match, open_checkpoint(match))
             except CkptError as error:
-                complain(str(error.at(path=match)))
+                tell(str(error.at(path=match)))
                 code = 2
     return code
 

@@ -127,6 +127,8 @@ def verdict(diff: Diff) -> str:
         close = sum(entry.change == "within tolerance" for entry in diff.tensors)
         text = f"identical ({count(len(diff.tensors), 'tensor')})" if diff.tensors else "identical"
         text += f", {close:,} of them only within the tolerance" if close else ""
+        if diff.uncompared:
+            text += f" as far as compared; {count(len(diff.uncompared), 'value')} could not be"
         return text + (f"; left out: {', '.join(sorted(diff.ignored))}" if diff.ignored else "")
     return ", ".join([*_weights(diff), *_names(diff), *_beside(diff)])
 

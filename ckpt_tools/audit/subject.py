@@ -177,11 +177,6 @@ class Subject:
         """The ``nn.Module`` that is pickled in it."""
         return self.checkpoint.module if self.checkpoint is not None else None
 
-    def numbers_of(self, tensor: TensorInfo) -> Statistics | None:
-        """The numbers of a tensor that is, under whatever name, among `tensors`; None where it has none."""
-        place = _elements(tensor)
-        return next((numbers for other, numbers in self.statistics if _elements(other) == place), None)
-
     @cached_property
     def _read(self) -> Checksums | None:
         """Where the checksums of what is read are noted; None where nobody compares them."""
@@ -213,6 +208,9 @@ class Subject:
         return open_checkpoint(base) if base else None
 
 
-def _elements(tensor: TensorInfo) -> object:
-    """What is the same for all names of a tensor."""
-    return id(tensor.storage), tensor.dtype.name, tensor.storage_offset, tensor.shape, tensor.stride
+def numbers_of(tensor: TensorInfo) -> Statistics | None:
+    """The numbers of one tensor, which need not be the file's; None where it has none. Imports numpy."""
+    from ckpt_tools.analysis.statistics import Statistics, statistics
+
+    found = statistics(tensor)
+    return found if isinstance(found, Statistics) else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ckpt_tools.atomic import replacing
-from ckpt_tools.checkpoint import Checkpoint
+from ckpt_tools.checkpoint import Checkpoint, format_path
 from ckpt_tools.cli.git import is_external_diff, report_external_diff
 from ckpt_tools.cli.output import emit, output_options, the_one
 from ckpt_tools.cli.progress import progress
@@ -132,6 +132,9 @@ def diff(
     unreadable = [entry for entry in found.tensors if entry.change == "unreadable"]
     for entry in unreadable:
         click.echo(f"ckpt: {entry.name} could not be compared: {entry.problem}", err=True)
-    if unreadable:
+    for value in found.uncompared:
+        where = format_path(value.path) or "the value"
+        click.echo(f"ckpt: {where} could not be compared: {value.a!s}", err=True)
+    if unreadable or (found.uncompared and not expectations and not found.different):
         sys.exit(2)
     sys.exit(bool(broken) if expectations else found.different)

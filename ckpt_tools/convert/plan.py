@@ -10,8 +10,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ckpt_tools.analysis.overview import wrapper_prefix
-from ckpt_tools.analysis.summary import pick
-from ckpt_tools.checkpoint import Checkpoint, Module, StateDict, TensorInfo, format_path, is_extra_state
+from ckpt_tools.analysis.summary import weights
+from ckpt_tools.checkpoint import (
+    Checkpoint,
+    KeyPath,
+    Module,
+    StateDict,
+    TensorInfo,
+    format_path,
+    is_extra_state,
+)
 from ckpt_tools.contents import check_expansion
 from ckpt_tools.convert.bake import Baked, bake, bare_versions
 from ckpt_tools.convert.decompose import Composite, can_be_taken_apart, decompose
@@ -21,7 +29,8 @@ from ckpt_tools.dtypes import DType
 from ckpt_tools.errors import CkptError, UnsupportedFeature
 from ckpt_tools.formats.base import NOTE as NOTE
 from ckpt_tools.formats.note import Alias, aliases_of, note_of
-from ckpt_tools.pickles.values import Blob, Call, key_text, plain
+from ckpt_tools.pickles.structure import children_of
+from ckpt_tools.pickles.values import Blob, Call, Global, plain
 from ckpt_tools.report import count, plain_json, shortened, size
 
 VALUE_NODES = 10_000
@@ -80,16 +89,8 @@ class Plan:
 
 
 def source_of(checkpoint: Checkpoint, select: str | None) -> StateDict:
-    """The tensors to convert, with the views sharing memory again that an earlier conversion noted.
-
-    Where the file has no state_dict but loose tensors, these, under their key paths (``tensor`` for a lone one).
-    """
-    if select is None and checkpoint.module is None and not checkpoint.state_dicts and checkpoint.loose:
-        loose = {".".join(map(key_text, path)) or "tensor": tensor for path, tensor in checkpoint.loose}
-        if len(loose) == len(checkpoint.loose):
-            return StateDict((), "other", loose)
-    state_dict, _ = pick(checkpoint, select)
-    return shared_again(state_dict, aliases_of(note_of(checkpoint)))
+    """The tensors to convert, with the views sharing memory again that an earlier conversion noted."""
+    return shared_again(weights(checkpoint, select), aliases_of(note_of(checkpoint)))
 
 
 def make_plan(
@@ -192,7 +193,11 @@ def _plan(
         if not isinstance(value, TensorInfo) and name not in extras:
             _sort_out(f"{root}: {name}" if root else name, value, values, left)
     for path, value in _beside(checkpoint, state_dict):
-        _sort_out(format_path(path), value, values, left)
+        others = _state_dicts_in(path, checkpoint)
+        if others:
+            left.append((format_path(path), f"{_description(value)}; {others}"))
+        else:
+            _sort_out(format_path(path), value, values, left)
     if own is not None:
         _leave_module(own, left)
     kept: dict[str, str] = {}
@@ -353,20 +358,33 @@ def _some(items: Sequence[str]) -> str:
 
 
 def _beside(checkpoint: Checkpoint, state_dict: StateDict) -> Iterable[tuple[tuple[object, ...], object]]:
-    """What stands in the file beside *state_dict*, by key path."""
-    value = plain(checkpoint.values)
-    path = state_dict.path
-    for depth, key in enumerate(path):
-        if not isinstance(value, dict | list | tuple):
-            return
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        following: object = None
-        for own, item in items:
-            if own == key:
-                following = plain(item)
-            else:
-                yield (*path[:depth], own), plain(item)
-        value = following
+    """What stands in the file beside *state_dict*, by key path; what holds it is entered, all else told as a whole."""
+    rooted = state_dict.path or any(not own.path for own in checkpoint.state_dicts) or checkpoint.module is not None
+    taken = {state_dict.path} if rooted else {path for path, _ in checkpoint.loose}
+    holding = {path[:depth] for path in taken for depth in range(len(path))}
+    level: list[tuple[object, KeyPath]] = [(plain(checkpoint.values), ())] if () not in taken else []
+    seen: set[int] = set()
+    while level:
+        below: list[tuple[object, KeyPath]] = []
+        for value, path in level:
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            for child, place in children_of(value, path, lambda amount: None):
+                if place in holding:
+                    below.append((child, place))
+                elif place not in taken:
+                    yield place, child
+        level = below
+
+
+def _state_dicts_in(path: KeyPath, checkpoint: Checkpoint) -> str:
+    """How to have the state_dicts at *path* or below it; "" where there is none."""
+    known = [s.path for s in checkpoint.state_dicts if s.role != "optimizer"]
+    if checkpoint.module is not None:
+        known.append(checkpoint.module_path)
+    names = [format_path(own) for own in known if own[: len(path)] == path]
+    return f"--select {' or '.join(names[:3])} takes it" if names else ""
 
 
 def _sort_out(where: str, value: object, values: dict[str, object], left: list[tuple[str, str]]) -> None:
@@ -466,6 +484,8 @@ def _description(value: object) -> str:
         return f"{type(value).__name__} of {count(len(value), 'item')}"
     if isinstance(value, Call):
         return f"object of class {value.class_name or 'unknown'}"
+    if isinstance(value, Global):
+        return f"reference to {value.path}"
     if isinstance(value, Blob):
         return f"{'text' if value.text else 'bytes'} of {size(value.size)}"
     return type(value).__name__

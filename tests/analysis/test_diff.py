@@ -1,10 +1,12 @@
 """What changed between two checkpoints: categories, pairing, ties, norms, the verdict."""
 
+import datetime
 import json
 import math
 import re
 from pathlib import Path
 
+import numpy
 import pytest
 
 from ckpt_tools import open_checkpoint
@@ -392,6 +394,75 @@ def test_files_without_tensors_are_compared_by_their_values(compared):
     assert not compared({"a": 1, "n": math.nan}, {"a": 1, "n": math.nan}).different
     found = compared({"a": 1, "b": "x"}, {"a": 1.0, "b": "x"})
     assert [(v.path, v.a, v.b) for v in found.values] == [(("a",), 1, 1.0)]
+
+
+def array(*items, **options):
+    return numpy.array([*items], **options)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (1 + 2j, 1 + 3j),
+        (b"a" * 5_000, b"a" * 4_999 + b"b"),
+        ("a" * 100_000, "a" * 99_999 + "b"),
+        (array(1, None, dtype=object), array(2, None, dtype=object)),
+        (array("a"), array("b")),
+        (array((1, 2.0), dtype=[("x", "i4"), ("y", "f4")]), array((1, 3.0), dtype=[("x", "i4"), ("y", "f4")])),
+        (array("2020", dtype="M8[Y]"), array("2021", dtype="M8[Y]")),
+        ({b"a": 1, b"b": 2}, {b"a": 2, b"b": 1}),
+        (datetime.date(2020, 1, 1), datetime.date(2021, 1, 1)),
+        (range(3), range(4)),
+        (torch.float32, torch.float16),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_value_of_any_kind_that_differs_is_told(tmp_path, a, b, protocol):
+    for name, value in (("a", a), ("b", b), ("again", a)):
+        torch.save({"model": {"w": torch.ones(2)}, "value": value}, tmp_path / name, pickle_protocol=protocol)
+    opened = [open_checkpoint(tmp_path / name) for name in ("a", "b", "again")]
+    assert diff(opened[0], opened[1]).differing == ("metadata",)
+    same = diff(opened[0], opened[2])
+    assert (same.differing, same.uncompared) == ((), [])
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ({"mean": torch.ones(2), "config": {"a": 1}, "names": {"b": 2}}, {"config": {"a": 2}}),
+        ({1: torch.ones(2), "epoch": 1}, {"epoch": 2}),
+    ],
+)
+def test_what_is_beside_loose_tensors_is_compared(compared, a, b):
+    assert not compared(a, a).different
+    assert compared(a, a | b).differing == ("metadata",)
+    assert compared([torch.ones(1), 5], [torch.ones(1), 6]).differing == ("metadata",)
+
+
+def test_loose_tensors_whose_keys_read_the_same_are_all_compared(compared):
+    a = {1: torch.ones(2), "1": torch.zeros(3)}
+    assert changes(compared(a, a)) == {"[1]": "identical", "1": "identical"}
+    long = {("x" * 70 + end,): torch.ones(1) for end in "abc"}
+    assert len(changes(compared(long, long))) == 3
+    keys = {b"a" * 90 + b"a": torch.ones(1), b"a" * 90 + b"b": torch.zeros(1)}
+    assert changes(compared(keys, keys)) == {repr(key): "identical" for key in keys}
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (list(range(120_000)), [*range(119_999), 5]),
+        (json.loads("[" * 80 + "1" + "]" * 80), json.loads("[" * 80 + "2" + "]" * 80)),
+    ],
+    ids=["many", "deep"],
+)
+def test_what_was_not_compared_is_not_called_identical(compared, a, b):
+    found = compared({"model": {"w": torch.ones(2)}, "v": a}, {"model": {"w": torch.ones(2)}, "v": b})
+    assert (found.different, len(found.uncompared)) == (False, 1)
+    assert verdict(found) == "identical (1 tensor) as far as compared; 1 value could not be"
+    same = {"model": {"w": torch.ones(2)}, "v": a}
+    assert verdict(compared(same, same)) == "identical (1 tensor)"
 
 
 # --- the verdict

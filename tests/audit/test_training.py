@@ -43,11 +43,3 @@ def test_each_state_of_a_shape_that_is_used_up_is_told() -> None:
         "it holds 4 parameters, the model has 1",
         "state of shapes that no parameter has, or not as often: 1 (2×3), 2 (2×3), 3 (2×3)",
     ]
-
-
-def test_the_numbers_of_a_parameter_are_those_that_were_measured(tmp_path: Path) -> None:
-    subject = fixture("model/tied.pt")(tmp_path)
-    assert subject.model is not None
-    for parameter in subject.model.parameters:
-        same = [n for tensor, n in subject.statistics if tensor.name == parameter.name]
-        assert [subject.numbers_of(parameter)] == same

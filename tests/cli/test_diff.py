@@ -1,6 +1,7 @@
 """``ckpt diff`` as it is typed: exit codes, formats, expectations, tolerances, key maps."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -163,6 +164,19 @@ def test_what_could_not_be_compared_is_trouble(run, fixtures_dir, tmp_path, torc
     assert "1 tensor could not be compared" in done.stdout
     assert "w could not be compared: w has no bytes of its own" in done.stderr
     assert run("diff", tmp_path / "a.pt", tmp_path / "b.pt", "--exclude", "w").exit_code == 0
+
+
+def test_values_that_were_not_compared_are_trouble_unless_other_things_differ(run, tmp_path, torch):
+    steps = list(range(120_000))
+    torch.save({"model": {"w": torch.ones(2)}, "steps": [*steps, 1]}, tmp_path / "a.pt")
+    torch.save({"model": {"w": torch.ones(2)}, "steps": [*steps, 2]}, tmp_path / "b.pt")
+    torch.save({"model": {"w": torch.zeros(2)}, "steps": [*steps, 2]}, tmp_path / "c.pt")
+    done = run("diff", "--brief", tmp_path / "a.pt", tmp_path / "b.pt")
+    assert done.exit_code == 2
+    assert re.fullmatch(r"ckpt: steps\[\d+\] could not be compared: more values than are compared\n", done.stderr)
+    assert run("diff", "--brief", tmp_path / "a.pt", tmp_path / "b.pt", "--ignore", "metadata").exit_code == 0
+    assert run("diff", "--brief", tmp_path / "a.pt", tmp_path / "b.pt", "--expect-frozen", "*").exit_code == 0
+    assert run("diff", "--brief", tmp_path / "a.pt", tmp_path / "c.pt").exit_code == 1
 
 
 # --- expectations

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -401,6 +402,44 @@ def test_a_folder_with_one_checkpoint_is_that_one(run: Any, tmp_path: Path) -> N
     done = run("convert", "one", "more.pt", cwd=tmp_path)
     assert done.exit_code == 2
     assert done.stderr == "ckpt: one: 2 checkpoints are in this folder: other.pt, deep/model.pt. Name one\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "values", "left"),
+    [
+        (
+            {"mean": torch.ones(2), "config": {"a": 1}, "more": {}, "odd": numpy.array([None, 1], dtype=object)},
+            {"config": {"a": 1}, "more": {}},
+            {"odd": "object of class numpy._core.multiarray._reconstruct"},
+        ),
+        ([torch.ones(2), 5, torch.float16], {"[1]": 5}, {"[2]": "reference to torch.float16"}),
+        ({"a": {1: torch.ones(2), "b": 3}, "c": 4}, {"a.b": 3, "c": 4}, {}),
+        (
+            {
+                "model": {"w.x": torch.ones(1)},
+                "model_ema": {"w.x": torch.ones(1)},
+                "more": {"ema": {"w.x": torch.ones(1)}},
+            },
+            {},
+            {
+                "model_ema": "mapping of 1 entry; --select model_ema takes it",
+                "more": "mapping of 1 entry; --select more.ema takes it",
+            },
+        ),
+        (
+            types.SimpleNamespace(model={"w.x": torch.ones(1)}, epoch=3, device=torch.float16),
+            {"epoch": 3},
+            {"device": "reference to torch.float16"},
+        ),
+    ],
+    ids=["loose", "list", "nested", "several", "object"],
+)
+def test_what_is_beside_the_weights_goes_along_or_is_told(
+    tmp_path: Path, source: object, values: dict[str, Any], left: dict[str, str]
+) -> None:
+    torch.save(source, tmp_path / "in.pt")
+    plan = convert(tmp_path / "in.pt", tmp_path / "out.safetensors").plan
+    assert (plan.values, dict(plan.left)) == (values, left)
 
 
 def test_many_things_left_behind_for_one_reason_share_a_line(run: Any, tmp_path: Path) -> None:

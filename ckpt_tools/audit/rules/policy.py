@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 
 from ckpt_tools.analysis.counting import distinct
-from ckpt_tools.analysis.summary import pick
+from ckpt_tools.analysis.summary import pick, weights
 from ckpt_tools.analysis.trainability import judge, parameters_of
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.policy import Requirement, matches
@@ -343,7 +343,7 @@ def wrong_digest(subject: Subject) -> Iterator[Finding]:
         if asked.digest:
             from ckpt_tools.analysis.digest import digest
 
-            found = digest(pick(checkpoint, None)[0].tensors).sha256
+            found = digest(weights(checkpoint, None).tensors).sha256
             if found != asked.digest:
                 yield subject.finding(
                     f"the weights' digest is {found}, not {asked.digest}", evidence={"name": "digest", "found": found}

@@ -12,7 +12,7 @@ from ckpt_tools.analysis.summary import subject_of
 from ckpt_tools.analysis.trainability import Mistake
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.rule import Rule, has_module, rule
-from ckpt_tools.audit.subject import Subject
+from ckpt_tools.audit.subject import Subject, numbers_of
 from ckpt_tools.checkpoint import Optimizer, TensorInfo, format_path
 from ckpt_tools.pickles.structure import value_at
 from ckpt_tools.report import count, listed, number
@@ -226,7 +226,7 @@ def head_as_initialised(subject: Subject) -> Iterator[Finding]:
     weight = next((t for t in head if len(t.shape) == 2 and t.numel >= ENOUGH and t.dtype.kind == "float"), None)
     if weight is None:
         return
-    found = subject.numbers_of(weight)
+    found = numbers_of(weight)
     bound = 1 / math.sqrt(weight.shape[1])
     if found is not None and found.minimum is not None and found.maximum is not None and found.std:
         peak = max(-found.minimum, found.maximum)

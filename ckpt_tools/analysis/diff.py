@@ -29,9 +29,11 @@ from ckpt_tools.checkpoint import (
 )
 from ckpt_tools.contents import parts_of
 from ckpt_tools.errors import CkptError, UnsupportedFeature
+from ckpt_tools.formats.base import NOTE
+from ckpt_tools.formats.note import note_of
 from ckpt_tools.pickles.values import key_text
 from ckpt_tools.records import record
-from ckpt_tools.report import count, number, shortened
+from ckpt_tools.report import count, number, plain_json, shortened
 from ckpt_tools.sources import Source
 
 Category = Literal["weights", "buffers", "names", "ties", "optimizer", "metadata", "hyperparameters"]
@@ -607,6 +609,12 @@ def _metadata(
     sides = [s.a for s in sections], [s.b for s in sections]
     taken_a, taken_b = ({_path(s) for s in side if s is not _NONE} for side in sides)
     values = [dict(_beside(c, taken, chosen)) for c, taken in ((a, taken_a), (b, taken_b))]
+    noted = [note_of(c).get("values") for c in (a, b)]
+    if any(isinstance(note, dict) and note for note in noted):
+        # an earlier conversion wrote down what the source had
+        for side, note in zip(values, noted, strict=True):
+            side |= leaves(note) if isinstance(note, dict) and note else ()
+        values = [dict(_as_noted(side)) for side in values]
     yield from _between("metadata", *values)
     own = [dict(_kept_by_format(c)) for c in (a, b)]
     if a.format == b.format:
@@ -628,6 +636,13 @@ def _metadata(
             yield from _between("metadata", *_versions(section.a.metadata or {}, section.b.metadata or {}))
 
 
+def _as_noted(values: Mapping[KeyPath, Leaf]) -> Iterator[tuple[KeyPath, Leaf]]:
+    """*values* as our note has them, which is JSON: key paths are text in part, and so are numbers that JSON lacks."""
+    for path, leaf in values.items():
+        text = format_path(path).replace("[", ".").replace("]", "").removeprefix(".")
+        yield (text,), str(plain_json(leaf)) if isinstance(leaf, float) and not math.isfinite(leaf) else leaf
+
+
 def _versions(a: Mapping[str, object], b: Mapping[str, object]) -> Iterator[dict[KeyPath, Leaf]]:
     """The ``_metadata`` of both on the modules that both have: others are told by their tensors."""
     for own, other in ((a, b), (b, a)):
@@ -643,8 +658,11 @@ def _entries(state_dict: StateDict, stream: Source | None) -> Iterator[tuple[Key
 
 def _kept_by_format(checkpoint: Checkpoint) -> Iterator[tuple[KeyPath, Leaf]]:
     """What the format keeps beside the tensors: safetensors' ``__metadata__``, GGUF's keys."""
-    # which files lie beside those of a checkpoint is no part of it
-    yield from leaves(dict(checkpoint.metadata), without={("not described",)}) if checkpoint.metadata else ()
+    # which files lie beside those of a checkpoint is no part of it; what our note says is read elsewhere
+    without: set[KeyPath] = {("not described",), *([(NOTE,)] if note_of(checkpoint) else ())}
+    for path, leaf in leaves(dict(checkpoint.metadata), without=without):
+        if path:
+            yield path, leaf
 
 
 def _beside(checkpoint: Checkpoint, taken: Collection[tuple[str, ...]], chosen: bool) -> Iterator[tuple[KeyPath, Leaf]]:
@@ -704,4 +722,4 @@ def _notes(a: Checkpoint, b: Checkpoint, sections: Sequence[Section]) -> Iterato
             has = "A" if left is not None else "B"
             yield f"only {has} records classes and settings of modules{where}; these were not compared"
     if not sections:
-        yield "neither file has tensors to compare with the other's"
+        yield "neither file holds a model; what else they hold was compared"

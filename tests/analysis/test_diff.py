@@ -13,6 +13,7 @@ from ckpt_tools import open_checkpoint
 from ckpt_tools.analysis.comparison import Tolerance
 from ckpt_tools.analysis.diff import ABSENT, CATEGORIES, Options, diff, moved
 from ckpt_tools.analysis.diff_layers import verdict
+from ckpt_tools.convert.run import carry_out, prepare
 from ckpt_tools.errors import Ambiguous, CkptError
 
 torch = pytest.importorskip("torch")
@@ -39,6 +40,10 @@ def transfer(fixtures_dir):
 
 def changes(found):
     return {entry.name: entry.change for entry in found.tensors}
+
+
+def convert(source, target):
+    carry_out(*prepare(str(source), str(target)))
 
 
 def net(**settings):
@@ -226,6 +231,35 @@ def test_what_was_renamed_is_part_of_the_norm(compared):
     assert found.key_map == {"x.weight": "z.weight"}
     assert moved(found.tensors) == pytest.approx(0.1)
     assert changes(compared(a, b, values=False)) == {"x.weight": "identical", "y.weight": "value"}
+
+
+def test_what_a_conversion_noted_is_compared_with_what_its_source_has(tmp_path):
+    values = {"epoch": 3, "args": {"lr": 0.1, "sizes": (1, 2), 5: None}, "best": math.inf, "rng": [torch.ones(2)]}
+    for name, epoch in (("a", 3), ("b", 4)):
+        torch.save({"model": {"w": torch.ones(2)}, **values, "epoch": epoch}, tmp_path / f"{name}.pt")
+        torch.save({"model": {"w": torch.ones(2)}, **values, "epoch": epoch}, tmp_path / f"{name} again.pt")
+    found = {}
+    for name in ("a", "a again", "b"):
+        convert(tmp_path / f"{name}.pt", tmp_path / f"{name}.safetensors")
+        found[name] = open_checkpoint(tmp_path / f"{name}.safetensors")
+    assert not diff(found["a"], found["a again"]).different  # of sources of other names
+    for left in (found["a"], open_checkpoint(tmp_path / "a.pt")):
+        told = {v.path: (v.a, v.b) for v in diff(left, found["b"]).values if not v.path[0].startswith("rng")}
+        assert told == {("epoch",): (3, 4)}
+    assert {v.path[0] for v in diff(open_checkpoint(tmp_path / "a.pt"), found["a"]).values} == {"rng.0"}
+
+
+def test_part_of_a_value_is_not_all_of_it(compared):
+    model = {"w": torch.ones(2)}
+    more = compared({"model": model, "args": {"a": 1, "b": 2}}, {"model": model, "args": {"a": 1}})
+    assert verdict(more) == "weights identical (1 tensor), `args` differs"
+    whole = compared({"model": model, "args": {"a": 1, "b": 2}}, {"model": model})
+    assert verdict(whole) == "weights identical (1 tensor), `args` only in A"
+    state = {0: {"step": torch.ones(1)}, 1: {"step": torch.ones(1)}}
+    groups = [{"lr": 0.1, "params": [0, 1]}]
+    less = {"state": {0: state[0]}, "param_groups": groups}
+    found = compared({"state": state, "param_groups": groups}, less)
+    assert verdict(found) == "optimizer differs in state"
 
 
 # --- ties

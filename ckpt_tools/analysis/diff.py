@@ -300,8 +300,13 @@ def moved(entries: Iterable[TensorDiff]) -> float | None:
 
 def _sections(a: Checkpoint, b: Checkpoint, options: Options) -> list[Section]:
     if options.select is not None or options.select_b is not None:
-        select_b = options.select if options.select_b is None else options.select_b
-        (left, module_a), (right, module_b) = pick(a, options.select), pick(b, select_b)
+        (left, module_a) = pick(a, options.select)
+        try:
+            right, module_b = pick(b, options.select if options.select_b is None else options.select_b)
+        except CkptError as error:
+            if options.select_b is None:
+                error.remedy = "--select-b names that of B, '' the one at its root"
+            raise
         return [Section("", left, right, (module_a, module_b))]
     models_a, models_b = _models(a), _models(b)
     if len(models_a) == 1 and len(models_b) == 1:
@@ -484,8 +489,13 @@ def _ties(section: Section, entries: Sequence[TensorDiff], pairing: Pairing) -> 
         for names in groups:
             names = tuple(name for name in names if name in shown)
             if len(names) > 1 and len({members.get(name, name) for name in names}) > 1:
-                side = [shown[name].b if broken else shown[name].a for name in names]
-                found.append(TieDiff(broken, names, _all_equal(side)))
+                pairs = [(shown[name].a, shown[name].b) for name in names]
+                sharing, copies = ([pair[side] for pair in pairs] for side in ((0, 1) if broken else (1, 0)))
+                if len({(t.shape, t.stride) for t in sharing if t is not None}) > 1:  # one is the other, transposed
+                    equal = all(_all_equal(pair) for pair in pairs)
+                else:
+                    equal = _all_equal(copies)
+                found.append(TieDiff(broken, names, equal))
     return found
 
 

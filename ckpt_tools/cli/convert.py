@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ckpt_tools.analysis.overview import some_prefix
 from ckpt_tools.cli.output import check_place, emit, path_of_one
 from ckpt_tools.cli.progress import progress
 from ckpt_tools.convert.key_map import read_key_map
@@ -146,7 +147,8 @@ def convert(
     if bake and not conversion.plan.baked:
         click.echo("ckpt: nothing to bake: no pruning, weight_norm, spectral_norm or parametrization", err=True)
     for option, pattern in conversion.plan.unmatched:
-        click.echo(f"ckpt: {option} {pattern} matches nothing", err=True)
+        why = some_prefix(conversion.plan.names) if option == "--strip-prefix" else ""
+        click.echo(f"ckpt: {option} {pattern} matches nothing{f': {why}' if why else ''}", err=True)
     sources: list[ClassSource] = []
     if extract_source is not None:
         sources = sources_in(conversion.plan.checkpoint, extract_source)

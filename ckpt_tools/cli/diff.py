@@ -124,6 +124,8 @@ def diff(
         emit([made], command="diff", format=format, output=output)
         return
     a, b = paths
+    if a == b == "-":
+        raise click.UsageError("standard input is one checkpoint: give the other a name")
     found, broken, made = compared(the_one(a), the_one(b))
     if write_key_map is not None:
         with replacing(write_key_map) as file:

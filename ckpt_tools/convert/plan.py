@@ -166,6 +166,8 @@ def _plan(
         for glob in globs
         if not any(fnmatch.fnmatchcase(name, glob) for name in known)
     ]
+    if names.strip == "auto" and not wrapper_prefix(renamed):
+        unmatched.append(("--strip-prefix", "auto"))
     unmatched += [("--rename", f"{old}={new}") for old, new in idle]
     entries = [Entry(renamed[tensor.name], tensor, _cast(tensor.dtype, dtype)) for tensor in chosen]
     entries, composites = decompose(entries, apart, numbers=numbers)
@@ -177,7 +179,7 @@ def _plan(
         for key, value in tensor.attributes.items():
             if not isinstance(plain(value), TensorInfo):
                 _sort_out(f"{tensor.name}.{key}", value, values, left)
-        if tensor.subclass is not None and tensor.storage is not None:
+        if tensor.subclass is not None and tensor.storage is not None and checkpoint.format not in ("npz", "npy"):
             classes.setdefault(tensor.subclass, []).append(tensor.name)
     for name, those in classes.items():
         left.append((name, f"the class of {count(len(those), 'tensor')}, plain in the output: {_some(those)}"))
@@ -209,7 +211,9 @@ def _plan(
     note = note_of(checkpoint)
     earlier = note.get("values")
     if isinstance(earlier, dict):
-        values = {**earlier, **values}
+        for key, value in earlier.items():
+            if key not in values and _encodable(key):
+                _sort_out(key, value, values, left)
     found = aliases([replace(e.tensor, name=e.name) for e in entries])
     recorded = state_dict.metadata
     if own is not None:
@@ -266,6 +270,8 @@ def rename(names: Sequence[str], rules: Names) -> tuple[dict[str, str], list[tup
                 raise CkptError(f"--rename {old.pattern}={replacement}: {error}") from None
             if times:
                 matched.add(number)
+        if new.startswith(".") and prefix and not prefix.endswith(".") and not name.startswith("."):
+            raise CkptError(f"{name} would be named {new}, with a dot in front", remedy=f"--strip-prefix {prefix}.")
         renamed[name] = rules.add + new
     taken: dict[str, str] = {}
     for name, new in renamed.items():
@@ -332,17 +338,24 @@ def common_objection(tensor: TensorInfo) -> str:
 
 def _check(entries: Sequence[Entry], objection: Callable[[TensorInfo, DType], str]) -> None:
     refused: list[str] = []
+    brain = 0
     remedy = "Leave them out with --drop GLOB, or turn them into plain tensors where the checkpoint is made"
     for entry in entries:
         why = common_objection(entry.tensor) or objection(entry.tensor, entry.dtype)
         if why:
             refused.append(f"{entry.tensor.name} ({why})")
+            brain += entry.dtype.name == "bfloat16" and not common_objection(entry.tensor)
             if can_be_taken_apart(entry.tensor):
                 remedy = "--decompose writes tensors as their parts, into .safetensors; --drop GLOB leaves them out"
         try:
             entry.name.encode("utf-8")
         except UnicodeEncodeError:
             refused.append(f"{entry.tensor.name!r:.100} (the name is no Unicode text)")
+    if 0 < len(refused) == brain:
+        remedy = (
+            "--dtype float32 holds them exactly, and makes float32 of float16 and float64 too; "
+            "--drop GLOB leaves them out"
+        )
     if refused:
         raise UnsupportedFeature(
             f"{count(len(refused), 'tensor')} cannot be written: {_some(refused)}",
@@ -484,6 +497,10 @@ def _description(value: object) -> str:
         return f"{type(value).__name__} of {count(len(value), 'item')}"
     if isinstance(value, Call):
         return f"object of class {value.class_name or 'unknown'}"
+    if isinstance(value, int):
+        return "an integer beyond 64 bits"
+    if isinstance(value, str | bytes):
+        return f"{'text' if isinstance(value, str) else 'bytes'} of {size(len(value))}"
     if isinstance(value, Global):
         return f"reference to {value.path}"
     if isinstance(value, Blob):

@@ -421,6 +421,9 @@ def _verdict(conversion: Conversion, done: bool) -> str:
         tensors += f", {len(plan.composites):,} of them as their parts"
     if plan.baked:
         tensors += f", {len(plan.baked):,} of them baked"
+    cast = sum(entry.dtype != entry.tensor.dtype for entry in plan.entries)
+    if cast:
+        tensors += f", {cast:,} of them cast"
     if not done:
         return f"{tensors} would go to {conversion.target}; nothing was written"
     how = "verified bit for bit" if conversion.output is not None else "not verified"

@@ -297,6 +297,11 @@ def test_a_format_that_cannot_share_breaks_no_tie(tmp_path):
     found = diff(open_checkpoint(tmp_path / "a.pt"), open_checkpoint(tmp_path / "b.safetensors"))
     assert not found.different
     assert "embed = head: shared in A, equal copies in the other" in found.notes
+    torch.save({"base": w, "transposed": w.T}, tmp_path / "c.pt")
+    for name, transposed in (("d", w.T.contiguous()), ("e", w.T.contiguous() + 1)):
+        save_file({"base": w, "transposed": transposed}, tmp_path / f"{name}.safetensors")
+        found = diff(open_checkpoint(tmp_path / "c.pt"), open_checkpoint(tmp_path / f"{name}.safetensors"))
+        assert found.differing == ((), ("weights", "ties"))[name == "e"]
 
 
 # --- what is beside the weights

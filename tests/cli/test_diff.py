@@ -166,6 +166,20 @@ def test_what_could_not_be_compared_is_trouble(run, fixtures_dir, tmp_path, torc
     assert run("diff", tmp_path / "a.pt", tmp_path / "b.pt", "--exclude", "w").exit_code == 0
 
 
+def test_a_state_dict_that_only_one_file_has_there_has_a_remedy(run, tmp_path, torch):
+    torch.save({"netG": {"w": torch.ones(2)}, "netD": {"w": torch.ones(2)}}, tmp_path / "gan.pt")
+    torch.save({"w": torch.ones(2)}, tmp_path / "one.pt")
+    done = run("diff", "gan.pt", "one.pt", "--select", "netG", cwd=tmp_path)
+    assert (done.exit_code, done.stderr) == (
+        2,
+        "ckpt: one.pt: there is no state_dict at 'netG'; there are: the root. "
+        "--select-b names that of B, '' the one at its root\n",
+    )
+    assert run("diff", "gan.pt", "one.pt", "--select", "netG", "--select-b", "", cwd=tmp_path).exit_code == 0
+    done = run("diff", "-", "-", stdin=(tmp_path / "one.pt").read_bytes())
+    assert (done.exit_code, "standard input is one checkpoint" in done.stderr) == (2, True)
+
+
 def test_values_that_were_not_compared_are_trouble_unless_other_things_differ(run, tmp_path, torch):
     steps = list(range(120_000))
     torch.save({"model": {"w": torch.ones(2)}, "steps": [*steps, 1]}, tmp_path / "a.pt")

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -112,6 +113,23 @@ def test_help_and_version(run):
         done = run(*args)
         assert done.exit_code == 0 and "Usage: " in done.stdout
     assert run("--version").stdout.startswith("ckpt 0.")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("command", ["inspect", "digest", "summary"])
+def test_an_output_that_takes_nothing_is_told_as_that(fixtures_dir, command):
+    import subprocess
+    import sys
+
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ckpt_tools", command, fixtures_dir / "zip" / "mlp.pt"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "ckpt: standard output cannot be written: No space left on device\n"
 
 
 def test_a_closed_pipe_is_no_error(fixtures_dir):

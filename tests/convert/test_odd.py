@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -198,6 +199,13 @@ def plain(found: dict[str, Any]) -> list[Any]:
         else:
             tensors.append(tensor)
     return tensors
+
+
+def test_numbers_that_a_note_cannot_hold_are_no_fault(tmp_path: Path) -> None:
+    note = json.dumps({"values": {"best": math.inf, "steps": 1 << 70, "epoch": 3}})
+    safetensors_torch.save_file({"a": torch.ones(1)}, tmp_path / "in.safetensors", {NOTE: note})
+    plan = convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors").plan
+    assert (plan.values, plan.left) == ({"best": "Infinity", "epoch": 3}, (("steps", "an integer beyond 64 bits"),))
 
 
 def test_ties_that_the_library_notes_are_ties(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from ckpt_tools.cli.output import check_place, emit, path_of_one
 from ckpt_tools.cli.progress import progress
 from ckpt_tools.convert.key_map import read_key_map
 from ckpt_tools.convert.plan import Names
-from ckpt_tools.convert.run import FORMATS, carry_out, prepare, report, work
+from ckpt_tools.convert.run import FORMATS, carry_out, check_folder, prepare, report, work
 from ckpt_tools.convert.source_text import ClassSource, check_sources, sources_in, write_sources
 from ckpt_tools.dtypes import BY_NAME
 from ckpt_tools.report import listed
@@ -155,7 +155,9 @@ def convert(
         check_sources(sources, force)
         if not sources:
             click.echo("ckpt: no source to extract: only full models in torch's legacy format contain any", err=True)
-    if not dry_run:
+    if dry_run:
+        check_folder(conversion)
+    else:
         with progress(work(conversion, not no_verify), "converting") as advance:
             conversion = carry_out(conversion, watch, verify=not no_verify, allow_lossy=allow_lossy, advance=advance)
         if sources:

@@ -327,17 +327,38 @@ def test_places_where_no_file_can_be(run: Any, tmp_path: Path, target: str, mess
     os.mkfifo(tmp_path / "pipe.pt")
     (tmp_path / "link.pt").symlink_to(tmp_path / "nowhere" / "x.pt")
     before = sorted(tmp_path.rglob("*"))
-    done = run("convert", "a.pt", target, "--force", cwd=tmp_path)
-    assert done.exit_code == 2
-    assert done.stderr.startswith(f"ckpt: {target}: {message.format(os.path.realpath(tmp_path))}")
+    for dry in ([], ["--dry-run"]):
+        done = run("convert", "a.pt", target, "--force", *dry, cwd=tmp_path)
+        assert done.exit_code == 2
+        assert done.stderr.startswith(f"ckpt: {target}: {message.format(os.path.realpath(tmp_path))}")
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_set_of_shards_has_a_folder_to_be_in(run: Any, tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
-    done = run("convert", "a.pt", "none/deep", "--shard-size", "1GB", cwd=tmp_path)
-    assert done.exit_code == 2
-    assert f"cannot be written: there is no folder {os.path.realpath(tmp_path)}/none. Make it first" in done.stderr
+    for dry in ([], ["--dry-run"]):
+        done = run("convert", "a.pt", "none/deep", "--shard-size", "1GB", *dry, cwd=tmp_path)
+        assert done.exit_code == 2
+        assert f"cannot be written: there is no folder {os.path.realpath(tmp_path)}/none. Make it first" in done.stderr
+    assert run("convert", "a.pt", "new", "--shard-size", "1GB", "--dry-run", cwd=tmp_path).exit_code == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_dry_run_tells_of_a_folder_that_takes_nothing(run: Any, tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
+    (tmp_path / "closed").mkdir(mode=0o500)
+    for dry in ([], ["--dry-run"]):
+        done = run("convert", "a.pt", "closed/b.pt", *dry, cwd=tmp_path)
+        assert (done.exit_code, "closed/b.pt: cannot be written" in done.stderr) == (2, True)
+
+
+def test_text_for_metadata_has_a_place_or_is_refused(run: Any, tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
+    for target in (["b.pt"], ["b.npz"], ["--out-dir", "out", "--to", "pt"]):
+        done = run("convert", "a.pt", *target, "--metadata", "who=me", cwd=tmp_path)
+        assert (done.exit_code, "has no place for --metadata, which goes into .safetensors" in done.stderr) == (2, True)
+    assert not (tmp_path / "b.pt").exists()
+    assert run("convert", "a.pt", "b.safetensors", "--metadata", "who=me", cwd=tmp_path).exit_code == 0
 
 
 def test_standard_input_is_a_source(run: Any, tmp_path: Path) -> None:

@@ -60,6 +60,13 @@ def cli() -> None:
     """
 
 
+def tell(text: str) -> None:
+    """Write a line to standard error; what a file gives in it, its name too, steers no terminal."""
+    from ckpt_tools.report import printable
+
+    click.echo(f"ckpt: {printable(text)}", err=True)
+
+
 def main() -> None:
     """The program ``ckpt``."""
     gc.set_threshold(100_000)  # most runs end before there is garbage worth looking for
@@ -71,7 +78,7 @@ def main() -> None:
         error.show()
         code = 2
     except CkptError as error:
-        click.echo(f"ckpt: {error}", err=True)
+        tell(str(error))
         code = 2
     except BrokenPipeError:
         # the reader of our output went away; what it read is fine
@@ -88,6 +95,6 @@ def main() -> None:
                 f"internal error: {type(error).__name__}: {error}. This is a fault of ckpt-tools, please "
                 "report it; CKPT_DEBUG=1 shows the traceback"
             )
-        click.echo(f"ckpt: {told}", err=True)
+        tell(told)
         code = 2
     sys.exit(code if isinstance(code, int) else 0)

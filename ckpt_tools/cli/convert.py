@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ckpt_tools.analysis.overview import some_prefix
+from ckpt_tools.cli import tell
 from ckpt_tools.cli.output import check_place, emit, path_of_one
 from ckpt_tools.cli.progress import progress
 from ckpt_tools.convert.key_map import read_key_map
@@ -17,7 +18,7 @@ from ckpt_tools.convert.plan import Names
 from ckpt_tools.convert.run import FORMATS, carry_out, check_folder, prepare, report, work
 from ckpt_tools.convert.source_text import ClassSource, check_sources, sources_in, write_sources
 from ckpt_tools.dtypes import BY_NAME
-from ckpt_tools.report import listed
+from ckpt_tools.report import listed, printable
 
 MANY = 8
 """Things left behind for one reason from which on they share a line."""
@@ -148,7 +149,7 @@ def convert(
         click.echo("ckpt: nothing to bake: no pruning, weight_norm, spectral_norm or parametrization", err=True)
     for option, pattern in conversion.plan.unmatched:
         why = some_prefix(conversion.plan.names) if option == "--strip-prefix" else ""
-        click.echo(f"ckpt: {option} {pattern} matches nothing{f': {why}' if why else ''}", err=True)
+        tell(f"{option} {pattern} matches nothing{f': {why}' if why else ''}")
     sources: list[ClassSource] = []
     if extract_source is not None:
         sources = sources_in(conversion.plan.checkpoint, extract_source)
@@ -170,8 +171,8 @@ def convert(
         return
     _tell_what_is_left(story.data["left_behind"])
     for source in sources:
-        click.echo(f"ckpt: source of {source.class_name}: {source.path}", err=True)
-    click.echo(story.verdict)
+        tell(f"source of {source.class_name}: {source.path}")
+    click.echo(printable(story.verdict).replace("\n", "\\n"))
 
 
 def _end_tidily() -> None:
@@ -195,7 +196,7 @@ def _tell_what_is_left(left: Any) -> None:
         if len(things) > MANY:
             things = [f"{len(things):,} things ({listed(things)})"]
         for what in things:
-            click.echo(f"ckpt: left behind: {what}: {why}", err=True)
+            tell(f"left behind: {what}: {why}")
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:

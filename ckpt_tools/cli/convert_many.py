@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
+from ckpt_tools.cli import tell
 from ckpt_tools.cli.output import check_place, emit, expand
 from ckpt_tools.cli.progress import progress
 from ckpt_tools.convert.many import Done, Options, Task, convert_all, tasks
@@ -92,8 +93,9 @@ def _begin(argument: str) -> str:
 
 
 def _tell(error: CkptError) -> None:
-    clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # a line of progress
-    click.echo(f"{clear}ckpt: {error}", err=True)
+    if sys.stderr.isatty():
+        click.echo("\r\x1b[K", nl=False, err=True)  # a line of progress
+    tell(str(error))
 
 
 def _summary(

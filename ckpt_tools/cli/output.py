@@ -11,6 +11,7 @@ import click
 
 from ckpt_tools.atomic import replacing
 from ckpt_tools.checkpoint import Checkpoint
+from ckpt_tools.cli import tell
 from ckpt_tools.errors import Ambiguous, CkptError, NotACheckpoint, NotFound
 from ckpt_tools.formats import looks_like_checkpoint, open_checkpoint
 from ckpt_tools.render import render
@@ -51,14 +52,14 @@ def for_each(paths: Sequence[str], do: Callable[[str, Checkpoint], None]) -> int
         try:
             matches = list(expand(path))
         except CkptError as error:
-            click.echo(f"ckpt: {error}", err=True)
+            tell(str(error))
             code = 2
             continue
         for match in matches:
             try:
                 do(match, open_checkpoint(match))
             except CkptError as error:
-                click.echo(f"ckpt: {error.at(path=match)}", err=True)
+                tell(str(error.at(path=match)))
                 code = 2
     return code
 

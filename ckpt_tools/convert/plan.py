@@ -524,7 +524,8 @@ def is_told(value: object) -> bool:
 
 def note_text(plan: Plan, digest: str | None, version: str) -> str:
     """Our note as JSON: aliases, values, versions, and the source with its *digest* where one was made."""
-    source: dict[str, object] = {"name": os.path.basename(os.path.abspath(plan.checkpoint.path))}
+    name = os.path.basename(os.path.abspath(plan.checkpoint.path))  # which may be no Unicode text
+    source: dict[str, object] = {"name": name.encode("utf-8", "backslashreplace").decode("utf-8")}
     if digest is not None:
         source["digest"] = digest
         source["complete"] = plan.complete

@@ -382,6 +382,10 @@ def test_standard_input_is_a_source(run: Any, tmp_path: Path) -> None:
         ["digest", "in.pt", "--write", "in.pt"],
         ["digest", "in.pt", "--write", "other.pt"],
         ["inspect", "in.pt", "--format", "json", "-o", "in.pt"],
+        ["diff", "in.pt", "other.pt", "--write-key-map", "other.pt"],
+        ["diff", "in.pt", "other.pt", "--write-key-map", "link"],
+        ["audit", "in.pt", "--write-baseline", "--baseline", "in.pt"],
+        ["verify", "in.pt", "--model", "torch.nn:Identity", "--write-key-map", "in.pt"],
     ],
     ids=" ".join,
 )
@@ -396,6 +400,41 @@ def test_no_text_replaces_a_checkpoint(run: Any, tmp_path: Path, words: list[str
     assert done.exit_code == 2
     assert done.stderr == f"ckpt: {words[-1]}: is a checkpoint, which no report replaces\n"
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_record_of_outputs_replaces_none_of_what_is_read(run: Any, tmp_path: Path) -> None:
+    for name in ("in.pt", "base.pt"):
+        torch.save({"a": torch.ones(1)}, tmp_path / name)
+    for name in ("in.pt", "base.pt"):
+        before = (tmp_path / name).read_bytes()
+        words = ["in.pt", "--model", "torch.nn:Identity", "--base", "base.pt", "--record", name]
+        done = run("verify", *words, cwd=tmp_path)
+        message = f"ckpt: {name}: is a checkpoint that is read, which --record does not replace\n"
+        assert (done.exit_code, done.stderr) == (2, message)
+        assert (tmp_path / name).read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [(b"a\x1b[31m\x07.pt", r"a\x1b[31m\x07.pt"), (b"a\nb.pt", r"a\nb.pt"), (b"a\xff.pt", r"a\udcff.pt")],
+    ids=["steers", "lines", "bytes"],
+)
+def test_a_file_of_any_name_is_converted_and_told_on_one_plain_line(
+    run: Any, tmp_path: Path, name: bytes, shown: str
+) -> None:
+    source = os.path.join(tmp_path, os.fsdecode(name))
+    torch.save({"a": torch.ones(1)}, tmp_path / "plain.pt")
+    os.rename(tmp_path / "plain.pt", source)
+    done = run("convert", source, f"{source}.safetensors")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.endswith(f"/{shown}.safetensors, verified bit for bit\n")
+    assert len(done.stdout.splitlines()) == 1
+    again = run("convert", source, f"{source}.safetensors")
+    assert again.stderr.endswith(f"/{shown}.safetensors: exists already. --force replaces it\n")
+    assert len(again.stderr.splitlines()) == 1
+    assert run("diff", source, f"{source}.safetensors").exit_code == 0
+    assert run("convert", tmp_path, "--out-dir", tmp_path / "out", "--jobs", "2").exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,9 @@ def overview(
         rows = [(a.what, a.where) for a in checkpoint.anomalies]
         blocks.append(Table("Oddities that loaders pass over in silence", ("what", "where"), rows))
     listed = list(_listed(checkpoint, sections, keys)) if all_tensors or keys else []
-    if all_tensors or keys:
+    if keys and not listed:
+        blocks.append(Facts(f"Tensors that match {keys} (0)", [("none", "a glob is held against the whole name")]))
+    elif all_tensors or keys:
         blocks.append(_listing(listed, keys))
 
     def collect() -> dict[str, object]:

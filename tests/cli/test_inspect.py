@@ -92,6 +92,13 @@ def test_width_and_hostile_names(run, tmp_path):
     assert "x" * 300 in done.stdout
 
 
+def test_a_glob_that_matches_no_name_is_told(run, fixtures_dir):
+    done = run("inspect", fixtures_dir / "zip" / "mlp.pt", "--keys", "fc")
+    assert "Tensors that match fc (0)\n  none  a glob is held against the whole name\n" in done.stdout
+    data = json.loads(run("inspect", fixtures_dir / "zip" / "mlp.pt", "--keys", "fc", "--format", "json").stdout)
+    assert data["files"][0]["tensors"] == []
+
+
 def test_summary_formats(run, fixtures_dir):
     path = fixtures_dir / "model" / "frozen_backbone.pt"
     done = run("summary", path, "--format", "csv")

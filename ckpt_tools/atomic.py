@@ -80,10 +80,24 @@ def replacing(path: str | os.PathLike[str], batch: Batch | None = None) -> Itera
 
 
 def _refusal(error: OSError, name: str) -> CkptError:
+    return _without_folder(name) or CkptError(f"cannot be written: {error.strerror}", path=name)
+
+
+def _without_folder(name: str) -> CkptError | None:
     folder = os.path.dirname(os.path.realpath(name))
-    if not os.path.isdir(folder):
-        return CkptError(f"cannot be written: there is no folder {folder}", path=name, remedy="Make it first")
-    return CkptError(f"cannot be written: {error.strerror}", path=name)
+    if os.path.isdir(folder):
+        return None
+    return CkptError(f"cannot be written: there is no folder {folder}", path=name, remedy="Make it first")
+
+
+def check_writable(name: str) -> None:
+    """Raise the `CkptError` that `replacing` would, for a file or a new folder of this *name*; nothing is written."""
+    missing = _without_folder(name)
+    if missing is not None:
+        raise missing
+    folder = name if os.path.isdir(name) else os.path.dirname(os.path.realpath(name))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CkptError(f"cannot be written: nothing may be written into {folder}", path=name)
 
 
 def _finish(file: BinaryIO, temporary: str, target: str) -> None:

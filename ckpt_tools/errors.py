@@ -62,7 +62,8 @@ class CkptError(Exception):
         return place
 
     def __str__(self) -> str:
-        text = f"{self.place}: {self.problem}" if self.place else self.problem
+        place = self.place.replace("\n", "\\n")  # a line an error, whatever the file is called
+        text = f"{place}: {self.problem}" if place else self.problem
         return f"{text}. {self.remedy}" if self.remedy else text
 
 

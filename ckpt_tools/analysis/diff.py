@@ -13,10 +13,10 @@ from typing import Literal
 
 from ckpt_tools.analysis.comparison import Comparison, Tolerance, compare_all
 from ckpt_tools.analysis.counting import looks_like_buffer, tied
-from ckpt_tools.analysis.leaves import Described, Leaf, leaves
+from ckpt_tools.analysis.leaves import Described, Leaf, Opaque, leaves, stream_of
 from ckpt_tools.analysis.overview import wrapper_prefix
 from ckpt_tools.analysis.pairing import How, Pairing, pair
-from ckpt_tools.analysis.summary import pick
+from ckpt_tools.analysis.summary import loose_weights, pick
 from ckpt_tools.analysis.trainability import parameters_of, same_bytes
 from ckpt_tools.checkpoint import (
     Checkpoint,
@@ -29,9 +29,12 @@ from ckpt_tools.checkpoint import (
 )
 from ckpt_tools.contents import parts_of
 from ckpt_tools.errors import CkptError, UnsupportedFeature
+from ckpt_tools.formats.base import NOTE
+from ckpt_tools.formats.note import note_of
 from ckpt_tools.pickles.values import key_text
 from ckpt_tools.records import record
-from ckpt_tools.report import count, number, shortened
+from ckpt_tools.report import count, number, plain_json, shortened
+from ckpt_tools.sources import Source
 
 Category = Literal["weights", "buffers", "names", "ties", "optimizer", "metadata", "hyperparameters"]
 CATEGORIES: tuple[Category, ...] = (
@@ -108,12 +111,16 @@ ABSENT = Absent()
 
 @record
 class ValueDiff:
-    """A value that is not a weight, and differs: at *path*, such as ``param_groups[0].lr``, from *a* to *b*."""
+    """A value that is not a weight, and differs: at *path*, such as ``param_groups[0].lr``, from *a* to *b*.
+
+    Where it is not *compared*, the words for both are the same, and whether the values are is not known.
+    """
 
     category: Category
     path: KeyPath
     a: Leaf | Absent
     b: Leaf | Absent
+    compared: bool = True
 
 
 @record
@@ -142,7 +149,8 @@ class Diff:
     *prefixes* are those of wrappers, left out of the names; *key_map* has the names of A that B has otherwise.
     *notes* say what could not be compared, or is no difference but good to know. The categories *ignored* were left
     out. *measured* is False where tensors were only asked to be identical or not. *in_all* is how many there are,
-    of which *chosen* ones have a name that was asked for.
+    of which *chosen* ones have a name that was asked for. *uncompared* are values that may differ or not: they are too
+    deep, too many, or of a kind that is not understood.
     """
 
     a: Checkpoint
@@ -158,6 +166,7 @@ class Diff:
     measured: bool = True
     in_all: int = 0
     chosen: int = 0
+    uncompared: Sequence[ValueDiff] = ()
 
     @property
     def different(self) -> bool:
@@ -240,8 +249,25 @@ def diff(
     if not options.keys:
         values += _values(a, b, sections, wanted, notes, options)
     ignored = frozenset(options.ignore)
+    unknown = [value for value in values if not value.compared]
+    values = [value for value in values if value.compared]
+    if unknown and _same_pickles(a, b):
+        unknown = [value for value in unknown if value.category == "optimizer"]  # which has tensors
     return Diff(
-        a, b, sections, tensors, values, ties, prefixes, key_map, notes, ignored, options.values, in_all, chosen
+        a,
+        b,
+        sections,
+        tensors,
+        values,
+        ties,
+        prefixes,
+        key_map,
+        notes,
+        ignored,
+        options.values,
+        in_all,
+        chosen,
+        unknown,
     )
 
 
@@ -274,8 +300,13 @@ def moved(entries: Iterable[TensorDiff]) -> float | None:
 
 def _sections(a: Checkpoint, b: Checkpoint, options: Options) -> list[Section]:
     if options.select is not None or options.select_b is not None:
-        select_b = options.select if options.select_b is None else options.select_b
-        (left, module_a), (right, module_b) = pick(a, options.select), pick(b, select_b)
+        (left, module_a) = pick(a, options.select)
+        try:
+            right, module_b = pick(b, options.select if options.select_b is None else options.select_b)
+        except CkptError as error:
+            if options.select_b is None:
+                error.remedy = "--select-b names that of B, '' the one at its root"
+            raise
         return [Section("", left, right, (module_a, module_b))]
     models_a, models_b = _models(a), _models(b)
     if len(models_a) == 1 and len(models_b) == 1:
@@ -319,9 +350,8 @@ def _models(checkpoint: Checkpoint) -> list[tuple[StateDict, Module | None]]:
     found += [(s, None) for s in checkpoint.state_dicts if s.role == "model"]
     if not found:
         found += [(s, None) for s in checkpoint.state_dicts if s.role in ("ema", "other")][:1]
-    if not found and checkpoint.loose and not (checkpoint.training and checkpoint.training.optimizers):
-        loose = {".".join(map(key_text, path)) or "tensor": tensor for path, tensor in checkpoint.loose}
-        found.append((StateDict((), "other", loose), None))
+    if not found and (loose := loose_weights(checkpoint)) is not None:
+        found.append((loose, None))
     return found
 
 
@@ -459,8 +489,13 @@ def _ties(section: Section, entries: Sequence[TensorDiff], pairing: Pairing) -> 
         for names in groups:
             names = tuple(name for name in names if name in shown)
             if len(names) > 1 and len({members.get(name, name) for name in names}) > 1:
-                side = [shown[name].b if broken else shown[name].a for name in names]
-                found.append(TieDiff(broken, names, _all_equal(side)))
+                pairs = [(shown[name].a, shown[name].b) for name in names]
+                sharing, copies = ([pair[side] for pair in pairs] for side in ((0, 1) if broken else (1, 0)))
+                if len({(t.shape, t.stride) for t in sharing if t is not None}) > 1:  # one is the other, transposed
+                    equal = all(_all_equal(pair) for pair in pairs)
+                else:
+                    equal = _all_equal(copies)
+                found.append(TieDiff(broken, names, equal))
     return found
 
 
@@ -509,12 +544,27 @@ def _values(
                 yield from _between("hyperparameters", _settings(left, section.a), _settings(right, section.b))
 
 
+def _same_pickles(a: Checkpoint, b: Checkpoint) -> bool:
+    """Whether both are of the same pickles, byte for byte, so that no value of theirs differs that is no tensor."""
+    if a.loose or b.loose or len(a.pickles) != len(b.pickles) or not a.pickles:
+        return False
+    for own, other in zip(a.pickles, b.pickles, strict=True):
+        if own.stream is None or other.stream is None or own.size != other.size:
+            return False
+        sides = own.stream.chunks(own.offset, own.size), other.stream.chunks(other.offset, other.size)
+        if any(x != y for x, y in zip(*sides, strict=True)):
+            return False
+    return True
+
+
 def _between(category: Category, a: Mapping[KeyPath, Leaf], b: Mapping[KeyPath, Leaf]) -> Iterator[ValueDiff]:
     for path, value in a.items():
         if path not in b:
             yield ValueDiff(category, path, value, ABSENT)
         elif not _same(value, b[path]):
             yield ValueDiff(category, path, value, b[path])
+        elif isinstance(value, Opaque):
+            yield ValueDiff(category, path, value, b[path], compared=False)
     for path, value in b.items():
         if path not in a:
             yield ValueDiff(category, path, ABSENT, value)
@@ -569,6 +619,12 @@ def _metadata(
     sides = [s.a for s in sections], [s.b for s in sections]
     taken_a, taken_b = ({_path(s) for s in side if s is not _NONE} for side in sides)
     values = [dict(_beside(c, taken, chosen)) for c, taken in ((a, taken_a), (b, taken_b))]
+    noted = [note_of(c).get("values") for c in (a, b)]
+    if any(isinstance(note, dict) and note for note in noted):
+        # an earlier conversion wrote down what the source had
+        for side, note in zip(values, noted, strict=True):
+            side |= leaves(note) if isinstance(note, dict) and note else ()
+        values = [dict(_as_noted(side)) for side in values]
     yield from _between("metadata", *values)
     own = [dict(_kept_by_format(c)) for c in (a, b)]
     if a.format == b.format:
@@ -582,12 +638,19 @@ def _metadata(
                 )
     for section in sections:
         extra = [
-            {(*filter(None, (section.label,)), *path): leaf for path, leaf in _entries(state_dict)}
-            for state_dict in (section.a, section.b)
+            {(*filter(None, (section.label,)), *path): leaf for path, leaf in _entries(state_dict, stream_of(side))}
+            for state_dict, side in ((section.a, a), (section.b, b))
         ]
         yield from _between("metadata", *extra)
         if not any(section.modules):
             yield from _between("metadata", *_versions(section.a.metadata or {}, section.b.metadata or {}))
+
+
+def _as_noted(values: Mapping[KeyPath, Leaf]) -> Iterator[tuple[KeyPath, Leaf]]:
+    """*values* as our note has them, which is JSON: key paths are text in part, and so are numbers that JSON lacks."""
+    for path, leaf in values.items():
+        text = format_path(path).replace("[", ".").replace("]", "").removeprefix(".")
+        yield (text,), str(plain_json(leaf)) if isinstance(leaf, float) and not math.isfinite(leaf) else leaf
 
 
 def _versions(a: Mapping[str, object], b: Mapping[str, object]) -> Iterator[dict[KeyPath, Leaf]]:
@@ -596,17 +659,20 @@ def _versions(a: Mapping[str, object], b: Mapping[str, object]) -> Iterator[dict
         yield dict(leaves({name: value for name, value in own.items() if name in other}, path=("_metadata",)))
 
 
-def _entries(state_dict: StateDict) -> Iterator[tuple[KeyPath, Leaf]]:
+def _entries(state_dict: StateDict, stream: Source | None) -> Iterator[tuple[KeyPath, Leaf]]:
     """What a state_dict holds beside tensors, such as ``_extra_state``."""
     for name, value in state_dict.entries.items():
         if not isinstance(value, TensorInfo):
-            yield from leaves(value, path=(name,))
+            yield from leaves(value, path=(name,), stream=stream)
 
 
 def _kept_by_format(checkpoint: Checkpoint) -> Iterator[tuple[KeyPath, Leaf]]:
     """What the format keeps beside the tensors: safetensors' ``__metadata__``, GGUF's keys."""
-    # which files lie beside those of a checkpoint is no part of it
-    yield from leaves(dict(checkpoint.metadata), without={("not described",)}) if checkpoint.metadata else ()
+    # which files lie beside those of a checkpoint is no part of it; what our note says is read elsewhere
+    without: set[KeyPath] = {("not described",), *([(NOTE,)] if note_of(checkpoint) else ())}
+    for path, leaf in leaves(dict(checkpoint.metadata), without=without):
+        if path:
+            yield path, leaf
 
 
 def _beside(checkpoint: Checkpoint, taken: Collection[tuple[str, ...]], chosen: bool) -> Iterator[tuple[KeyPath, Leaf]]:
@@ -620,7 +686,7 @@ def _beside(checkpoint: Checkpoint, taken: Collection[tuple[str, ...]], chosen: 
         for s in checkpoint.state_dicts
         if s.path and _path(s) not in taken and s.role != "optimizer"
     ]
-    rooted = any(not s.path for s in checkpoint.state_dicts) or () in taken
+    rooted = any(not s.path for s in checkpoint.state_dicts)
     optimizers = checkpoint.training.optimizers if checkpoint.training is not None else ()
     if rooted or (checkpoint.module is not None and not checkpoint.module_path):
         return
@@ -632,8 +698,10 @@ def _beside(checkpoint: Checkpoint, taken: Collection[tuple[str, ...]], chosen: 
         without.add(checkpoint.module_path)
     if not chosen:
         yield from ((path, Described(text)) for path, text in whole)
+    if () in taken:  # loose tensors, taken as a model
+        without |= {path for path, _ in checkpoint.loose}
     if checkpoint.values != {}:
-        yield from leaves(checkpoint.values, without=without)
+        yield from leaves(checkpoint.values, without=without, stream=stream_of(checkpoint))
 
 
 def _settings(module: Module, state_dict: StateDict) -> dict[KeyPath, Leaf]:
@@ -664,4 +732,4 @@ def _notes(a: Checkpoint, b: Checkpoint, sections: Sequence[Section]) -> Iterato
             has = "A" if left is not None else "B"
             yield f"only {has} records classes and settings of modules{where}; these were not compared"
     if not sections:
-        yield "neither file has tensors to compare with the other's"
+        yield "neither file holds a model; what else they hold was compared"

@@ -10,7 +10,8 @@ from typing import Literal
 from ckpt_tools.analysis.comparison import Comparison
 from ckpt_tools.analysis.counting import looks_like_buffer
 from ckpt_tools.analysis.diff import Absent, Diff, TensorDiff, ValueDiff, moved
-from ckpt_tools.checkpoint import TensorInfo
+from ckpt_tools.checkpoint import Checkpoint, TensorInfo
+from ckpt_tools.pickles.values import key_text, plain
 from ckpt_tools.records import record
 from ckpt_tools.report import count, number, shortened
 
@@ -127,6 +128,8 @@ def verdict(diff: Diff) -> str:
         close = sum(entry.change == "within tolerance" for entry in diff.tensors)
         text = f"identical ({count(len(diff.tensors), 'tensor')})" if diff.tensors else "identical"
         text += f", {close:,} of them only within the tolerance" if close else ""
+        if diff.uncompared:
+            text += f" as far as compared; {count(len(diff.uncompared), 'value')} could not be"
         return text + (f"; left out: {', '.join(sorted(diff.ignored))}" if diff.ignored else "")
     return ", ".join([*_weights(diff), *_names(diff), *_beside(diff)])
 
@@ -336,7 +339,8 @@ def _beside(diff: Diff) -> list[str]:
         parts.append(f"{count(len(settings), 'module setting')} changed{which}")
     optimizer = [value for value in diff.values if value.category == "optimizer"]
     if optimizer:
-        parts.append(f"optimizer {_only(optimizer) or _differs(optimizer)}")
+        whole = not any({"state", "param_groups"} & {*value.path} for value in optimizer)
+        parts.append(f"optimizer {(whole and _only(optimizer)) or _differs(optimizer)}")
     metadata = [value for value in diff.values if value.category == "metadata"]
     for value in metadata:
         if value.path[-1:] == ("epoch",) and not isinstance(value.a, Absent) and not isinstance(value.b, Absent):
@@ -346,8 +350,17 @@ def _beside(diff: Diff) -> list[str]:
     if metadata:
         names = {str(value.path[0]) if value.path else "the value" for value in metadata}
         told = _and(sorted(names)) if len(names) <= _NAMED else "metadata"
-        parts.append(f"{told} {_only(metadata) or ('differs' if len(names) == 1 or told == 'metadata' else 'differ')}")
+        only = _only(metadata)
+        if only and names & _names_of(diff.b if only == "only in A" else diff.a):  # of which the other has a part
+            only = ""
+        parts.append(f"{told} {only or ('differs' if len(names) == 1 or told == 'metadata' else 'differ')}")
     return parts
+
+
+def _names_of(checkpoint: Checkpoint) -> set[str]:
+    """The first steps of the paths of a checkpoint's values."""
+    values = plain(checkpoint.values)
+    return {key_text(key) for key in values} if isinstance(values, dict) else set()
 
 
 def _only(values: Sequence[ValueDiff]) -> str:

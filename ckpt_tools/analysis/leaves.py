@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator
 
-from ckpt_tools.checkpoint import KeyPath, Module, TensorInfo
+from ckpt_tools.checkpoint import Checkpoint, KeyPath, Module, TensorInfo
 from ckpt_tools.pickles.values import Blob, Call, Global, PersistentId, key_text, plain
 from ckpt_tools.report import count, size
+from ckpt_tools.sources import Source
 
 MAX_DEPTH = 50
 MAX_LEAVES = 100_000
@@ -19,13 +21,29 @@ class Described(str):
     __slots__ = ()
 
 
+class Opaque(Described):
+    """Words for a value of which not all was looked at: it may change without them."""
+
+    __slots__ = ()
+
+
 Leaf = bool | int | float | str | bytes | None | TensorInfo | Described
 
 
-def leaves(root: object, *, without: Collection[KeyPath] = (), path: KeyPath = ()) -> Iterator[tuple[KeyPath, Leaf]]:
+def stream_of(checkpoint: Checkpoint) -> Source | None:
+    """What the offsets of a checkpoint's long values count in; None where these may lie in several streams."""
+    streams = {id(pickle.stream): pickle.stream for pickle in checkpoint.pickles}
+    return next(iter(streams.values())) if len(streams) == 1 else None
+
+
+def leaves(
+    root: object, *, without: Collection[KeyPath] = (), path: KeyPath = (), stream: Source | None = None
+) -> Iterator[tuple[KeyPath, Leaf]]:
     """Every leaf under *root*, which stands at *path*, in file order; nothing at or below the paths *without*.
 
-    A container gives its items, an object its class and its attributes; an empty container is a leaf. At most
+    A container gives its items, an object its class and its attributes, or what else it is made from; an empty
+    container is a leaf. Long texts and bytes, which were left in the file, are told by their SHA-256, read from
+    *stream* (see `stream_of`); without it they are `Opaque`, as is what lies deeper than `MAX_DEPTH`. At most
     `MAX_LEAVES` are given, and the last of these says so.
     """
     left = MAX_LEAVES
@@ -36,14 +54,14 @@ def leaves(root: object, *, without: Collection[KeyPath] = (), path: KeyPath = (
             continue
         left -= 1
         if left <= 0:
-            yield where, Described("more values than are compared")
+            yield where, Opaque("more values than are compared")
             return
         value = plain(value)
         below = _below(value) if len(where) - len(path) < MAX_DEPTH else []
         if type(value) is Call:
             yield where, Described(f"object of class {value.class_name or 'unknown'}")
         elif not below:
-            yield where, _leaf(value)
+            yield where, _leaf(value, stream)
         if len(below) > left:
             below = below[:left]
         pending += [((*where, key), item) for key, item in reversed(below)]
@@ -58,26 +76,37 @@ def _below(value: object) -> list[tuple[object, object]]:
         found: list[tuple[object, object]] = [(key_text(key), item) for key, item in value.attributes.items()]
         if not found:
             found += [(f"argument {index}", item) for index, item in enumerate(value.arguments)]
+            if value.state is not None:  # no attributes: what an array of objects holds, say
+                found.append(("state", value.state))
         found += list(enumerate(value.items or ()))
         return found + [(key_text(key), item) for key, item in value.entries or ()]
     return []
 
 
-def _leaf(value: object) -> Leaf:
+def _leaf(value: object, stream: Source | None) -> Leaf:
     if value is None or isinstance(value, bool | int | float | str | bytes | TensorInfo):
         return value
     if isinstance(value, Module):
         return Described(f"module {value.class_name}")
     if isinstance(value, dict):
-        return Described("empty mapping" if not value else f"mapping of {count(len(value), 'entry', 'entries')}")
+        return Opaque(f"mapping of {count(len(value), 'entry', 'entries')}") if value else Described("empty mapping")
     if isinstance(value, list | tuple):
-        return Described(f"empty {type(value).__name__}" if not value else f"{type(value).__name__} of {len(value):,}")
+        kind = type(value).__name__
+        return Opaque(f"{kind} of {len(value):,}") if value else Described(f"empty {kind}")
+    if isinstance(value, complex):
+        return Described(repr(value))
     if isinstance(value, set | frozenset):
         return Described("{" + ", ".join(sorted(key_text(item) for item in value)) + "}")
     if type(value) is Global:
         return Described(f"reference to {value.path}")
     if type(value) is Blob:
-        return Described(f"{'text' if value.text else 'bytes'} of {size(value.size)}")
+        told = f"{'text' if value.text else 'bytes'} of {size(value.size)}"
+        if stream is None:
+            return Opaque(told)
+        hasher = hashlib.sha256()
+        for chunk in stream.chunks(value.offset, value.size):
+            hasher.update(chunk)
+        return Described(f"{told}, SHA-256 {hasher.hexdigest()[:16]}")
     if type(value) is PersistentId:
-        return Described("persistent id")
-    return Described(type(value).__name__)
+        return Opaque("persistent id")
+    return Opaque(type(value).__name__)

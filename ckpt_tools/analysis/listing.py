@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 
 from ckpt_tools.analysis.digest import digest
-from ckpt_tools.analysis.leaves import MAX_LEAVES, Described, Leaf, leaves
+from ckpt_tools.analysis.leaves import MAX_LEAVES, Described, Leaf, Opaque, leaves
 from ckpt_tools.checkpoint import Checkpoint, KeyPath, Module, StateDict, TensorInfo, format_path
 from ckpt_tools.contents import scalar
 from ckpt_tools.errors import CkptError
@@ -35,9 +34,6 @@ DIGITS = 16
 
 LONG = 200
 """Characters of a text up to which it is shown whole; of a longer one a digest tells whether it changed."""
-
-# what stands for a value whose content may change without its description doing so
-_OPAQUE = re.compile(r"(bytes|text|mapping|list|tuple|array) of |more values|persistent id")
 
 
 def listing(checkpoint: Checkpoint) -> Iterator[str]:
@@ -96,7 +92,7 @@ class _Content:
             if isinstance(leaf, TensorInfo):
                 yield from self.of_tensors([(where, leaf)])
             else:
-                self.opaque |= isinstance(leaf, Described) and _OPAQUE.match(leaf) is not None
+                self.opaque |= isinstance(leaf, Opaque)
                 yield _line(f"{format_path(where) or '(root)'}{_said(leaf)}")
 
     def of_module(self, module: Module, path: KeyPath) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from ckpt_tools.analysis.counting import Tally, distinct, looks_like_buffer, tally, tied
@@ -21,7 +22,7 @@ from ckpt_tools.checkpoint import (
 from ckpt_tools.contents import scalar
 from ckpt_tools.errors import CkptError
 from ckpt_tools.pickles.values import Blob, Call, Global, PersistentId, plain
-from ckpt_tools.report import Block, Facts, Report, Table, Tree, count, number, plain_json, size
+from ckpt_tools.report import Block, Facts, Report, Table, Tree, count, number, plain_json, shortened, size
 from ckpt_tools.sources import Folder
 
 SCREEN_ROWS = 24
@@ -78,7 +79,9 @@ def overview(
         rows = [(a.what, a.where) for a in checkpoint.anomalies]
         blocks.append(Table("Oddities that loaders pass over in silence", ("what", "where"), rows))
     listed = list(_listed(checkpoint, sections, keys)) if all_tensors or keys else []
-    if all_tensors or keys:
+    if keys and not listed:
+        blocks.append(Facts(f"Tensors that match {keys} (0)", [("none", "a glob is held against the whole name")]))
+    elif all_tensors or keys:
         blocks.append(_listing(listed, keys))
 
     def collect() -> dict[str, object]:
@@ -200,7 +203,10 @@ def _loading(checkpoint: Checkpoint, sections: list[StateDict]) -> list[tuple[st
     for section in models:
         prefix = wrapper_prefix(section.entries)
         if prefix:
-            rows.append(("prefix", f"every name begins with {prefix} ({WRAPPERS[prefix.split('.')[0]]})"))
+            who = "; ".join(dict.fromkeys(WRAPPERS[part] for part in prefix.rstrip(".").split(".")))
+            rows.append(("prefix", f"every name begins with {prefix} ({who})"))
+        elif some := some_prefix(section.entries):
+            rows.append(("prefix", some))
     return rows
 
 
@@ -215,6 +221,20 @@ def wrapper_prefix(names: Iterable[str]) -> str:
         prefix += f"{first}."
         listed = [name[len(first) + 1 :] for name in listed]
     return prefix
+
+
+def some_prefix(names: Iterable[str]) -> str:
+    """How many names begin with a wrapper's prefix, where some do and others do not; "" where none does or all do.
+
+    ``model.`` does not count: many a class has other parts beside its ``.model``.
+    """
+    listed = list(names)
+    firsts = Counter(name.partition(".")[0] for name in listed if "." in name)
+    for wrapper, who in WRAPPERS.items():
+        if wrapper != "model" and 0 < (times := firsts[wrapper]) < len(listed):
+            others = next(name for name in listed if not name.startswith(f"{wrapper}."))
+            return f"{times:,} of {len(listed):,} names begin with {wrapper}. ({who}), {shortened(others)} does not"
+    return ""
 
 
 def _bare_counts(sections: list[StateDict]) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,7 @@ from ckpt_tools.analysis.trainability import Judgement, Trainability, judge, par
 from ckpt_tools.analysis.tree import Node, fitting_depth, fold, grow, rows_at
 from ckpt_tools.checkpoint import Checkpoint, Module, StateDict, TensorInfo, format_path, is_extra_state
 from ckpt_tools.errors import Ambiguous, CkptError
-from ckpt_tools.pickles.values import plain
+from ckpt_tools.pickles.values import key_text, plain
 from ckpt_tools.records import comparable
 from ckpt_tools.report import Block, Facts, Report, Table, Tree, count, number, plain_json, size
 
@@ -160,11 +161,45 @@ def pick(checkpoint: Checkpoint, select: str | None) -> tuple[StateDict, Module 
     if len(models) == 1:
         return models[0]
     if not models:
-        raise CkptError("there is no model in it: no state_dict, no module", path=checkpoint.path)
+        raise CkptError(f"there is no model in it: {_instead(checkpoint)}", path=checkpoint.path)
     listed = ", ".join(format_path(s.path) or "the root" for s, _ in models)
     raise Ambiguous(
         f"it holds {len(models)} state_dicts: {listed}", path=checkpoint.path, remedy="Choose one with --select"
     )
+
+
+def _instead(checkpoint: Checkpoint) -> str:
+    """What a file holds that holds no model, in a few words."""
+    optimizers = [s for s in checkpoint.state_dicts if s.role == "optimizer"]
+    if optimizers:
+        where = ", ".join(format_path(s.path) or "the root" for s in optimizers)
+        return f"the state of {'an optimizer' if len(optimizers) == 1 else 'optimizers'} alone, at {where}"
+    return f"{count(len(checkpoint.loose), 'loose tensor')} alone" if checkpoint.loose else "no state_dict, no module"
+
+
+def weights(checkpoint: Checkpoint, select: str | None) -> StateDict:
+    """What `pick` gives, or where the file has no state_dict but loose tensors, `loose_weights`."""
+    loose = loose_weights(checkpoint) if select is None else None
+    return loose if loose is not None else pick(checkpoint, select)[0]
+
+
+def loose_weights(checkpoint: Checkpoint) -> StateDict | None:
+    """The tensors of a file without state_dicts, by their key paths, ``tensor`` for a lone one; None where it has any.
+
+    Where two paths would read the same, as those of keys 1 and "1" do, they are told apart: ``[1]`` and ``1``.
+    """
+    if checkpoint.module is not None or checkpoint.state_dicts or not checkpoint.loose:
+        return None
+    names = [".".join(map(key_text, path)) or "tensor" for path, _ in checkpoint.loose]
+    times, copies = Counter(names), Counter[str]()
+    found: dict[str, object] = {}
+    for name, (path, tensor) in zip(names, checkpoint.loose, strict=True):
+        own = name = format_path(path) or name if times[name] > 1 else name
+        while name in found:
+            copies[own] += 1
+            name = f"{own} ({copies[own] + 1})"
+        found[name] = tensor
+    return StateDict((), "other", found)
 
 
 # --- rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
@@ -26,6 +27,8 @@ COMMANDS = (
     "explain",
 )
 """The commands in the order of the help; each is a module here with a click command of its name (``-`` is ``_``)."""
+
+_UNWRITABLE = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO")} - {None}
 
 
 class _Commands(click.Group):
@@ -84,9 +87,14 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("CKPT_DEBUG"):
             raise
-        tell(
-            f"internal error: {type(error).__name__}: {error}. This is a fault of ckpt-tools, please report it; "
-            "CKPT_DEBUG=1 shows the traceback"
-        )
+        # every other file that cannot be written is named where that is found out
+        if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
+            told = f"standard output cannot be written: {error.strerror}"
+        else:
+            told = (
+                f"internal error: {type(error).__name__}: {error}. This is a fault of ckpt-tools, please "
+                "report it; CKPT_DEBUG=1 shows the traceback"
+            )
+        tell(told)
         code = 2
     sys.exit(code if isinstance(code, int) else 0)

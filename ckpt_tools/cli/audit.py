@@ -16,7 +16,7 @@ from ckpt_tools.audit.policy import Options, Policy, find, load
 from ckpt_tools.audit.reports import for_machines, for_people
 from ckpt_tools.audit.results import Audited, exit_code
 from ckpt_tools.cli import tell
-from ckpt_tools.cli.output import emit, emit_each, output_options
+from ckpt_tools.cli.output import check_place, emit, emit_each, output_options
 
 _FOR_PEOPLE = ("text", "markdown", "html")
 
@@ -88,12 +88,13 @@ def audit(
         base=base or policy.base,
         torch=torch or policy.torch,
     )
+    if write_baseline and baseline is not None:
+        check_place(baseline)
     known = baselines.load(baseline) if baseline is not None and not write_baseline else None
     if known is not None and known.version < baselines.VERSION:
-        click.echo(
-            f"ckpt: {baseline}: written by an earlier version, without what dangerous calls are made with: they are "
-            "told as new. Look at them, and write it anew with --write-baseline",
-            err=True,
+        tell(
+            f"{baseline}: written by an earlier version, without what dangerous calls are made with: they are "
+            "told as new. Look at them, and write it anew with --write-baseline"
         )
     options = Options(policy, not no_values, baseline=known, cache=cache)
     results: list[Audited] = []

@@ -9,15 +9,16 @@ from typing import Any
 
 import click
 
+from ckpt_tools.analysis.overview import some_prefix
 from ckpt_tools.cli import tell
 from ckpt_tools.cli.output import check_place, emit, path_of_one
 from ckpt_tools.cli.progress import progress
 from ckpt_tools.convert.key_map import read_key_map
 from ckpt_tools.convert.plan import Names
-from ckpt_tools.convert.run import FORMATS, carry_out, prepare, report, work
+from ckpt_tools.convert.run import FORMATS, carry_out, check_folder, prepare, report, work
 from ckpt_tools.convert.source_text import ClassSource, check_sources, sources_in, write_sources
 from ckpt_tools.dtypes import BY_NAME
-from ckpt_tools.report import listed
+from ckpt_tools.report import listed, one_line
 
 MANY = 8
 """Things left behind for one reason from which on they share a line."""
@@ -147,14 +148,17 @@ def convert(
     if bake and not conversion.plan.baked:
         click.echo("ckpt: nothing to bake: no pruning, weight_norm, spectral_norm or parametrization", err=True)
     for option, pattern in conversion.plan.unmatched:
-        click.echo(f"ckpt: {option} {pattern} matches nothing", err=True)
+        why = some_prefix(conversion.plan.names) if option == "--strip-prefix" else ""
+        tell(f"{option} {pattern} matches nothing{f': {why}' if why else ''}")
     sources: list[ClassSource] = []
     if extract_source is not None:
         sources = sources_in(conversion.plan.checkpoint, extract_source)
         check_sources(sources, force)
         if not sources:
             click.echo("ckpt: no source to extract: only full models in torch's legacy format contain any", err=True)
-    if not dry_run:
+    if dry_run:
+        check_folder(conversion)
+    else:
         with progress(work(conversion, not no_verify), "converting") as advance:
             conversion = carry_out(conversion, watch, verify=not no_verify, allow_lossy=allow_lossy, advance=advance)
         if sources:
@@ -168,7 +172,7 @@ def convert(
     _tell_what_is_left(story.data["left_behind"])
     for source in sources:
         tell(f"source of {source.class_name}: {source.path}")
-    click.echo(story.verdict)
+    click.echo(one_line(story.verdict))
 
 
 def _end_tidily() -> None:

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 
 import click
 
+from ckpt_tools.cli import tell
 from ckpt_tools.cli.output import check_place, emit, expand
 from ckpt_tools.cli.progress import progress
 from ckpt_tools.convert.many import Done, Options, Task, convert_all, tasks
 from ckpt_tools.errors import CkptError
 from ckpt_tools.formats import looks_like_checkpoint
-from ckpt_tools.report import Report, Table, count, one_line, size
+from ckpt_tools.report import Report, Table, count, size
 from ckpt_tools.sources import is_url
 
 _HOW = {
@@ -92,8 +93,9 @@ def _begin(argument: str) -> str:
 
 
 def _tell(error: CkptError) -> None:
-    clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # a line of progress
-    click.echo(f"{clear}ckpt: {one_line(str(error))}", err=True)
+    if sys.stderr.isatty():
+        click.echo("\r\x1b[K", nl=False, err=True)  # a line of progress
+    tell(str(error))
 
 
 def _summary(

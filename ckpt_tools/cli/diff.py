@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from ckpt_tools.atomic import replacing
-from ckpt_tools.checkpoint import Checkpoint
+from ckpt_tools.checkpoint import Checkpoint, format_path
 from ckpt_tools.cli import tell
 from ckpt_tools.cli.git import is_external_diff, report_external_diff
-from ckpt_tools.cli.output import emit, output_options, the_one
+from ckpt_tools.cli.output import check_place, emit, output_options, the_one
 from ckpt_tools.cli.progress import progress
 from ckpt_tools.report import Report
 
@@ -125,6 +125,10 @@ def diff(
         emit([made], command="diff", format=format, output=output)
         return
     a, b = paths
+    if a == b == "-":
+        raise click.UsageError("standard input is one checkpoint: give the other a name")
+    if write_key_map is not None:
+        check_place(write_key_map)
     found, broken, made = compared(the_one(a), the_one(b))
     if write_key_map is not None:
         with replacing(write_key_map) as file:
@@ -133,6 +137,9 @@ def diff(
     unreadable = [entry for entry in found.tensors if entry.change == "unreadable"]
     for entry in unreadable:
         tell(f"{entry.name} could not be compared: {entry.problem}")
-    if unreadable:
+    for value in found.uncompared:
+        where = format_path(value.path) or "the value"
+        tell(f"{where} could not be compared: {value.a!s}")
+    if unreadable or (found.uncompared and not expectations and not found.different):
         sys.exit(2)
     sys.exit(bool(broken) if expectations else found.different)

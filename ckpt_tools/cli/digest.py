@@ -8,7 +8,7 @@ import click
 
 from ckpt_tools.analysis.digest import ALGORITHM, Digest
 from ckpt_tools.analysis.digest import digest as digest_of
-from ckpt_tools.analysis.summary import pick
+from ckpt_tools.analysis.summary import weights
 from ckpt_tools.atomic import replacing
 from ckpt_tools.checkpoint import Checkpoint
 from ckpt_tools.cli.output import check_place, for_each, the_one
@@ -52,7 +52,7 @@ def digest(paths: tuple[str, ...], select: str | None, tensors: bool, write: str
 
 
 def _digest(checkpoint: Checkpoint, select: str | None) -> Digest:
-    return digest_of(pick(checkpoint, select)[0].tensors)
+    return digest_of(weights(checkpoint, select).tensors)
 
 
 def _tell(path: str, found: Digest, tensors: bool) -> None:

@@ -12,7 +12,7 @@ import click
 from ckpt_tools.audit.findings import SEVERITIES, Severity
 from ckpt_tools.cli import tell
 from ckpt_tools.cli.model import ModelChoice, model_options
-from ckpt_tools.cli.output import emit, expand, output_options
+from ckpt_tools.cli.output import check_place, emit, expand, output_options
 from ckpt_tools.convert.key_map import read_key_map
 from ckpt_tools.errors import CkptError
 from ckpt_tools.report import Report
@@ -171,6 +171,10 @@ def verify(
     found = [path for path in files if isinstance(path, str)]
     if len(found) > 1 and (record or write_fixed or write_key_map):
         raise click.UsageError("--record, --write-fixed and --write-key-map are for one file")
+    if write_key_map is not None:
+        check_place(write_key_map)
+    if record is not None and os.path.realpath(record) in map(os.path.realpath, [*found, *([base] if base else [])]):
+        raise CkptError("is a checkpoint that is read, which --record does not replace", path=record)
     code = 2 if len(found) < len(files) else 0
     results: list[Verification] = []
     for result in verify_each(map(job, found)):

@@ -10,8 +10,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ckpt_tools.analysis.overview import wrapper_prefix
-from ckpt_tools.analysis.summary import pick
-from ckpt_tools.checkpoint import Checkpoint, Module, StateDict, TensorInfo, format_path, is_extra_state
+from ckpt_tools.analysis.summary import weights
+from ckpt_tools.checkpoint import (
+    Checkpoint,
+    KeyPath,
+    Module,
+    StateDict,
+    TensorInfo,
+    format_path,
+    is_extra_state,
+)
 from ckpt_tools.contents import check_expansion
 from ckpt_tools.convert.bake import Baked, bake, bare_versions
 from ckpt_tools.convert.decompose import Composite, can_be_taken_apart, decompose
@@ -21,7 +29,8 @@ from ckpt_tools.dtypes import DType
 from ckpt_tools.errors import CkptError, UnsupportedFeature
 from ckpt_tools.formats.base import NOTE as NOTE
 from ckpt_tools.formats.note import Alias, aliases_of, note_of
-from ckpt_tools.pickles.values import Blob, Call, key_text, plain
+from ckpt_tools.pickles.structure import children_of
+from ckpt_tools.pickles.values import Blob, Call, Global, plain
 from ckpt_tools.report import count, plain_json, shortened, size
 
 VALUE_NODES = 10_000
@@ -80,16 +89,8 @@ class Plan:
 
 
 def source_of(checkpoint: Checkpoint, select: str | None) -> StateDict:
-    """The tensors to convert, with the views sharing memory again that an earlier conversion noted.
-
-    Where the file has no state_dict but loose tensors, these, under their key paths (``tensor`` for a lone one).
-    """
-    if select is None and checkpoint.module is None and not checkpoint.state_dicts and checkpoint.loose:
-        loose = {".".join(map(key_text, path)) or "tensor": tensor for path, tensor in checkpoint.loose}
-        if len(loose) == len(checkpoint.loose):
-            return StateDict((), "other", loose)
-    state_dict, _ = pick(checkpoint, select)
-    return shared_again(state_dict, aliases_of(note_of(checkpoint)))
+    """The tensors to convert, with the views sharing memory again that an earlier conversion noted."""
+    return shared_again(weights(checkpoint, select), aliases_of(note_of(checkpoint)))
 
 
 def make_plan(
@@ -165,6 +166,8 @@ def _plan(
         for glob in globs
         if not any(fnmatch.fnmatchcase(name, glob) for name in known)
     ]
+    if names.strip == "auto" and not wrapper_prefix(renamed):
+        unmatched.append(("--strip-prefix", "auto"))
     unmatched += [("--rename", f"{old}={new}") for old, new in idle]
     entries = [Entry(renamed[tensor.name], tensor, _cast(tensor.dtype, dtype)) for tensor in chosen]
     entries, composites = decompose(entries, apart, numbers=numbers)
@@ -176,7 +179,7 @@ def _plan(
         for key, value in tensor.attributes.items():
             if not isinstance(plain(value), TensorInfo):
                 _sort_out(f"{tensor.name}.{key}", value, values, left)
-        if tensor.subclass is not None and tensor.storage is not None:
+        if tensor.subclass is not None and tensor.storage is not None and checkpoint.format not in ("npz", "npy"):
             classes.setdefault(tensor.subclass, []).append(tensor.name)
     for name, those in classes.items():
         left.append((name, f"the class of {count(len(those), 'tensor')}, plain in the output: {_some(those)}"))
@@ -192,7 +195,11 @@ def _plan(
         if not isinstance(value, TensorInfo) and name not in extras:
             _sort_out(f"{root}: {name}" if root else name, value, values, left)
     for path, value in _beside(checkpoint, state_dict):
-        _sort_out(format_path(path), value, values, left)
+        others = _state_dicts_in(path, checkpoint)
+        if others:
+            left.append((format_path(path), f"{_description(value)}; {others}"))
+        else:
+            _sort_out(format_path(path), value, values, left)
     if own is not None:
         _leave_module(own, left)
     kept: dict[str, str] = {}
@@ -204,7 +211,9 @@ def _plan(
     note = note_of(checkpoint)
     earlier = note.get("values")
     if isinstance(earlier, dict):
-        values = {**earlier, **values}
+        for key, value in earlier.items():
+            if key not in values and _encodable(key):
+                _sort_out(key, value, values, left)
     found = aliases([replace(e.tensor, name=e.name) for e in entries])
     recorded = state_dict.metadata
     if own is not None:
@@ -261,6 +270,8 @@ def rename(names: Sequence[str], rules: Names) -> tuple[dict[str, str], list[tup
                 raise CkptError(f"--rename {old.pattern}={replacement}: {error}") from None
             if times:
                 matched.add(number)
+        if new.startswith(".") and prefix and not prefix.endswith(".") and not name.startswith("."):
+            raise CkptError(f"{name} would be named {new}, with a dot in front", remedy=f"--strip-prefix {prefix}.")
         renamed[name] = rules.add + new
     taken: dict[str, str] = {}
     for name, new in renamed.items():
@@ -327,17 +338,24 @@ def common_objection(tensor: TensorInfo) -> str:
 
 def _check(entries: Sequence[Entry], objection: Callable[[TensorInfo, DType], str]) -> None:
     refused: list[str] = []
+    brain = 0
     remedy = "Leave them out with --drop GLOB, or turn them into plain tensors where the checkpoint is made"
     for entry in entries:
         why = common_objection(entry.tensor) or objection(entry.tensor, entry.dtype)
         if why:
             refused.append(f"{entry.tensor.name} ({why})")
+            brain += entry.dtype.name == "bfloat16" and not common_objection(entry.tensor)
             if can_be_taken_apart(entry.tensor):
                 remedy = "--decompose writes tensors as their parts, into .safetensors; --drop GLOB leaves them out"
         try:
             entry.name.encode("utf-8")
         except UnicodeEncodeError:
             refused.append(f"{entry.tensor.name!r:.100} (the name is no Unicode text)")
+    if 0 < len(refused) == brain:
+        remedy = (
+            "--dtype float32 holds them exactly, and makes float32 of float16 and float64 too; "
+            "--drop GLOB leaves them out"
+        )
     if refused:
         raise UnsupportedFeature(
             f"{count(len(refused), 'tensor')} cannot be written: {_some(refused)}",
@@ -353,20 +371,33 @@ def _some(items: Sequence[str]) -> str:
 
 
 def _beside(checkpoint: Checkpoint, state_dict: StateDict) -> Iterable[tuple[tuple[object, ...], object]]:
-    """What stands in the file beside *state_dict*, by key path."""
-    value = plain(checkpoint.values)
-    path = state_dict.path
-    for depth, key in enumerate(path):
-        if not isinstance(value, dict | list | tuple):
-            return
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        following: object = None
-        for own, item in items:
-            if own == key:
-                following = plain(item)
-            else:
-                yield (*path[:depth], own), plain(item)
-        value = following
+    """What stands in the file beside *state_dict*, by key path; what holds it is entered, all else told as a whole."""
+    rooted = state_dict.path or any(not own.path for own in checkpoint.state_dicts) or checkpoint.module is not None
+    taken = {state_dict.path} if rooted else {path for path, _ in checkpoint.loose}
+    holding = {path[:depth] for path in taken for depth in range(len(path))}
+    level: list[tuple[object, KeyPath]] = [(plain(checkpoint.values), ())] if () not in taken else []
+    seen: set[int] = set()
+    while level:
+        below: list[tuple[object, KeyPath]] = []
+        for value, path in level:
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            for child, place in children_of(value, path, lambda amount: None):
+                if place in holding:
+                    below.append((child, place))
+                elif place not in taken:
+                    yield place, child
+        level = below
+
+
+def _state_dicts_in(path: KeyPath, checkpoint: Checkpoint) -> str:
+    """How to have the state_dicts at *path* or below it; "" where there is none."""
+    known = [s.path for s in checkpoint.state_dicts if s.role != "optimizer"]
+    if checkpoint.module is not None:
+        known.append(checkpoint.module_path)
+    names = [format_path(own) for own in known if own[: len(path)] == path]
+    return f"--select {' or '.join(names[:3])} takes it" if names else ""
 
 
 def _sort_out(where: str, value: object, values: dict[str, object], left: list[tuple[str, str]]) -> None:
@@ -466,6 +497,12 @@ def _description(value: object) -> str:
         return f"{type(value).__name__} of {count(len(value), 'item')}"
     if isinstance(value, Call):
         return f"object of class {value.class_name or 'unknown'}"
+    if isinstance(value, int):
+        return "an integer beyond 64 bits"
+    if isinstance(value, str | bytes):
+        return f"{'text' if isinstance(value, str) else 'bytes'} of {size(len(value))}"
+    if isinstance(value, Global):
+        return f"reference to {value.path}"
     if isinstance(value, Blob):
         return f"{'text' if value.text else 'bytes'} of {size(value.size)}"
     return type(value).__name__
@@ -487,7 +524,8 @@ def is_told(value: object) -> bool:
 
 def note_text(plan: Plan, digest: str | None, version: str) -> str:
     """Our note as JSON: aliases, values, versions, and the source with its *digest* where one was made."""
-    source: dict[str, object] = {"name": os.path.basename(os.path.abspath(plan.checkpoint.path))}
+    name = os.path.basename(os.path.abspath(plan.checkpoint.path))  # which may be no Unicode text
+    source: dict[str, object] = {"name": name.encode("utf-8", "backslashreplace").decode("utf-8")}
     if digest is not None:
         source["digest"] = digest
         source["complete"] = plan.complete

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from ckpt_tools.analysis.digest import ALGORITHM, Digest
-from ckpt_tools.atomic import Batch, replacing
+from ckpt_tools.atomic import Batch, check_writable, replacing
 from ckpt_tools.checkpoint import TensorInfo, format_path
 from ckpt_tools.convert import prove, write_npz, write_safetensors, write_shards, write_torch
 from ckpt_tools.convert.plan import NOTE, Entry, Names, Plan, common_objection, is_told, make_plan, note_text
@@ -108,6 +108,8 @@ def prepare(
         _check_place(target)
     place = write_shards.place_of(target, shard_size) if shard_size is not None else None
     format = format_of(target) if place is None else "safetensors"
+    if metadata and format != "safetensors":
+        raise CkptError("has no place for --metadata, which goes into .safetensors", path=target)
     plan = make_plan(
         open_checkpoint(source),
         _OBJECTIONS[format],
@@ -136,6 +138,11 @@ def prepare(
     if taken and not force:
         raise CkptError("exists already", path=taken[0], remedy="--force replaces it")
     return conversion, watch
+
+
+def check_folder(conversion: Conversion) -> None:
+    """Raise `CkptError` where the output's folder is not there or takes no file, as `carry_out` would."""
+    check_writable(conversion.target if conversion.place is None else conversion.place.folder)
 
 
 def _check_place(target: str) -> None:
@@ -387,7 +394,8 @@ def report(conversion: Conversion, done: bool, sources: Sequence[ClassSource] = 
         rows = [(name, made.kind, ", ".join(made.parts.values())) for name, made in plan.composites.items()]
         blocks.append(Table("Taken apart", ("tensor", "kind", "into"), rows))
     if cast:
-        blocks.append(Table("Cast", ("tensor", "from", "to"), cast))
+        untold = "" if done else "values that become infinite or zero are found, and refused, while converting"
+        blocks.append(Table("Cast", ("tensor", "from", "to"), cast, untold))
     if conversion.losses:
         rows = [(name, f"{loss.overflow:,}", f"{loss.underflow:,}") for name, loss in conversion.losses.items()]
         blocks.append(Table("Values lost in casting", ("tensor", ">to infinity", ">to zero"), rows))
@@ -421,7 +429,11 @@ def _verdict(conversion: Conversion, done: bool) -> str:
         tensors += f", {len(plan.composites):,} of them as their parts"
     if plan.baked:
         tensors += f", {len(plan.baked):,} of them baked"
+    cast = sum(entry.dtype != entry.tensor.dtype for entry in plan.entries)
+    if cast:
+        tensors += f", {cast:,} of them cast"
     if not done:
+        tensors += "," * ("," in tensors)
         return f"{tensors} would go to {conversion.target}; nothing was written"
     how = "verified bit for bit" if conversion.output is not None else "not verified"
     shards = f" in {len(conversion.files) - 1:,} shards" if len(conversion.files) > 1 else ""

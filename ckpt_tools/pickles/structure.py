@@ -23,7 +23,7 @@ from ckpt_tools.checkpoint import (
     TrainingState,
     is_extra_state,
 )
-from ckpt_tools.pickles.values import Budget, Call, OrderedDict, brief, key_text, plain
+from ckpt_tools.pickles.values import Budget, Call, OrderedDict, key_text, plain
 
 MAX_DEPTH = 100
 """How many containers deep the walk goes; torch.save itself gives up at Python's recursion limit."""
@@ -113,7 +113,7 @@ def survey(root: object, budget: Budget | None = None) -> Survey:
             if len(path) >= MAX_DEPTH:
                 found.too_deep = found.too_deep or path
                 continue
-            children = list(_children(value, path, spend))
+            children = list(children_of(value, path, spend))
             if isinstance(value, dict):
                 if _SCHEDULER_KEYS & value.keys():
                     schedulers.append(path)
@@ -127,7 +127,11 @@ def survey(root: object, budget: Budget | None = None) -> Survey:
     return found
 
 
-def _children(value: object, path: KeyPath, spend: Callable[[int], None]) -> Iterator[tuple[object, KeyPath]]:
+def children_of(value: object, path: KeyPath, spend: Callable[[int], None]) -> Iterator[tuple[object, KeyPath]]:
+    """What the container or object *value*, which stands at *path*, holds, each with its own path.
+
+    The arguments of a call stand where the call does. *spend* is told how many there are.
+    """
     if isinstance(value, dict):
         spend(len(value))
         for key, child in value.items():
@@ -159,7 +163,7 @@ def value_at(root: object, path: KeyPath) -> object:
             if isinstance(value, dict) and type(step) is str:
                 below += [plain(value[step])] if step in value else []
                 continue
-            for child, place in _children(value, (), _free):
+            for child, place in children_of(value, (), _free):
                 if place:
                     below += [child] if place[0] == step else []
                 elif id(child) not in seen:  # an argument of a call, whose place is the call's own
@@ -175,7 +179,7 @@ def _free(amount: int) -> None:
 
 def _step(key: object) -> object:
     """A mapping's key as a step of a path."""
-    return key if isinstance(key, _NAMES) else brief(key)
+    return key if isinstance(key, _NAMES) else key_text(key)
 
 
 def _is_state_dict(value: Mapping[object, object], children: list[tuple[object, KeyPath]]) -> bool:

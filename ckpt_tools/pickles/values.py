@@ -182,8 +182,11 @@ def plain(value: object) -> object:
 
 
 def key_text(key: object) -> str:
-    """A mapping's key as text: names as they are, anything long in a few words."""
-    return key if type(key) is str else str(key) if isinstance(key, int) else brief(key)
+    """A mapping's key as text: names as they are, what Python 2 wrote as bytes whole, else anything in a few words."""
+    if type(key) is str:
+        return key
+    key = plain(key)  # protocol 2 writes bytes as a call
+    return str(key) if isinstance(key, int) else repr(key) if type(key) is bytes else brief(key)
 
 
 def brief(value: object) -> str:

@@ -1,16 +1,19 @@
 """What changed between two checkpoints: categories, pairing, ties, norms, the verdict."""
 
+import datetime
 import json
 import math
 import re
 from pathlib import Path
 
+import numpy
 import pytest
 
 from ckpt_tools import open_checkpoint
 from ckpt_tools.analysis.comparison import Tolerance
 from ckpt_tools.analysis.diff import ABSENT, CATEGORIES, Options, diff, moved
 from ckpt_tools.analysis.diff_layers import verdict
+from ckpt_tools.convert.run import carry_out, prepare
 from ckpt_tools.errors import Ambiguous, CkptError
 
 torch = pytest.importorskip("torch")
@@ -37,6 +40,10 @@ def transfer(fixtures_dir):
 
 def changes(found):
     return {entry.name: entry.change for entry in found.tensors}
+
+
+def convert(source, target):
+    carry_out(*prepare(str(source), str(target)))
 
 
 def net(**settings):
@@ -226,6 +233,35 @@ def test_what_was_renamed_is_part_of_the_norm(compared):
     assert changes(compared(a, b, values=False)) == {"x.weight": "identical", "y.weight": "value"}
 
 
+def test_what_a_conversion_noted_is_compared_with_what_its_source_has(tmp_path):
+    values = {"epoch": 3, "args": {"lr": 0.1, "sizes": (1, 2), 5: None}, "best": math.inf, "rng": [torch.ones(2)]}
+    for name, epoch in (("a", 3), ("b", 4)):
+        torch.save({"model": {"w": torch.ones(2)}, **values, "epoch": epoch}, tmp_path / f"{name}.pt")
+        torch.save({"model": {"w": torch.ones(2)}, **values, "epoch": epoch}, tmp_path / f"{name} again.pt")
+    found = {}
+    for name in ("a", "a again", "b"):
+        convert(tmp_path / f"{name}.pt", tmp_path / f"{name}.safetensors")
+        found[name] = open_checkpoint(tmp_path / f"{name}.safetensors")
+    assert not diff(found["a"], found["a again"]).different  # of sources of other names
+    for left in (found["a"], open_checkpoint(tmp_path / "a.pt")):
+        told = {v.path: (v.a, v.b) for v in diff(left, found["b"]).values if not v.path[0].startswith("rng")}
+        assert told == {("epoch",): (3, 4)}
+    assert {v.path[0] for v in diff(open_checkpoint(tmp_path / "a.pt"), found["a"]).values} == {"rng.0"}
+
+
+def test_part_of_a_value_is_not_all_of_it(compared):
+    model = {"w": torch.ones(2)}
+    more = compared({"model": model, "args": {"a": 1, "b": 2}}, {"model": model, "args": {"a": 1}})
+    assert verdict(more) == "weights identical (1 tensor), `args` differs"
+    whole = compared({"model": model, "args": {"a": 1, "b": 2}}, {"model": model})
+    assert verdict(whole) == "weights identical (1 tensor), `args` only in A"
+    state = {0: {"step": torch.ones(1)}, 1: {"step": torch.ones(1)}}
+    groups = [{"lr": 0.1, "params": [0, 1]}]
+    less = {"state": {0: state[0]}, "param_groups": groups}
+    found = compared({"state": state, "param_groups": groups}, less)
+    assert verdict(found) == "optimizer differs in state"
+
+
 # --- ties
 
 
@@ -261,6 +297,11 @@ def test_a_format_that_cannot_share_breaks_no_tie(tmp_path):
     found = diff(open_checkpoint(tmp_path / "a.pt"), open_checkpoint(tmp_path / "b.safetensors"))
     assert not found.different
     assert "embed = head: shared in A, equal copies in the other" in found.notes
+    torch.save({"base": w, "transposed": w.T}, tmp_path / "c.pt")
+    for name, transposed in (("d", w.T.contiguous()), ("e", w.T.contiguous() + 1)):
+        save_file({"base": w, "transposed": transposed}, tmp_path / f"{name}.safetensors")
+        found = diff(open_checkpoint(tmp_path / "c.pt"), open_checkpoint(tmp_path / f"{name}.safetensors"))
+        assert found.differing == ((), ("weights", "ties"))[name == "e"]
 
 
 # --- what is beside the weights
@@ -392,6 +433,75 @@ def test_files_without_tensors_are_compared_by_their_values(compared):
     assert not compared({"a": 1, "n": math.nan}, {"a": 1, "n": math.nan}).different
     found = compared({"a": 1, "b": "x"}, {"a": 1.0, "b": "x"})
     assert [(v.path, v.a, v.b) for v in found.values] == [(("a",), 1, 1.0)]
+
+
+def array(*items, **options):
+    return numpy.array([*items], **options)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (1 + 2j, 1 + 3j),
+        (b"a" * 5_000, b"a" * 4_999 + b"b"),
+        ("a" * 100_000, "a" * 99_999 + "b"),
+        (array(1, None, dtype=object), array(2, None, dtype=object)),
+        (array("a"), array("b")),
+        (array((1, 2.0), dtype=[("x", "i4"), ("y", "f4")]), array((1, 3.0), dtype=[("x", "i4"), ("y", "f4")])),
+        (array("2020", dtype="M8[Y]"), array("2021", dtype="M8[Y]")),
+        ({b"a": 1, b"b": 2}, {b"a": 2, b"b": 1}),
+        (datetime.date(2020, 1, 1), datetime.date(2021, 1, 1)),
+        (range(3), range(4)),
+        (torch.float32, torch.float16),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_value_of_any_kind_that_differs_is_told(tmp_path, a, b, protocol):
+    for name, value in (("a", a), ("b", b), ("again", a)):
+        torch.save({"model": {"w": torch.ones(2)}, "value": value}, tmp_path / name, pickle_protocol=protocol)
+    opened = [open_checkpoint(tmp_path / name) for name in ("a", "b", "again")]
+    assert diff(opened[0], opened[1]).differing == ("metadata",)
+    same = diff(opened[0], opened[2])
+    assert (same.differing, same.uncompared) == ((), [])
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ({"mean": torch.ones(2), "config": {"a": 1}, "names": {"b": 2}}, {"config": {"a": 2}}),
+        ({1: torch.ones(2), "epoch": 1}, {"epoch": 2}),
+    ],
+)
+def test_what_is_beside_loose_tensors_is_compared(compared, a, b):
+    assert not compared(a, a).different
+    assert compared(a, a | b).differing == ("metadata",)
+    assert compared([torch.ones(1), 5], [torch.ones(1), 6]).differing == ("metadata",)
+
+
+def test_loose_tensors_whose_keys_read_the_same_are_all_compared(compared):
+    a = {1: torch.ones(2), "1": torch.zeros(3)}
+    assert changes(compared(a, a)) == {"[1]": "identical", "1": "identical"}
+    long = {("x" * 70 + end,): torch.ones(1) for end in "abc"}
+    assert len(changes(compared(long, long))) == 3
+    keys = {b"a" * 90 + b"a": torch.ones(1), b"a" * 90 + b"b": torch.zeros(1)}
+    assert changes(compared(keys, keys)) == {repr(key): "identical" for key in keys}
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (list(range(120_000)), [*range(119_999), 5]),
+        (json.loads("[" * 80 + "1" + "]" * 80), json.loads("[" * 80 + "2" + "]" * 80)),
+    ],
+    ids=["many", "deep"],
+)
+def test_what_was_not_compared_is_not_called_identical(compared, a, b):
+    found = compared({"model": {"w": torch.ones(2)}, "v": a}, {"model": {"w": torch.ones(2)}, "v": b})
+    assert (found.different, len(found.uncompared)) == (False, 1)
+    assert verdict(found) == "identical (1 tensor) as far as compared; 1 value could not be"
+    same = {"model": {"w": torch.ones(2)}, "v": a}
+    assert verdict(compared(same, same)) == "identical (1 tensor)"
 
 
 # --- the verdict

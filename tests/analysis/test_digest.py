@@ -100,6 +100,21 @@ def test_tensors_of_other_kinds_count_as_their_parts(tmp_path):
     assert [a.name for a, b in zip(found.tensors, other.tensors, strict=True) if a != b] == ["q#scale"]
 
 
+def test_loose_tensors_have_the_digest_of_what_they_are_converted_to(run, tmp_path):
+    loose = {1: torch.ones(2), "1": torch.zeros(3), b"w": torch.ones(4), "notes": [1], "more": {"x": 1}}
+    for number, value in enumerate((loose, [torch.ones(2), torch.zeros(2)], torch.ones(3))):
+        torch.save(value, tmp_path / f"{number}.pt")
+        assert run("convert", f"{number}.pt", f"{number}.safetensors", cwd=tmp_path).exit_code == 0
+        done = run("digest", f"{number}.pt", f"{number}.safetensors", cwd=tmp_path)
+        assert (done.exit_code, len({line[:64] for line in done.stdout.splitlines()})) == (0, 1)
+    names = run("digest", "0.pt", "--tensors", cwd=tmp_path).stdout.splitlines()[1:]
+    assert [json.loads(line.split()[0]) for line in names] == ["1", "[1]", "b'w'"]
+    torch.save({"state": {0: {"step": torch.ones(1)}}, "param_groups": [{"params": [0]}]}, tmp_path / "optimizer.pt")
+    done = run("digest", "optimizer.pt", cwd=tmp_path)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.endswith("there is no model in it: the state of an optimizer alone, at the root\n")
+
+
 def test_write_and_check(run, tmp_path, weights):
     torch.save(weights, tmp_path / "a.pt")
     torch.save({**weights, "count": torch.tensor(8)}, tmp_path / "b.pt")

@@ -1,6 +1,7 @@
 """``ckpt diff`` as it is typed: exit codes, formats, expectations, tolerances, key maps."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -163,6 +164,33 @@ def test_what_could_not_be_compared_is_trouble(run, fixtures_dir, tmp_path, torc
     assert "1 tensor could not be compared" in done.stdout
     assert "w could not be compared: w has no bytes of its own" in done.stderr
     assert run("diff", tmp_path / "a.pt", tmp_path / "b.pt", "--exclude", "w").exit_code == 0
+
+
+def test_a_state_dict_that_only_one_file_has_there_has_a_remedy(run, tmp_path, torch):
+    torch.save({"netG": {"w": torch.ones(2)}, "netD": {"w": torch.ones(2)}}, tmp_path / "gan.pt")
+    torch.save({"w": torch.ones(2)}, tmp_path / "one.pt")
+    done = run("diff", "gan.pt", "one.pt", "--select", "netG", cwd=tmp_path)
+    assert (done.exit_code, done.stderr) == (
+        2,
+        "ckpt: one.pt: there is no state_dict at 'netG'; there are: the root. "
+        "--select-b names that of B, '' the one at its root\n",
+    )
+    assert run("diff", "gan.pt", "one.pt", "--select", "netG", "--select-b", "", cwd=tmp_path).exit_code == 0
+    done = run("diff", "-", "-", stdin=(tmp_path / "one.pt").read_bytes())
+    assert (done.exit_code, "standard input is one checkpoint" in done.stderr) == (2, True)
+
+
+def test_values_that_were_not_compared_are_trouble_unless_other_things_differ(run, tmp_path, torch):
+    steps = list(range(120_000))
+    torch.save({"model": {"w": torch.ones(2)}, "steps": [*steps, 1]}, tmp_path / "a.pt")
+    torch.save({"model": {"w": torch.ones(2)}, "steps": [*steps, 2]}, tmp_path / "b.pt")
+    torch.save({"model": {"w": torch.zeros(2)}, "steps": [*steps, 2]}, tmp_path / "c.pt")
+    done = run("diff", "--brief", tmp_path / "a.pt", tmp_path / "b.pt")
+    assert done.exit_code == 2
+    assert re.fullmatch(r"ckpt: steps\[\d+\] could not be compared: more values than are compared\n", done.stderr)
+    assert run("diff", "--brief", tmp_path / "a.pt", tmp_path / "b.pt", "--ignore", "metadata").exit_code == 0
+    assert run("diff", "--brief", tmp_path / "a.pt", tmp_path / "b.pt", "--expect-frozen", "*").exit_code == 0
+    assert run("diff", "--brief", tmp_path / "a.pt", tmp_path / "c.pt").exit_code == 1
 
 
 # --- expectations

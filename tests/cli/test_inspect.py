@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +92,13 @@ def test_width_and_hostile_names(run, tmp_path):
     assert "x" * 300 in done.stdout
 
 
+def test_a_glob_that_matches_no_name_is_told(run, fixtures_dir):
+    done = run("inspect", fixtures_dir / "zip" / "mlp.pt", "--keys", "fc")
+    assert "Tensors that match fc (0)\n  none  a glob is held against the whole name\n" in done.stdout
+    data = json.loads(run("inspect", fixtures_dir / "zip" / "mlp.pt", "--keys", "fc", "--format", "json").stdout)
+    assert data["files"][0]["tensors"] == []
+
+
 def test_summary_formats(run, fixtures_dir):
     path = fixtures_dir / "model" / "frozen_backbone.pt"
     done = run("summary", path, "--format", "csv")
@@ -112,6 +120,23 @@ def test_help_and_version(run):
         done = run(*args)
         assert done.exit_code == 0 and "Usage: " in done.stdout
     assert run("--version").stdout.startswith("ckpt 0.")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("command", ["inspect", "digest", "summary"])
+def test_an_output_that_takes_nothing_is_told_as_that(fixtures_dir, command):
+    import subprocess
+    import sys
+
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ckpt_tools", command, fixtures_dir / "zip" / "mlp.pt"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "ckpt: standard output cannot be written: No space left on device\n"
 
 
 def test_a_closed_pipe_is_no_error(fixtures_dir):

@@ -9,11 +9,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from ckpt_tools.convert import run as running
 from ckpt_tools.convert.plan import NOTE, Names, rename
-from ckpt_tools.convert.run import Conversion, carry_out, prepare
+from ckpt_tools.convert.run import Conversion, carry_out, prepare, report
 from ckpt_tools.dtypes import BY_NAME
 from ckpt_tools.errors import CkptError, LossyConversion, UnsupportedFeature
 from ckpt_tools.formats import open_checkpoint
@@ -329,6 +330,41 @@ def test_extra_states_are_matched_too(tmp_path: Path) -> None:
     assert convert(tmp_path / "in.pt", tmp_path / "out.pt", names=names).plan.unmatched == ()
 
 
+def test_a_prefix_that_not_every_name_has_is_told_with_those_that_lack_it(run: Any, tmp_path: Path) -> None:
+    averaged = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(2, 1))
+    torch.save(averaged.state_dict(), tmp_path / "in.pt")
+    done = run("convert", "in.pt", "kept.pt", "--strip-prefix", "auto", cwd=tmp_path)
+    assert (done.exit_code, done.stderr) == (
+        0,
+        "ckpt: --strip-prefix auto matches nothing: 2 of 3 names begin with module. "
+        "(DataParallel, DistributedDataParallel or AveragedModel), n_averaged does not\n",
+    )
+    assert "2 of 3 names begin with module." in run("inspect", "in.pt", cwd=tmp_path).stdout
+    done = run("convert", "in.pt", "out.pt", "--strip-prefix", "auto", "--drop", "n_averaged", cwd=tmp_path)
+    assert "matches nothing" not in done.stderr
+    assert set(torch.load(tmp_path / "out.pt", weights_only=True)) == {"weight", "bias"}
+
+
+def test_a_prefix_without_its_dot_leaves_no_name_with_one_in_front(tmp_path: Path) -> None:
+    source, target = FIXTURES / "zip" / "data_parallel.pt", tmp_path / "out.pt"
+    with pytest.raises(CkptError, match=r"\.fc1\.weight, with a dot in front\. --strip-prefix module\."):
+        prepare(str(source), str(target), names=Names(strip="module"))
+    found = convert(source, target, names=Names(strip="module", renames=[(r"^\.", "")])).plan.names
+    assert "fc1.weight" in found.values()
+
+
+def test_what_numpy_lacks_has_a_remedy_that_works(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(2).bfloat16(), "x": torch.ones(2)}, tmp_path / "in.pt")
+    with pytest.raises(UnsupportedFeature, match=r"1 tensor cannot be written: w .*--dtype float32 holds them exactly"):
+        prepare(str(tmp_path / "in.pt"), str(tmp_path / "out.npz"))
+    done = convert(tmp_path / "in.pt", tmp_path / "out.npz", dtype=BY_NAME["float32"])
+    assert report(done, True).verdict.startswith("2 tensors, 1 of them cast, ")
+    with numpy.load(tmp_path / "out.npz") as arrays:
+        assert arrays["w"].tolist() == [1, 1]
+    back = convert(tmp_path / "out.npz", tmp_path / "back.safetensors").plan
+    assert back.left == ()  # an array of an .npz is no class of its own
+
+
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 def test_what_matches_nothing_is_a_warning(run: Any, tmp_path: Path, dry: list[str]) -> None:
     source, story = FIXTURES / "zip" / "mlp.pt", tmp_path / "story.json"
@@ -388,7 +424,7 @@ def test_plain_data_goes_along_and_the_rest_is_listed(tmp_path: Path) -> None:
     assert dict(done.plan.left) == {
         "optimizer": "mapping of 2 entries",
         "seen": "tensor int64 [3]",
-        "raw": "bytes",
+        "raw": "bytes of 5 B",
         "text": "text of 200.0 kB",
     }
     assert found["source"] == {"name": "source.pt", "digest": done.source.sha256, "complete": True}

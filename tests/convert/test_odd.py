@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +201,13 @@ def plain(found: dict[str, Any]) -> list[Any]:
     return tensors
 
 
+def test_numbers_that_a_note_cannot_hold_are_no_fault(tmp_path: Path) -> None:
+    note = json.dumps({"values": {"best": math.inf, "steps": 1 << 70, "epoch": 3}})
+    safetensors_torch.save_file({"a": torch.ones(1)}, tmp_path / "in.safetensors", {NOTE: note})
+    plan = convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors").plan
+    assert (plan.values, plan.left) == ({"best": "Infinity", "epoch": 3}, (("steps", "an integer beyond 64 bits"),))
+
+
 def test_ties_that_the_library_notes_are_ties(tmp_path: Path) -> None:
     """The digest does not depend on the format: that of a tied model is one with all its names."""
     model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(5, 3), "head": torch.nn.Linear(3, 5, bias=False)})
@@ -318,17 +327,38 @@ def test_places_where_no_file_can_be(run: Any, tmp_path: Path, target: str, mess
     os.mkfifo(tmp_path / "pipe.pt")
     (tmp_path / "link.pt").symlink_to(tmp_path / "nowhere" / "x.pt")
     before = sorted(tmp_path.rglob("*"))
-    done = run("convert", "a.pt", target, "--force", cwd=tmp_path)
-    assert done.exit_code == 2
-    assert done.stderr.startswith(f"ckpt: {target}: {message.format(os.path.realpath(tmp_path))}")
+    for dry in ([], ["--dry-run"]):
+        done = run("convert", "a.pt", target, "--force", *dry, cwd=tmp_path)
+        assert done.exit_code == 2
+        assert done.stderr.startswith(f"ckpt: {target}: {message.format(os.path.realpath(tmp_path))}")
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_set_of_shards_has_a_folder_to_be_in(run: Any, tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
-    done = run("convert", "a.pt", "none/deep", "--shard-size", "1GB", cwd=tmp_path)
-    assert done.exit_code == 2
-    assert f"cannot be written: there is no folder {os.path.realpath(tmp_path)}/none. Make it first" in done.stderr
+    for dry in ([], ["--dry-run"]):
+        done = run("convert", "a.pt", "none/deep", "--shard-size", "1GB", *dry, cwd=tmp_path)
+        assert done.exit_code == 2
+        assert f"cannot be written: there is no folder {os.path.realpath(tmp_path)}/none. Make it first" in done.stderr
+    assert run("convert", "a.pt", "new", "--shard-size", "1GB", "--dry-run", cwd=tmp_path).exit_code == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_dry_run_tells_of_a_folder_that_takes_nothing(run: Any, tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
+    (tmp_path / "closed").mkdir(mode=0o500)
+    for dry in ([], ["--dry-run"]):
+        done = run("convert", "a.pt", "closed/b.pt", *dry, cwd=tmp_path)
+        assert (done.exit_code, "closed/b.pt: cannot be written" in done.stderr) == (2, True)
+
+
+def test_text_for_metadata_has_a_place_or_is_refused(run: Any, tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
+    for target in (["b.pt"], ["b.npz"], ["--out-dir", "out", "--to", "pt"]):
+        done = run("convert", "a.pt", *target, "--metadata", "who=me", cwd=tmp_path)
+        assert (done.exit_code, "has no place for --metadata, which goes into .safetensors" in done.stderr) == (2, True)
+    assert not (tmp_path / "b.pt").exists()
+    assert run("convert", "a.pt", "b.safetensors", "--metadata", "who=me", cwd=tmp_path).exit_code == 0
 
 
 def test_standard_input_is_a_source(run: Any, tmp_path: Path) -> None:
@@ -352,6 +382,10 @@ def test_standard_input_is_a_source(run: Any, tmp_path: Path) -> None:
         ["digest", "in.pt", "--write", "in.pt"],
         ["digest", "in.pt", "--write", "other.pt"],
         ["inspect", "in.pt", "--format", "json", "-o", "in.pt"],
+        ["diff", "in.pt", "other.pt", "--write-key-map", "other.pt"],
+        ["diff", "in.pt", "other.pt", "--write-key-map", "link"],
+        ["audit", "in.pt", "--write-baseline", "--baseline", "in.pt"],
+        ["verify", "in.pt", "--model", "torch.nn:Identity", "--write-key-map", "in.pt"],
     ],
     ids=" ".join,
 )
@@ -366,6 +400,41 @@ def test_no_text_replaces_a_checkpoint(run: Any, tmp_path: Path, words: list[str
     assert done.exit_code == 2
     assert done.stderr == f"ckpt: {words[-1]}: is a checkpoint, which no report replaces\n"
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_record_of_outputs_replaces_none_of_what_is_read(run: Any, tmp_path: Path) -> None:
+    for name in ("in.pt", "base.pt"):
+        torch.save({"a": torch.ones(1)}, tmp_path / name)
+    for name in ("in.pt", "base.pt"):
+        before = (tmp_path / name).read_bytes()
+        words = ["in.pt", "--model", "torch.nn:Identity", "--base", "base.pt", "--record", name]
+        done = run("verify", *words, cwd=tmp_path)
+        message = f"ckpt: {name}: is a checkpoint that is read, which --record does not replace\n"
+        assert (done.exit_code, done.stderr) == (2, message)
+        assert (tmp_path / name).read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [(b"a\x1b[31m\x07.pt", r"a\x1b[31m\x07.pt"), (b"a\nb.pt", r"a\nb.pt"), (b"a\xff.pt", r"a\udcff.pt")],
+    ids=["steers", "lines", "bytes"],
+)
+def test_a_file_of_any_name_is_converted_and_told_on_one_plain_line(
+    run: Any, tmp_path: Path, name: bytes, shown: str
+) -> None:
+    source = os.path.join(tmp_path, os.fsdecode(name))
+    torch.save({"a": torch.ones(1)}, tmp_path / "plain.pt")
+    os.rename(tmp_path / "plain.pt", source)
+    done = run("convert", source, f"{source}.safetensors")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.endswith(f"/{shown}.safetensors, verified bit for bit\n")
+    assert len(done.stdout.splitlines()) == 1
+    again = run("convert", source, f"{source}.safetensors")
+    assert again.stderr.endswith(f"/{shown}.safetensors: exists already. --force replaces it\n")
+    assert len(again.stderr.splitlines()) == 1
+    assert run("diff", source, f"{source}.safetensors").exit_code == 0
+    assert run("convert", tmp_path, "--out-dir", tmp_path / "out", "--jobs", "2").exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -401,6 +470,44 @@ def test_a_folder_with_one_checkpoint_is_that_one(run: Any, tmp_path: Path) -> N
     done = run("convert", "one", "more.pt", cwd=tmp_path)
     assert done.exit_code == 2
     assert done.stderr == "ckpt: one: 2 checkpoints are in this folder: other.pt, deep/model.pt. Name one\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "values", "left"),
+    [
+        (
+            {"mean": torch.ones(2), "config": {"a": 1}, "more": {}, "odd": numpy.array([None, 1], dtype=object)},
+            {"config": {"a": 1}, "more": {}},
+            {"odd": "object of class numpy._core.multiarray._reconstruct"},
+        ),
+        ([torch.ones(2), 5, torch.float16], {"[1]": 5}, {"[2]": "reference to torch.float16"}),
+        ({"a": {1: torch.ones(2), "b": 3}, "c": 4}, {"a.b": 3, "c": 4}, {}),
+        (
+            {
+                "model": {"w.x": torch.ones(1)},
+                "model_ema": {"w.x": torch.ones(1)},
+                "more": {"ema": {"w.x": torch.ones(1)}},
+            },
+            {},
+            {
+                "model_ema": "mapping of 1 entry; --select model_ema takes it",
+                "more": "mapping of 1 entry; --select more.ema takes it",
+            },
+        ),
+        (
+            types.SimpleNamespace(model={"w.x": torch.ones(1)}, epoch=3, device=torch.float16),
+            {"epoch": 3},
+            {"device": "reference to torch.float16"},
+        ),
+    ],
+    ids=["loose", "list", "nested", "several", "object"],
+)
+def test_what_is_beside_the_weights_goes_along_or_is_told(
+    tmp_path: Path, source: object, values: dict[str, Any], left: dict[str, str]
+) -> None:
+    torch.save(source, tmp_path / "in.pt")
+    plan = convert(tmp_path / "in.pt", tmp_path / "out.safetensors").plan
+    assert (plan.values, dict(plan.left)) == (values, left)
 
 
 def test_many_things_left_behind_for_one_reason_share_a_line(run: Any, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 
 from ckpt_tools.analysis.counting import distinct
-from ckpt_tools.analysis.summary import pick, subject_of
+from ckpt_tools.analysis.summary import pick, subject_of, weights
 from ckpt_tools.analysis.trainability import parameters_of
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.policy import Requirement, matches
@@ -365,7 +365,7 @@ def wrong_digest(subject: Subject) -> Iterator[Finding]:
             from ckpt_tools.analysis.digest import digest
 
             try:
-                state_dict = pick(checkpoint, None)[0]
+                state_dict = weights(checkpoint, None)
             except CkptError as error:
                 found = f"not to be had ({error.problem})"
             else:

@@ -542,9 +542,11 @@ def _address(call: Call) -> str:
     return next((brief(text) for text in texts if _ADDRESS.search(text)), "")
 
 
+# a path, the address of something to fetch, a module and its attribute, a repository, the name of a file
 _ADDRESS = re.compile(
-    r"://|^[/\\~]|^[A-Za-z]:[/\\]|^\w[\w.]*:[A-Za-z_]"
-    r"|\.(?:pt|pth|ckpt|bin|pkl|pickle|h5|onnx|ya?ml|json|toml|py|cfg|joblib|zip|tar|gz)$"
+    r"://|^[/\\~]|^[A-Za-z]:[/\\]|^\w[\w.]*:[A-Za-z_]|^[\w.-]+/[\w.-]+$"
+    r"|\.(?:pt|pth|ckpt|bin|pkl|pickle|h5|onnx|ya?ml|json|toml|py|cfg|joblib|zip|tar|gz|tgz|bz2|xz|7z|npy|npz|txt|csv"
+    r"|tsv|log|db|sqlite|xlsx?|xml|html?|safetensors|gguf|keras|nemo|mar|engine|tflite|parquet|feather|so|dll|model)$"
 )
 
 _FILLS = frozenset({"append", "extend", "add"})
@@ -597,7 +599,15 @@ def _handed_on(evaluation: Evaluation) -> Iterator[Danger]:
     functions = {id(value) for value in values(evaluation) if _is_function(value)}
     if not functions:
         return
-    carriers = {id(value) for value in values(evaluation) if _has_function(value, functions)}
+    carriers: set[int] = set()
+    for value in values(evaluation):
+        if _has_function(value, functions):
+            carriers.add(id(value))
+            if type(value) is Call and (replaced := _replaced(value, functions)):
+                what = (
+                    f"has its {replaced} set to a function, which is called in place of the method: {SAYS['computed']}"
+                )
+                yield Danger("computed", value.class_name or "an object", what, value.offset)
     budget = Budget(evaluation.end - evaluation.start)
     for call in evaluation.calls:
         target = call.target
@@ -605,7 +615,9 @@ def _handed_on(evaluation: Evaluation) -> Iterator[Danger]:
             continue
         if (fits := _HARMLESS_CALLS.get(target)) is not None and fits(call):
             continue
-        constructs = target.partition(".")[0] in _OWN and target not in INERT_LIBRARY
+        top = target.partition(".")[0]
+        constructs = top in _OWN or (bool(entry(target, LIBRARIES)) and top not in _PLAIN_DUNDERS)
+        constructs = constructs and target not in INERT_LIBRARY and target not in MAKERS
         if target in _CALL_THEIR_FIRST:
             # what it calls first may keep what it is given, as SimpleNamespace does, and be asked for methods then
             first = as_global(call.arguments[0]) if call.arguments else None
@@ -626,6 +638,24 @@ def _has_function(value: object, functions: set[int]) -> bool:
     state = value.state
     parts = state if type(state) is tuple and len(state) == 2 else (state,)
     return any(id(item) in functions for part in parts if isinstance(part, dict) for item in part.values())
+
+
+def _replaced(call: Call, functions: set[int]) -> str:
+    """The method, of those that other objects call while they are restored, that a function stands for; or ""."""
+    state = call.state
+    parts = state if type(state) is tuple and len(state) == 2 else (state,)
+    for part in parts:
+        if isinstance(part, dict):
+            for name in _CALLED_WHEN_RESTORED:
+                if id(part.get(name)) in functions:
+                    return name
+    return ""
+
+
+# optimizers ask their state and defaults, files and handles are closed by __del__
+_CALLED_WHEN_RESTORED = (
+    *("get", "setdefault", "items", "keys", "values", "pop", "close", "remove", "insert", "detach", "teardown"),
+)
 
 
 def _bytecode(evaluation: Evaluation) -> Iterator[Danger]:

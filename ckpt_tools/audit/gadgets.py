@@ -92,6 +92,7 @@ KNOWN_DANGERS: dict[str, Category] = _table(
     numpy.lib.function_base numpy.lib.shape_base numpy.lib.utils numpy.lib._utils_impl numpy.compat
     numpy.core._internal numpy._core._internal numpy.core.function_base numpy.lib.npyio numpy.lib._npyio_impl
     numpy.ctypeslib numpy._core._methods numpy.core._methods numpy._distributor_init numpy._configtool
+    torch.fx.operator_schemas torch_geometric.nn.sequential torch_geometric.nn.Sequential torch_geometric.template
     """,
     reflection="""
     builtins.getattr builtins.setattr builtins.delattr builtins.hasattr builtins.vars builtins.dir builtins.globals
@@ -109,6 +110,7 @@ KNOWN_DANGERS: dict[str, Category] = _table(
     cloudpickle.cloudpickle._class_setstate
     typing_extensions.get_type_hints typing_extensions.evaluate_forward_ref typing_extensions.ForwardRef
     typing_extensions.NamedTuple typing_extensions.TypedDict networkx.utils
+    numpy.lib.user_array numpy.lib._user_array_impl lightning_utilities.core.imports
     zope six wrapt decorator werkzeug.utils django.utils pydoc_data hydra omegaconf.OmegaConf
     """,
     loader="""
@@ -130,6 +132,10 @@ KNOWN_DANGERS: dict[str, Category] = _table(
     detectron2.checkpoint fairseq.checkpoint_utils fairseq.hub_utils diffusers.pipelines.pipeline_utils
     transformers.pipelines transformers.utils.hub timm.models._hub timm.models._helpers speechbrain.inference
     pytorch_lightning.utilities.cloud_io lightning.fabric.utilities.cloud_io lightning_fabric.utilities.cloud_io
+    joblib.numpy_pickle_compat transformers.models.rag.retrieval_rag transformers.RagRetriever
+    transformers.models.transfo_xl.tokenization_transfo_xl transformers.TransfoXLTokenizer
+    transformers.models.deprecated.transfo_xl.tokenization_transfo_xl monai.apps speechbrain.pretrained
+    mmengine.infer mmdet.apis
     """,
     files="""
     builtins.open builtins.file io _io _pyio codecs shutil tempfile glob fileinput filecmp tarfile zipfile gzip bz2
@@ -145,6 +151,8 @@ KNOWN_DANGERS: dict[str, Category] = _table(
     pandas.io pandas.read_csv pandas.read_table pandas.read_json pandas.read_html pandas.read_xml pandas.read_excel
     pandas.read_hdf pandas.read_sql pandas.read_parquet pandas.read_feather pandas.read_orc pandas.read_fwf
     pandas.read_sas pandas.read_spss pandas.read_stata pandas.read_clipboard pandas.read_gbq
+    pandas.ExcelWriter pandas.ExcelFile torch_geometric.data.database torch_geometric.data.SQLiteDatabase
+    torch_geometric.data.RocksDatabase torch_geometric.data.OnDiskDataset mmengine.logging.logger mmengine.MMLogger
     PIL.Image.open PIL.ImageFont PIL.ImageFile PIL.ImageShow PIL.ImageGrab filelock partd networkx.readwrite
     transformers.integrations.integration_utils.NeptuneCallback
     cv2 imageio skimage.io scipy.io h5py zarr netCDF4 pyarrow fastparquet soundfile librosa
@@ -171,8 +179,10 @@ KNOWN_DANGERS: dict[str, Category] = _table(
 
 RESTORED: frozenset[str] = _names("""
     wandb comet_ml neptune clearml tensorboard tensorboardX tensorflow keras tf_keras ray xgboost.core
-    lightgbm.basic datasets h5py pyarrow jaxlib numba safetensors.torch joblib yaml ruamel hydra sklearn.datasets
+    lightgbm.basic datasets h5py pyarrow jaxlib numba safetensors.torch yaml ruamel hydra sklearn.datasets
     pandas.io pandas.compat.pickle_compat torchaudio torchtext huggingface_hub cloudpickle
+    joblib.numpy_pickle joblib.memory joblib.parallel joblib.logger torch_geometric.nn.sequential
+    transformers.models.transfo_xl.tokenization_transfo_xl transformers.models.rag.retrieval_rag
 """)
 """Of the packages among them, those whose objects programs really keep, restored by their state without a call.
 
@@ -529,6 +539,7 @@ SUSPECT_WORDS: frozenset[str] = _names("""
     ProcessPoolExecutor ForkingPickler _DataPipeSerializationWrapper _IterDataPipeSerializationWrapper
     _MapDataPipeSerializationWrapper NamedTemporaryFile TemporaryDirectory TarFile ZipFile FileHandler
     create_subprocess_exec subimport dynamic_subimport _make_skeleton_class CloudpickleWrapper
+    LazyModule LazyLoader LazyImport
 """)
 """Names that mean the same wherever they are imported to: a module that imports ``Popen`` hands it on."""
 

@@ -253,7 +253,7 @@ def judged(subject: Subject, *, named: bool = True) -> Audited:
 
 def _is_no_model(subject: Subject) -> bool:
     """Whether neither its name nor anything in it has to do with models."""
-    return not subject.path.lower().endswith(MODEL_SUFFIXES) and not subject.pickles
+    return not (subject.path.lower().endswith(MODEL_SUFFIXES) or subject.pickles or subject.named_code)
 
 
 @lru_cache(maxsize=4)

@@ -25,6 +25,13 @@ _WEIGHTS = ("model.", "model-", "pytorch_model.", "pytorch_model-", "adapter_mod
 CONFIGURATIONS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 TEMPLATES = ("tokenizer_config.json", "processor_config.json", "chat_template.json", "chat_template.jinja")
 """Files that Transformers reads beside the weights: for what to import, and for templates."""
+OTHER_CONFIGURATIONS = (
+    *("generation_config.json", "adapter_config.json", "modules.json", "config.yaml", "config.yml"),
+    *("model_config.yaml", "hparams.yaml", "hyperparams.yaml"),
+)
+"""Those that Hydra, NeMo, PEFT, Lightning and SpeechBrain read."""
+TEXTS = (".json", ".yaml", ".yml")
+"""Names of configurations, wherever they lie."""
 
 
 def has_companions(path: str) -> bool:

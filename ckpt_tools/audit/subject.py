@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ckpt_tools.analysis.summary import Subject as Model
 from ckpt_tools.analysis.summary import subject_of
+from ckpt_tools.audit.configured import Named, named_code
 from ckpt_tools.audit.coverage import Coverage, Opening, cover
 from ckpt_tools.audit.dangers import PickleVerdict, judge
 from ckpt_tools.audit.findings import Finding, Location
+from ckpt_tools.audit.inputs import TEXTS
 from ckpt_tools.audit.policy import Options
 from ckpt_tools.checkpoint import Checkpoint, Pickle, StateDict, TensorInfo
 from ckpt_tools.errors import CkptError, NotFound
 from ckpt_tools.formats import open_checkpoint
+from ckpt_tools.formats.json_text import JSON_LIMIT
 from ckpt_tools.sources import FileSource, Folder, Source, is_url, open_source
 
 if TYPE_CHECKING:
@@ -121,6 +125,16 @@ class Subject:
     def verdicts(self) -> tuple[PickleVerdict, ...]:
         """The answer for each of `pickles`."""
         return tuple(judge(pickle) for pickle in self.pickles)
+
+    @cached_property
+    def named_code(self) -> tuple[Named, ...]:
+        """What the file, if it is no model but a configuration, has called that does harm."""
+        file = self.file
+        if self.checkpoint is not None or file is None or not self.path.lower().endswith(TEXTS):
+            return ()
+        text = file.read(0, min(file.size, JSON_LIMIT))
+        encoding = "utf-16" if text.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
+        return tuple(dict.fromkeys(named_code(text.decode(encoding, "replace"))))
 
     @cached_property
     def state_dicts(self) -> tuple[StateDict, ...]:

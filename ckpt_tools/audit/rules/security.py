@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from itertools import chain
 
+from ckpt_tools.audit import configured
 from ckpt_tools.audit.coverage import AS_PICKLE
 from ckpt_tools.audit.dangers import Danger, NameVerdict, PickleVerdict, classify, with_nested
 from ckpt_tools.audit.findings import Finding
-from ckpt_tools.audit.gadgets import Category
-from ckpt_tools.audit.inputs import CONFIGURATIONS, TEMPLATES, has_companions
+from ckpt_tools.audit.gadgets import KNOWN_DANGERS, Category
+from ckpt_tools.audit.inputs import CONFIGURATIONS, OTHER_CONFIGURATIONS, TEMPLATES, has_companions
 from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.checkpoint import Checkpoint, Pickle
@@ -550,9 +551,11 @@ def exported_program_code(subject: Subject) -> Iterator[Finding]:
     """An exported program has an expression or a target that is no part of a graph of tensors.
 
     Why: torch.export.load has sympy evaluate the expressions for sizes, which is Python's ``eval``, and looks up
-    the targets of calls by attribute, from torch on.
+    the targets of calls by attribute, from torch on. What stands for a defaultdict or a member of an enumeration
+    among the inputs has its module imported.
 
-    Example: ``"expr_str": "__import__('os').system('…')"``; ``"target": "torch.hub.load"``.
+    Example: ``"expr_str": "__import__('os').system('…')"``; ``"target": "torch.hub.load"``;
+    ``"default_factory_module": "os"``.
 
     Remedy: do not load the program.
     """
@@ -567,20 +570,53 @@ def exported_program_code(subject: Subject) -> Iterator[Finding]:
             for key, value in _strings(archive, member):
                 if key == "expr_str" and re.search(_UNLIKE_SYMPY, re.sub(_SYMBOL, "Symbol(", value)):
                     yield subject.finding(f"a size is the expression {value!r:.120}", member=member.name)
-                elif key == "target" and value not in targets and _is_bad_target(value):
+                elif key in ("target", "as_operator") and value not in targets and _is_bad_target(value):
                     targets.add(value)
                     yield subject.finding(f"the graph calls {value}", member=member.name, evidence={"name": value})
+                elif _IMPORTING.search(value):
+                    for named in _imported(value):
+                        what = f"the structure of its inputs or outputs has {named:.200} imported"
+                        yield subject.finding(what, member=member.name, evidence={"name": named})
+
+
+_IMPORTING = re.compile(r"default_factory_module|__enum__|\\u00|\\x")
+_MAX_TEXTS = 4
+"""How deep JSON may lie in the texts of JSON: a treespec in a model, its contexts, and what stands in these."""
+
+
+def _imported(text: str, depth: int = 0) -> Iterator[str]:
+    """What does harm of that which ``torch.utils._pytree`` imports for a treespec."""
+    import json
+
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    for part in _dicts_in(content):
+        module, name = part.get("default_factory_module"), part.get("default_factory_name")
+        if "__enum__" in part and isinstance(part.get("fqn"), str):
+            module, _, name = str(part["fqn"]).partition(":")
+        if isinstance(module, str) and isinstance(name, str) and classify(module, name, False, made=True)[1]:
+            yield f"{module}.{name}"
+    if depth < _MAX_TEXTS:
+        for _, inner in _texts_in(content):
+            if _IMPORTING.search(inner):
+                yield from _imported(inner, depth + 1)
 
 
 def _strings(archive: Archive, member: Member) -> Iterator[tuple[str, str]]:
     """Every text in a JSON member under its key, whatever escapes either is written with."""
+    yield from _texts_in(_json(archive, member))
+
+
+def _json(archive: Archive, member: Member) -> object:
+    """What is in a JSON member. Raises `CorruptFile` where that cannot be read."""
     import json  # few files have any
 
     try:
-        content = json.loads(archive.open(member).read(0, member.size))
+        return json.loads(archive.open(member).read(0, member.size))
     except (ValueError, RecursionError) as error:
         raise CorruptFile(f"it is no JSON that can be read: {error!s:.80}", member=member.name) from None
-    yield from _texts_in(content)
 
 
 def _texts_in(content: object) -> Iterator[tuple[str, str]]:
@@ -594,6 +630,18 @@ def _texts_in(content: object) -> Iterator[tuple[str, str]]:
             pending += reversed(value.items())
         elif isinstance(value, list):
             pending += ((key, item) for item in reversed(value))
+
+
+def _dicts_in(content: object) -> Iterator[dict[object, object]]:
+    """Every object in what was read of JSON."""
+    pending = [content]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            yield value
+            pending += reversed(value.values())
+        elif isinstance(value, list):
+            pending += reversed(value)
 
 
 def _is_bad_target(target: str) -> bool:
@@ -613,10 +661,15 @@ def climbing_path(subject: Subject) -> Iterator[Finding]:
     key, a program.
 
     Example: a member ``../../.bashrc``; a link in a tar archive; ``/etc/passwd`` as the external data of an ONNX
-    model; a shard index that names ``../other/model.safetensors``.
+    model; a shard index that names ``../other/model.safetensors``; a chat template that is called ``../../x``, which
+    is the file that Transformers saves it in (CVE-2026-9856).
 
     Remedy: do not unpack or load the file.
     """
+    for place, key, text in _templates(subject):
+        called = text if key == "name" else key
+        if _climbs(called):
+            yield subject.finding(f"a chat template is called {called!r:.200}", member=place)
     error = subject.error
     if error is not None and ("outside its folder" in error.problem or "outside the model's" in error.problem):
         yield subject.finding(error.problem, member=error.member or "")
@@ -747,6 +800,11 @@ def _is_path_file(archive: Archive, name: str) -> bool:
 _TEMPLATE = (
     r"__\w+__|['\"]__|(?i:\\x5f|\\u005f|\\137|%c)"
     r"|\bcycler\b|\blipsum\b|\bself\._|\.mro\b|\|\s*attr\b|\bos\b\s*\."
+    # underscores that are put together with something, or taken from how a function or the template is shown
+    r"|['\"]_+['\"]\s*(?:\*|[~+,]\s*['\"]_)|\d\s*\*\s*['\"]_"
+    r"|['\"]_?(?:class|mro|subclasses|globals|builtins|getattribute)_?['\"]\s*[~+]"
+    r"|[~+]\s*['\"]_?(?:class|mro|subclasses|globals|builtins|getattribute)_?['\"]"
+    r"|\b(?:raise_exception|strftime_now|namespace|joiner|range|self)\s*\|"
 )
 
 
@@ -811,34 +869,70 @@ def code_in_model(subject: Subject) -> Iterator[Finding]:
     """A Keras model has a layer that is code, or that opens files.
 
     Why: a Lambda layer holds the bytecode of a function, or names one of any module, and Keras makes it when it
-    loads the model (CVE-2024-3660, CVE-2025-1550, CVE-2025-8747). A lookup layer whose vocabulary is a path reads that
-    file, or fetches it (CVE-2025-12058).
+    loads the model (CVE-2024-3660, CVE-2025-1550, CVE-2025-8747); a TFSMLayer loads another model, which TensorFlow
+    runs (CVE-2026-1462). A lookup layer whose vocabulary is a path reads that file, or fetches it (CVE-2025-12058).
 
-    Example: ``"class_name": "Lambda"`` in the ``config.json`` of a ``.keras`` archive; ``"module": "os"``;
-    ``"vocabulary": "/etc/passwd"``.
+    Example: ``"class_name": "Lambda"`` in the ``config.json`` of a ``.keras`` archive, or of the folder that it was
+    unpacked to; ``"module": "os"``; ``"vocabulary": "/etc/passwd"``.
 
     Remedy: load it with ``safe_mode=True`` of a current Keras, or not at all.
     """
+    for place, content in _keras_configurations(subject):
+        for part in _dicts_in(content):
+            for what, name in _keras_code(part):
+                yield subject.finding(what, member=place, evidence={"name": name})
+
+
+def _keras_configurations(subject: Subject) -> Iterator[tuple[str, object]]:
+    """What describes the layers of a Keras model, in an archive or in the folder of its weights."""
+    import json
+
     source = subject.file
-    if source is None or source.peek(0, 4) != b"PK\x03\x04":
-        return
-    archive = _archive(source)
+    archive = _archive(source) if source is not None and source.peek(0, 4) == b"PK\x03\x04" else None
     member = archive.find("config.json") if archive is not None else None
-    if archive is None or member is None or archive.find("metadata.json") is None or member.size > JSON_LIMIT:
-        return
-    for key, value in _strings(archive, member):
-        if key in ("class_name", "registered_name") and value.rpartition(".")[2].rpartition(">")[2] in _CODE_LAYERS:
-            yield subject.finding(f"a layer of the class {value}", member=member.name, evidence={"name": value})
-        elif key == "module" and value.partition(".")[0] not in _KERAS and classify(value, "Unknown", True)[1]:
-            yield subject.finding(f"it refers to the module {value:.200}", member=member.name, evidence={"name": value})
-        elif key in ("config", "registered_name", "function", "function_name") and value in _LOADERS:
-            yield subject.finding(f"it refers to the function {value}", member=member.name, evidence={"name": value})
-        elif key == "vocabulary":
-            what = f"a layer reads its vocabulary from {value!r:.200}"
-            yield subject.finding(what, member=member.name, evidence={"name": value})
+    if archive is not None and member is not None and member.size <= JSON_LIMIT:
+        # Keras reads this file alone before it makes the layers, so metadata.json may be missing
+        names = archive.listing.lower()
+        if any(f"\n{own}" in names for own in _OF_KERAS) or subject.path.lower().endswith(".keras"):
+            yield member.name, _json(archive, member)
+    for name, content in _texts(subject, ("config.json",)):
+        try:
+            text = json.loads(content)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(text, dict) and isinstance(text.get("class_name"), str):
+            yield name, text
 
 
-_CODE_LAYERS = ("Lambda", "TorchModuleWrapper", "__lambda__")
+def _keras_code(part: dict[object, object]) -> Iterator[tuple[str, str]]:
+    """What of one object of a Keras configuration runs code or opens files, in words, and its name."""
+    for key in ("class_name", "registered_name"):
+        value = part.get(key)
+        if isinstance(value, str) and value.rpartition(".")[2].rpartition(">")[2] in _CODE_LAYERS:
+            yield f"a layer of the class {value:.200}", value
+    module, cls, config = part.get("module"), part.get("class_name"), part.get("config")
+    if module == "builtins":
+        # older releases look a name up among Python's own, current ones among those of Keras
+        own = next((name for name in (cls, config) if isinstance(name, str) and _is_dangerous_builtin(name)), "")
+        if own:
+            yield f"it refers to Python's {own}", own
+    elif isinstance(module, str) and module.partition(".")[0] not in _KERAS and classify(module, "Unknown", True)[1]:
+        yield f"it refers to the module {module:.200}", module
+    for key in ("config", "registered_name", "function", "function_name"):
+        value = part.get(key)
+        if isinstance(value, str) and value in _LOADERS:
+            yield f"it refers to the function {value}", value
+    vocabulary = part.get("vocabulary")
+    if isinstance(vocabulary, str):  # a list is the words themselves
+        yield f"a layer reads its vocabulary from {vocabulary!r:.200}", vocabulary
+
+
+def _is_dangerous_builtin(name: str) -> bool:
+    return f"builtins.{name}" in KNOWN_DANGERS or name == "__import__"
+
+
+_OF_KERAS = ("metadata.json\n", "model.weights.")
+_CODE_LAYERS = ("Lambda", "TorchModuleWrapper", "TFSMLayer", "__lambda__")
 _LOADERS = (
     *("get_file", "load_model", "load_weights", "load_img", "save_model", "save_weights", "load_from_saved_model"),
     *("deserialize_keras_object", "enable_unsafe_deserialization", "extract_archive"),
@@ -871,9 +965,11 @@ def remote_code(subject: Subject) -> Iterator[Finding]:
     """A model's folder names Python files that its loader is to import.
 
     Why: Transformers imports what ``auto_map`` names, from the folder or from another repository, if it is told to
-    trust remote code. The weights may be safetensors, and the model runs code all the same.
+    trust remote code, and some releases of it and of vLLM without (CVE-2025-66448, CVE-2026-5241). The weights may be
+    safetensors, and the model runs code all the same.
 
-    Example: ``"auto_map": {"AutoModel": "modeling.Net"}`` in ``config.json``.
+    Example: ``"auto_map": {"AutoModel": "modeling.Net"}`` in ``config.json``, for the model or a part of it;
+    ``"trust_remote_code": true`` there.
 
     Remedy: load it without ``trust_remote_code``, or read the files that it names, at that revision.
     """
@@ -884,10 +980,48 @@ def remote_code(subject: Subject) -> Iterator[Finding]:
             text = json.loads(content)
         except (ValueError, RecursionError):
             continue
-        wanted = text.get("auto_map") if isinstance(text, dict) else None
-        if isinstance(wanted, dict) and wanted:
-            named = ", ".join(shortened(f"{key}: {value}", 60) for key, value in list(wanted.items())[:3])
-            yield subject.finding(f"auto_map has {named} imported", member=name, evidence={"name": name})
+        for part in _dicts_in(text):
+            wanted = part.get("auto_map")
+            if isinstance(wanted, dict) and wanted:
+                named = ", ".join(shortened(f"{key}: {value}", 60) for key, value in list(wanted.items())[:3])
+                yield subject.finding(f"auto_map has {named} imported", member=name, evidence={"name": name})
+            if part.get("trust_remote_code") is True:
+                what = "it asks for remote code to be trusted"
+                yield subject.finding(what, member=name, evidence={"name": name})
+
+
+@rule("S130", "named-code", "error")
+def named_code(subject: Subject) -> Iterator[Finding]:
+    """A configuration names something to call that runs code, or fetches it.
+
+    Why: Hydra calls whatever stands under ``_target_`` (CVE-2025-23304, CVE-2026-22584), Lightning imports and calls
+    the ``_instantiator`` among the hyperparameters of a checkpoint, which weights_only takes (CVE-2026-58659),
+    Transformers fetches and runs the attention that ``_attn_implementation_internal`` names (CVE-2026-4372).
+
+    Example: ``_target_: os.system`` in the ``model_config.yaml`` of a ``.nemo`` archive, in the metadata of a
+    safetensors file, or in the ``config.json`` beside the weights; ``!!python/object/apply:os.system``.
+
+    Remedy: do not load the model with the program that reads this.
+    """
+    found = chain(
+        (("", named) for named in subject.named_code),
+        ((place, named) for place, text in _configurations(subject) for named in configured.named_code(text)),
+        (
+            (place, named)
+            for place, checkpoint in _checkpoints(subject)
+            for named in configured.named_in(checkpoint.values)
+        ),
+    )
+    for place, named in dict.fromkeys(found):
+        message = f"{named.key} is {named.name:.200}: {named.what}"
+        yield subject.finding(message, member=place, evidence={"name": named.name})
+
+
+def _configurations(subject: Subject) -> Iterator[tuple[str, str]]:
+    """The texts by which programs configure a model: those beside it, and those among its metadata."""
+    yield from _texts(subject, (*CONFIGURATIONS, *OTHER_CONFIGURATIONS))
+    for place, checkpoint in _checkpoints(subject):
+        yield from ((place, value) for value in checkpoint.metadata.values() if isinstance(value, str))
 
 
 RULES: tuple[Rule, ...] = (
@@ -920,4 +1054,5 @@ RULES: tuple[Rule, ...] = (
     code_in_model,
     recent_global,
     remote_code,
+    named_code,
 )

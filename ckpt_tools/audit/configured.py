@@ -1,0 +1,144 @@
+"""Code that configurations name: what a program that follows them would import and call.
+
+Hydra calls what stands under ``_target_``, Lightning imports ``_instantiator``, PyYAML makes objects of its tags for
+Python, skops those of its schema. None of that is in a pickle, so weights that are safe by themselves may lie beside
+it, or hold it among their metadata. Names are judged as those of a pickle are (`ckpt_tools.audit.dangers`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+from ckpt_tools.audit.dangers import classify
+from ckpt_tools.audit.gadgets import SAYS, STANDARD_LIBRARY, SUSPECT_WORDS
+from ckpt_tools.records import comparable
+
+MAX_VALUES = 100_000
+"""How many values of a checkpoint are looked at."""
+
+
+@comparable
+class Named:
+    """*key* is where a configuration names *name*; *what* says in words what following it does."""
+
+    key: str
+    name: str
+    what: str
+
+
+def named_code(text: str) -> Iterator[Named]:
+    """What *text*, which may be JSON, YAML or a literal of Python, has called that does harm."""
+    if text.lstrip()[:1] in ("{", "["):
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError):
+            pass  # a literal of Python, or YAML in its flow style
+        else:
+            yield from named_in(content)
+            return
+    if not _ANY.search(text) and "\\" not in text:
+        return
+    plain = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
+    for match in _IN_TEXT.finditer(plain):
+        key, value = match["key"], match["value"]
+        if value.startswith(("*", "$")):
+            if key in _FOLLOWED:
+                yield Named(key, value, "what it calls is put together when it is read")
+        else:
+            yield from _judged(key, value)
+    for match in _TAG.finditer(plain):
+        yield from _judged("python", match[1] if "." in match[1] else f"{match[1]}.*")
+
+
+def named_in(content: object) -> Iterator[Named]:
+    """The same for what was read of JSON, or the inert values of a checkpoint."""
+    seen: set[int] = set()
+    pending: list[object] = [content]
+    for _ in range(MAX_VALUES):
+        if not pending:
+            return
+        value = pending.pop()
+        if isinstance(value, dict):
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            for key, item in value.items():
+                if isinstance(item, str):
+                    if isinstance(key, str):
+                        yield from _judged(key, item)
+                else:
+                    pending.append(item)
+            module, cls = value.get("__module__"), value.get("__class__")
+            if isinstance(module, str) and isinstance(cls, str):  # a node of skops
+                yield from _judged("__class__", f"{module}.{cls}")
+        elif isinstance(value, list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            pending += value
+
+
+def _judged(key: str, value: str) -> Iterator[Named]:
+    if _IMPLEMENTATION.fullmatch(key):
+        if "/" in value:
+            yield Named(key, value, "code is fetched from that repository and run")
+    elif key == "_instantiator":
+        if value not in _INSTANTIATORS:
+            yield Named(key, value, "it is imported, and called with the class")
+    elif (key in _FOLLOWED or key in _GENERIC) and _DOTTED.fullmatch(value):
+        what = _harm(value, generic=key in _GENERIC)
+        if what:
+            yield Named(key, value, f"it {what}")
+
+
+def _harm(path: str, generic: bool) -> str:
+    """What calling *path* does in words; "" where it is none of what only an attacker would have called.
+
+    Configurations name layers, optimizers and datasets, whose constructors a pickle would not be let call.
+    """
+    module, _, name = path.replace(":", ".").rpartition(".")
+    top = module.partition(".")[0]
+    category = classify(module, name, True)[1]
+    if category is None or (generic and top in _WORDS):
+        return ""
+    if top in STANDARD_LIBRARY:
+        return SAYS[category]
+    if top in ("torch", "numpy"):
+        return SAYS[category] if category in ("code", "loader", "reflection") and path != "torch.compile" else ""
+    return SAYS[category] if name in SUSPECT_WORDS else ""
+
+
+_INSTANTIATORS = ("lightning.pytorch.cli.instantiate_module", "pytorch_lightning.cli.instantiate_module")
+"""The only ones that Lightning itself writes, and calls since 2.6.6."""
+_FOLLOWED = frozenset(
+    {
+        "_target_",
+        "_class_path",
+        "parent_library",
+        "python",
+        "__class__",
+        "activation_fn",
+        "sbert_ce_default_activation_function",
+    }
+)
+_GENERIC = frozenset({"target", "class_path", "type"})
+"""Keys that other programs have for other things: of latent-diffusion and NeMo, of jsonargparse, of SBERT."""
+_WORDS = frozenset(
+    {
+        *("abc", "array", "calendar", "chunk", "cmd", "code", "concurrent", "copy", "csv", "email", "enum", "html"),
+        *("http", "json", "locale", "math", "new", "numbers", "parser", "profile", "queue", "random", "resource"),
+        *("select", "sets", "signal", "site", "stat", "statistics", "string", "struct", "symbol", "test", "time"),
+        *("token", "trace", "types", "wave", "xml"),
+    }
+)
+"""Modules of Python that are words, too: what begins with one is likely to be something else."""
+_DOTTED = re.compile(r"[A-Za-z_][\w.]*[.:](?:\w+|\*)", re.A)
+_IMPLEMENTATION = re.compile(r"_?(?:attn|experts)_implementation(?:_internal)?")
+# YAML may have a tag, an anchor, or the mark of a folded text before a value, and the value on a line of its own
+_IN_TEXT = re.compile(
+    r"\b(?P<key>_target_|_instantiator|_class_path|class_path|target|_?(?:attn|experts)_implementation(?:_internal)?)"
+    r"[\"']?\s*:\s*(?:[|>][-+0-9]*\s+|[!&]\S*\s+)*[\"']?(?P<value>\$\{|\*\w|[A-Za-z_][\w.:/-]*)"
+)
+_TAG = re.compile(r"python/(?:object/apply|object/new|object|name|module):([\w.]+)")
+_ANY = re.compile(r"_target_|_instantiator|_class_path|class_path|target|_implementation|python/")
+_ESCAPE = re.compile(r"\\(?:x|u00|U000000)([0-9a-fA-F]{2})")

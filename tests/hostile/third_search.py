@@ -1,0 +1,550 @@
+"""Our third search for ways past the audit: what configurations name, constructors of known libraries, joblib."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import lzma
+import pickle
+import struct
+import zipfile
+import zlib
+
+from tests.hostile.assembler import (
+    COMMAND,
+    LEGACY,
+    SYSTEM,
+    ZEROS,
+    Attack,
+    Raw,
+    call,
+    checkpoint,
+    exported,
+    gguf,
+    name,
+    new,
+    npy,
+    push,
+    stacked,
+    stream,
+    tarred,
+    tensors,
+    zipped,
+)
+
+EVIL = stream(SYSTEM)
+HELD = stacked("mypackage.tools:run")
+NAMESPACE = "types:SimpleNamespace"
+WEIGHTS = ("model.safetensors", b"\x02\0\0\0\0\0\0\0{}")
+
+
+def built(value: Raw, state: object) -> Raw:
+    """BUILD behind *value*."""
+    return Raw(value.code + push(state) + b"b")
+
+
+def beside(**files: object) -> tuple[tuple[str, bytes], ...]:
+    """A folder of a model; of each file the name, with ``__`` for the dot, and what is in it, JSON if no bytes."""
+    return (
+        WEIGHTS,
+        *(
+            (file.replace("__", "."), content if isinstance(content, bytes) else json.dumps(content).encode())
+            for file, content in files.items()
+        ),
+    )
+
+
+# --- published
+
+
+def advisories() -> list[Attack]:
+    """Those that neither of the searches before had, called as their reports call them."""
+    read = call("linecache:getlines", "/etc/hostname")
+    cases: dict[str, tuple[Raw, str, tuple[str, ...]]] = {
+        "myeval of f2py": (
+            call("numpy.f2py.crackfortran:myeval", "1"),
+            "S101",
+            ("GHSA-3329-ghmp-jmv5", "CVE-2025-71365"),
+        ),
+        "param_eval of f2py": (
+            call("numpy.f2py.crackfortran:param_eval", "1", {}, {}),
+            "S101",
+            ("GHSA-cffc-mxrf-mhh4", "CVE-2025-71347"),
+        ),
+        "getlincoef of f2py": (
+            call("numpy.f2py.crackfortran:getlincoef", "1", {"x": 0}),
+            "S101",
+            ("GHSA-rrxm-2pvv-m66x", "CVE-2025-71372"),
+        ),
+        "_eval_length of f2py": (
+            call("numpy.f2py.crackfortran:_eval_length", "1", {}),
+            "S101",
+            ("GHSA-6556-fwc2-fg2p", "CVE-2025-71339"),
+        ),
+        "runstring of numpy": (
+            call("numpy.testing._private.utils:runstring", "pass", {}),
+            "S101",
+            ("GHSA-fj43-3qmq-673f", "CVE-2025-71355"),
+        ),
+        "pty": (call("pty:spawn", COMMAND), "S101", ("GHSA-hgrh-qx5j-jfwx", "CVE-2025-71322")),
+        "a line of a file in the name of a host": (
+            call("ssl:get_server_certificate", (call("linecache:getline", "/etc/hostname", 1), 443)),
+            "S105",
+            ("GHSA-93mv-x874-956g", "CVE-2025-46417"),
+        ),
+        "the lines of a file in the state of an object": (
+            built(call("difflib:Differ"), call("builtins:dict", call("builtins:enumerate", read))),
+            "S102",
+            ("GHSA-r48f-3986-4f9c",),
+        ),
+        "a program that platform runs": (call("platform:_syscmd_file", "x"), "S101", ("GHSA-5cxw-w2xg-2m8h",)),
+        "an annotation that torch evaluates": (
+            call("torch.jit.annotations:parse_type_line", "# type: (1) -> 1", None, None),
+            "S101",
+            ("GHSA-47fc-vmwq-366v", "CVE-2022-45907"),
+        ),
+    }
+    keys = pickle.dumps([], 2)
+    computed = stream(call("builtins:eval", "MAGIC_NUMBER"), protocol=2)
+    magic = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
+    return [
+        *(Attack(f"published since: {way}", stream(value), code, cites=c) for way, (value, code, c) in cases.items()),
+        Attack(
+            "a legacy file whose magic number is computed",
+            computed + LEGACY[len(magic) :] + stream(SYSTEM, {}, protocol=2) + keys,
+            "S101",
+            ".pt",
+            cites=("GHSA-97f8-7cmv-76j2", "CVE-2026-53875"),
+        ),
+        Attack(
+            "a checkpoint of Lightning",
+            checkpoint(stream({"state_dict": {}, "callbacks": SYSTEM}, protocol=2)),
+            "S101",
+            ".ckpt",
+            cites=("GHSA-75m9-98v2-hjpm", "CVE-2026-31221"),
+        ),
+        Attack(
+            "the state of the random numbers beside a model",
+            b"",
+            "S101",
+            "",
+            cites=("GHSA-69w3-r845-3855", "CVE-2026-1839"),
+            files=beside(rng_state__pth=checkpoint(EVIL)),
+        ),
+    ]
+
+
+# --- what configurations name
+
+
+def configurations() -> list[Attack]:
+    """Names that loaders follow, which stand in no pickle."""
+    target = {"_target_": "os.system", "_args_": [COMMAND]}
+    header = json.dumps({"__metadata__": {"config": repr({"model": target})}}).encode()
+    nemo = tarred(
+        [
+            ("./model_config.yaml", b"target: nemo.x.Model\nloss:\n  _target_: os.system\n"),
+            ("./model_weights.ckpt", checkpoint(tensors(), ZEROS)),
+        ]
+    )
+    hydra = ("CVE-2025-23304", "CVE-2026-22584")
+    instantiator = ("CVE-2026-58659", "GHSA-qqmf-gpg7-g8gw", "lightning#21822")
+    schema = {"__class__": "system", "__module__": "os", "__loader__": "TypeNode", "protocol": 1}
+    operator = {"__class__": "methodcaller", "__module__": "operator", "__loader__": "OperatorFuncNode", "protocol": 1}
+    found = [
+        Attack("a target of Hydra beside the weights", b"", "S130", "", hydra, "", beside(config__json=target)),
+        Attack(
+            "a target of Hydra in the metadata of safetensors",
+            struct.pack("<Q", len(header)) + header,
+            "S130",
+            ".safetensors",
+            hydra,
+            answer="",
+        ),
+        Attack("a target of Hydra in a model of NeMo", nemo, "S130", ".nemo", hydra, answer="tensors only"),
+        Attack(
+            "a target of Hydra in a compressed model of NeMo",
+            gzip.compress(nemo, mtime=0),
+            "S130",
+            ".nemo",
+            hydra,
+            answer="tensors only",
+        ),
+        Attack(
+            "a target of Hydra among the hyperparameters",
+            checkpoint(stream({"state_dict": {}, "cfg": {"model": target}}, protocol=2)),
+            "S130",
+            ".ckpt",
+            hydra,
+            answer="tensors only",
+        ),
+        Attack(
+            "a target of latent-diffusion",
+            b"",
+            "S130",
+            "",
+            answer="",
+            files=beside(model__yaml=b"model:\n  target: os.system\n  params:\n    command: 'true'\n"),
+        ),
+        Attack(
+            "an instantiator of Lightning",
+            checkpoint(stream({"state_dict": {}, "hyper_parameters": {"_instantiator": "os.system"}}, protocol=2)),
+            "S130",
+            ".ckpt",
+            instantiator,
+            answer="tensors only",
+        ),
+        Attack(
+            "an instantiator of Lightning of an unknown package",
+            checkpoint(stream({"state_dict": {}, "hyper_parameters": {"_instantiator": "mypackage.run"}}, protocol=2)),
+            "S130",
+            ".ckpt",
+            instantiator,
+            answer="tensors only",
+        ),
+        Attack(
+            "the class of Lightning's own instantiator",
+            checkpoint(
+                stream(
+                    {
+                        "state_dict": {},
+                        "hyper_parameters": {
+                            "_instantiator": "lightning.pytorch.cli.instantiate_module",
+                            "_class_path": "this.x",
+                        },
+                    },
+                    protocol=2,
+                )
+            ),
+            "S130",
+            ".ckpt",
+            ("lightning#21914",),
+            answer="tensors only",
+        ),
+        Attack(
+            "attention that is fetched",
+            b"",
+            "S130",
+            "",
+            ("CVE-2026-4372",),
+            "",
+            beside(config__json={"text_config": {"_attn_implementation_internal": "nobody/kernel"}}),
+        ),
+        Attack(
+            "experts that are fetched",
+            b"",
+            "S130",
+            "",
+            ("CVE-2026-4372",),
+            "",
+            beside(config__json={"_experts_implementation_internal": "nobody/kernel"}),
+        ),
+        Attack(
+            "an activation that is imported",
+            b"",
+            "S130",
+            "",
+            ("CVE-2026-41523", "GHSA-q8gq-377p-jq3r"),
+            "",
+            beside(config__json={"sentence_transformers": {"activation_fn": "os.system"}}),
+        ),
+        Attack(
+            "a library that PEFT imports",
+            b"",
+            "S130",
+            "",
+            answer="",
+            files=(
+                ("adapter_config.json", b'{"auto_mapping": {"parent_library": "os.path"}}'),
+                ("adapter_model.safetensors", WEIGHTS[1]),
+            ),
+        ),
+        Attack(
+            "a module of a sentence transformer",
+            b"",
+            "S130",
+            "",
+            answer="",
+            files=beside(modules__json=[{"idx": 0, "name": "0", "path": "", "type": "os.system"}]),
+        ),
+        Attack(
+            "a type of skops",
+            zipped([("schema.json", json.dumps(schema).encode())]),
+            "S130",
+            ".skops",
+            ("CVE-2024-37065", "GHSA-q49c-6v6g-wgq3"),
+            answer="",
+        ),
+        Attack(
+            "an operator of skops",
+            zipped([("schema.json", json.dumps({"content": [operator]}).encode())]),
+            "S130",
+            ".skops",
+            ("CVE-2025-54412", "CVE-2025-54413"),
+            answer="",
+        ),
+        Attack(
+            "a chat template that is called a path",
+            b"",
+            "S123",
+            "",
+            ("CVE-2026-9856", "GHSA-xrqw-3rrv-vx5w"),
+            "",
+            beside(tokenizer_config__json={"chat_template": [{"name": "../../x", "template": "{{ x }}"}]}),
+        ),
+        Attack(
+            "chat templates under paths",
+            b"",
+            "S123",
+            "",
+            ("CVE-2026-9856",),
+            "",
+            beside(tokenizer_config__json={"chat_template": {"../../x": "{{ x }}"}}),
+        ),
+    ]
+    yaml = {
+        "in quotes": b"'_target_': \"os.system\"\n",
+        "on a line of its own": b"_target_:\n    os.system\n",
+        "folded": b"_target_: >-\n  os.system\n",
+        "behind a tag": b"_target_: !!str os.system\n",
+        "behind an anchor": b"_target_: &a os.system\n",
+        "by an alias": b"a: &x os.system\n_target_: *x\n",
+        "by an interpolation": b"a: os.system\n_target_: ${a}\n",
+        "in the flow style": b"x: {_target_: os.system}\n",
+        "in escapes": b'"_targ\\x65t_": os.system\n',
+        "as a complex key": b"? _target_\n: os.system\n",
+        "as an object of Python": b"x: !!python/object/apply:os.system ['true']\n",
+        "as an object of Python by its whole tag": b"x: !<tag:yaml.org,2002:python/object/apply:os.system> ['true']\n",
+        "as a module of Python": b"x: !!python/module:subprocess\n",
+        "in UTF-16": "_target_: os.system\n".encode("utf-16"),
+    }
+    return found + [
+        Attack(f"a target in YAML {way}", b"", "S130", "", answer="", files=beside(anything__yaml=text))
+        for way, text in yaml.items()
+    ]
+
+
+# --- objects
+
+
+def constructed() -> list[Attack]:
+    """Objects of well-known libraries whose constructors act, or that are restored so that something is called."""
+    container = "numpy.lib._user_array_impl:container"
+    lazy = "lightning_utilities.core.imports:LazyModule"
+    defaults = new(NAMESPACE, state={"get": HELD})
+    objects: dict[str, tuple[Raw, str]] = {
+        "a module that is imported when it is asked for its state": (built(call(lazy, "this"), {"x": 1}), "S102"),
+        "the same, without a call": (new(lazy, state=(None, {"_module_name": "this"})), "S102"),
+        "a module of Transformers that is imported when it is asked": (
+            new("transformers.utils.import_utils:_LazyModule", state={"_class_to_module": {"__setstate__": "x"}}),
+            "S102",
+        ),
+        "a model of a metric that is fetched": (call("torchmetrics.text.bert:BERTScore", "nobody/model"), "S103"),
+        "a template of PyG that is executed": (
+            call("torch_geometric.nn.sequential:Sequential", "x):\n    import os\n", [HELD]),
+            "S101",
+        ),
+        "a database of PyG": (call("torch_geometric.data.database:SQLiteDatabase", "x", "y"), "S104"),
+        "a workbook of pandas": (call("pandas:ExcelWriter", "x.xlsx"), "S104"),
+        "a function handed to an environment": (call("gymnasium.vector.sync_vector_env:SyncVectorEnv", [HELD]), "S109"),
+        "a vocabulary that is unpickled": (
+            call(
+                "transformers.models.transfo_xl.tokenization_transfo_xl:TransfoXLTokenizer",
+                *(None, 0, None, False, None, None, "vocabulary"),
+            ),
+            "S103",
+        ),
+        "an index that is unpickled": (call("transformers.models.rag.retrieval_rag:LegacyIndex", 1, "folder"), "S103"),
+        "a dataset that is fetched": (call("monai.apps.datasets:MedNISTDataset", "x", "training", [], True), "S103"),
+        "a log that is written": (call("mmengine.logging.logger:MMLogger", "x", "x", "x"), "S104"),
+        "an array that hands attributes on": (
+            new(container, state=({"array": stacked("mypackage:settings")}, {"debug": True})),
+            "S102",
+        ),
+        "an array that hands attributes on to a module": (
+            new("numpy.lib.user_array:container", state=({"array": stacked("torch.nn:functional")}, {"relu": 1})),
+            "S102",
+        ),
+        "an optimizer that asks its state": (
+            new("torch.optim.adam:Adam", state={"state": defaults, "param_groups": [{"params": [COMMAND]}]}),
+            "S109",
+        ),
+        "a file that is closed": (
+            new("pandas.io.excel._base:ExcelFile", state={"handles": new(NAMESPACE, state={"close": HELD})}),
+            "S109",
+        ),
+        "types that torch evaluates": (
+            new(NAMESPACE, state={"annotation": stacked("torch.fx.operator_schemas:_torchscript_type_to_python_type")}),
+            "S101",
+        ),
+        "another file that joblib loads": (
+            new("joblib.numpy_pickle_compat:NDArrayWrapper", state={"filename": "../../x.npy", "allow_mmap": False}),
+            "S103",
+        ),
+    }
+    return [Attack(f"constructed: {way}", stream(value), code) for way, (value, code) in objects.items()]
+
+
+def joblib() -> list[Attack]:
+    """Dumps of joblib, whose unpickler reads the bytes of arrays from between the opcodes."""
+    wrapper = (
+        stacked("joblib.numpy_pickle:NumpyArrayWrapper").code
+        + b")\x81"
+        + push(
+            {
+                "subclass": name("numpy:ndarray"),
+                "shape": (30,),
+                "order": "C",
+                "dtype": call("numpy:dtype", "u1", False, True),
+                "allow_mmap": False,
+            }
+        )
+        + b"b"
+    )
+    hidden = b"0cos\nsystem\n(S'true'\ntR."
+    stopped = b".\nabcdefghijklmnopqrstuvwxyz.."[:30]
+    swallowed = b"0" + b"N" * 24 + b"X" + struct.pack("<I", len(hidden) - 1)
+    assert len(stopped) == len(swallowed) == 30
+    old = b"ZF" + hex(len(EVIL)).encode().ljust(19)
+    return [
+        # to all others the pickle ends in the first byte of the array
+        Attack("an array of joblib that ends the pickle", b"\x80\x02" + wrapper + stopped + hidden, "I105", answer=""),
+        # to all others what is behind the array is a text
+        Attack(
+            "an array of joblib that swallows what is behind it",
+            b"\x80\x02" + wrapper + swallowed + hidden,
+            "I105",
+            answer="unknown",
+        ),
+        Attack(
+            "an array of joblib in an archive",
+            zipped([("a/model.joblib", b"\x80\x02" + wrapper + stopped + hidden), ("a/x.txt", b"text")]),
+            "I105",
+            ".zip",
+            answer="",
+        ),
+        Attack("a compressed file of old joblib", old + zlib.compress(EVIL), "S101", ".z"),
+        Attack("a compressed file of older joblib", old + b" " + zlib.compress(EVIL), "S101", ".pkl"),
+        Attack(
+            "LZMA of old in a folder",
+            b"",
+            "S101",
+            "",
+            files=beside(data__lzma=lzma.compress(EVIL, format=lzma.FORMAT_ALONE)),
+        ),
+    ]
+
+
+# --- other formats
+
+
+def array(descr: str) -> bytes:
+    """An array of one object whose header has *descr* for its type."""
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': (1,), }}".encode()
+    header += b" " * (64 - (10 + len(header) + 1) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + EVIL
+
+
+def keras(config: object, *more: tuple[str, bytes]) -> bytes:
+    """A Keras model whose weights can be read."""
+    numbers = npy(b"").replace(b"'|O'", b"'|u1'").replace(b"(1,), }  ", b"(1,), } ") + b"\1"
+    weights = zipped([("a.npy", numbers)])
+    return zipped([*more, ("config.json", json.dumps(config).encode()), ("model.weights.npz", weights)])
+
+
+def treespec(context: object) -> bytes:
+    """An exported program with *context* in the structure of its inputs."""
+    inner = {"type": "collections.defaultdict", "context": context, "children_spec": []}
+    spec = json.dumps([1, {"type": "builtins.tuple", "context": "null", "children_spec": [inner]}])
+    return exported({"graph_module": {"module_call_graph": [{"signature": {"in_spec": spec}}]}})
+
+
+def programs() -> list[Attack]:
+    """Layers of Keras, structures of exported programs, types of numpy's, templates."""
+    layers: dict[str, tuple[object, tuple[str, ...]]] = {
+        "another model that a layer loads": (
+            {"class_name": "TFSMLayer", "module": "keras.layers", "config": {"filepath": "/nonexistent"}},
+            ("CVE-2026-1462", "GHSA-4f3f-g24h-fr8m"),
+        ),
+        "Python's exec as a function": (
+            {"module": "builtins", "class_name": "function", "config": "exec"},
+            ("GHSA-48g7-3x6r-xfhp",),
+        ),
+        "Python's open as a class": ({"module": "builtins", "class_name": "open", "config": {"file": "x"}}, ()),
+        "the switch of the safe mode": (
+            {"module": "keras.config", "class_name": "function", "config": "enable_unsafe_deserialization"},
+            ("CVE-2025-9906", "GHSA-36fq-jgmw-4r9c"),
+        ),
+        "a Lambda layer, without metadata": (
+            {"class_name": "Lambda", "config": {}},
+            ("CVE-2026-12481", "GHSA-5gwj-m78q-7pq3"),
+        ),
+        "a module of torch, without metadata": (
+            {"class_name": "TorchModuleWrapper", "config": {}},
+            ("CVE-2026-12484", "GHSA-v2w2-w228-c444"),
+        ),
+    }
+    found = [
+        Attack(f"Keras: {way}", keras(layer), "S127", ".keras", cites, answer="")
+        for way, (layer, cites) in layers.items()
+    ]
+    buffer = io.BytesIO(keras({}))
+    with zipfile.ZipFile(buffer) as archive:
+        weights = archive.read("model.weights.npz")
+    found += [
+        Attack(
+            "Keras: a Lambda layer in a folder",
+            b"",
+            "S127",
+            "",
+            answer="",
+            files=(
+                ("config.json", b'{"class_name": "Sequential", "config": {"layers": [{"class_name": "Lambda"}]}}'),
+                ("model.weights.npz", weights),
+            ),
+        ),
+        # the links and external storages that these advisories are about stand in HDF5, which is not read
+        *(
+            Attack(f"weights of Keras in HDF5, {way}", b"\x89HDF\r\n\x1a\n" + bytes(64), "I105", ".h5", cites, "")
+            for way, cites in {
+                "with a link": ("CVE-2026-9335", "GHSA-m8wh-29wm-52mv"),
+                "with an external storage": ("CVE-2026-1669", "GHSA-3m4q-jmj6-r34q"),
+                "with a virtual dataset": ("CVE-2026-12480", "GHSA-26c4-7vv6-867j"),
+                "with a shape that is too large": ("CVE-2026-0897", "GHSA-mgx6-5cf9-rr43"),
+            }.items()
+        ),
+    ]
+    factory = {"default_factory_module": "os", "default_factory_name": "system", "dict_context": []}
+    member = {"__enum__": True, "fqn": "this:Color", "name": "RED"}
+    operator = {"nodes": [{"inputs": [{"arg": {"as_operator": "torch.hub.load"}}]}]}
+    found += [
+        Attack(f"an exported program {way}", data, "S122", ".pt2", answer="tensors only")
+        for way, data in {
+            "with a factory of defaults": treespec(factory),
+            "with a factory of defaults in a text": treespec(json.dumps(factory)),
+            "with a member of an enumeration": treespec(json.dumps(member)),
+            "that hands on a function": exported(operator),
+        }.items()
+    ]
+    found += [
+        Attack(f"an array of {descr}", array(descr), "S101", ".npy")
+        for descr in ("{'names': ['a'], 'formats': ['O']}", "{'a': ('O', 0)}", "b'O'")
+    ]
+    templates = {
+        "by repetition": "{{ ()['_' * 2 ~ 'class' ~ '_' * 2] }}",
+        "by repetition the other way": "{{ ()[2 * '_' + x] }}",
+        "from a list": "{{ ()[['_', '_', 'class'] | join] }}",
+        "from a word": "{{ ()[u ~ 'class' ~ u] }}",
+        "from how a function is shown": "{{ (raise_exception | string)[9] }}",
+    }
+    found += [
+        Attack(f"a template that puts names together {way}", gguf(text), "S126", ".gguf", answer="")
+        for way, text in templates.items()
+    ]
+    return found
+
+
+def third_search() -> list[Attack]:
+    """All of them."""
+    return [*advisories(), *configurations(), *constructed(), *joblib(), *programs()]

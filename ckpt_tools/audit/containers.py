@@ -80,12 +80,17 @@ def _in_folder(folder: Folder) -> Iterator[tuple[str, Source]]:
 
 
 def _in_tar(source: Source) -> Iterator[tuple[str, Source]]:
+    sparse = ""
     for entry in entries(source):
+        if entry.sparse:
+            sparse = entry.name
         if entry.regular:
             if entry.offset + entry.size > source.size:
                 raise CorruptFile("the tar archive breaks off", path=source.name, member=entry.name)
             yield entry.name, source.slice(entry.offset, entry.size, entry.name)
     yield from _behind(source, tail(source))
+    if sparse:
+        raise UnsupportedFeature("the bytes of a sparse file are put together by who reads it", member=sparse)
 
 
 def _behind(source: Source, at: int) -> Iterator[tuple[str, Source]]:

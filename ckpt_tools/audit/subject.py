@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ckpt_tools.analysis.summary import Subject as Model
 from ckpt_tools.analysis.summary import subject_of
 from ckpt_tools.audit.configured import Named, named_code
-from ckpt_tools.audit.coverage import Coverage, Opening, cover
+from ckpt_tools.audit.coverage import Coverage, Opening, cover, in_tensors
 from ckpt_tools.audit.dangers import PickleVerdict, judge
 from ckpt_tools.audit.findings import Finding, Location
 from ckpt_tools.audit.inputs import TEXTS
@@ -108,7 +109,9 @@ class Subject:
     @cached_property
     def coverage(self) -> Coverage:
         """What of the file has been looked at."""
-        return cover(self.source, self.checkpoint, self.error)
+        seen = cover(self.source, self.checkpoint, self.error)
+        kept = tuple(in_tensors(self.checkpoint)) if self.checkpoint is not None else ()
+        return replace(seen, pickles=(*seen.pickles, *kept)) if kept else seen
 
     @cached_property
     def tensor_members(self) -> frozenset[str]:

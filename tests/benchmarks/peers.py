@@ -150,7 +150,13 @@ GROUPS = {
     "names": _all(attacks.named, second_search.advisories, third_search.advisories),
     "ways to call": _all(attacks.spellings, second_search.said_otherwise),
     "broken streams": attacks.broken,
-    "containers": _all(attacks.containers, second_search.archives, second_search.reserved, second_search.polyglots),
+    "containers": _all(
+        attacks.containers,
+        second_search.archives,
+        second_search.reserved,
+        second_search.polyglots,
+        third_search.elsewhere,
+    ),
     "unreadable formats": attacks.unread,
     "other than pickles": _all(
         attacks.elsewhere,
@@ -158,6 +164,7 @@ GROUPS = {
         second_search.graphs,
         third_search.configurations,
         third_search.programs,
+        third_search.held,
     ),
     "combinations": _all(attacks.gadgets, second_search.filled),
     "objects restored": _all(

@@ -8,6 +8,7 @@ import json
 import lzma
 import pickle
 import struct
+import tarfile
 import zipfile
 import zlib
 
@@ -545,6 +546,171 @@ def programs() -> list[Attack]:
     return found
 
 
+# --- what tensors hold, and what readers find elsewhere
+
+
+def tensor(dtype: str, key: str, shape: tuple[int, ...]) -> Raw:
+    """A dense tensor over the whole storage *key* of a checkpoint."""
+    numel, strides = 1, []
+    for size in reversed(shape):
+        strides.insert(0, numel)
+        numel *= size
+    storage = Raw(push(("storage", name(f"torch:{dtype}Storage"), key, "cpu", numel)) + b"Q")
+    hooks = Raw(name("collections:OrderedDict").code + b")R")
+    return call(name("torch._utils:_rebuild_tensor_v2"), storage, 0, shape, tuple(strides), False, hooks)
+
+
+def sparse(index: int) -> bytes:
+    """A checkpoint with a sparse tensor of four elements that has one value, at *index*."""
+    parts = (tensor("Long", "0", (1, 1)), tensor("Float", "1", (1,)), (4,))
+    made = call(name("torch._utils:_rebuild_sparse_tensor"), name("torch:sparse_coo"), parts)
+    data = ("archive/data/0", struct.pack("<q", index)), ("archive/data/1", bytes(4))
+    return checkpoint(stream({"weight": made}, protocol=2), *data)
+
+
+def compressed(rows: tuple[int, ...], column: int) -> bytes:
+    """A checkpoint with a sparse tensor of 2 by 3 elements by rows that has one value."""
+    parts = (tensor("Long", "0", (3,)), tensor("Long", "1", (1,)), tensor("Float", "2", (1,)), (2, 3))
+    made = call(name("torch._utils:_rebuild_sparse_tensor"), name("torch:sparse_csr"), parts)
+    data = [struct.pack("<3q", *rows), struct.pack("<q", column), bytes(4)]
+    members = [(f"archive/data/{i}", content) for i, content in enumerate(data)]
+    return checkpoint(stream({"weight": made}, protocol=2), *members)
+
+
+def nested(offset: int) -> bytes:
+    """A checkpoint with a nested tensor of one row of four elements, which begins at *offset* of four."""
+    parts = (
+        tensor("Float", "0", (4,)),
+        tensor("Long", "1", (1, 1)),
+        tensor("Long", "2", (1, 1)),
+        tensor("Long", "3", (1,)),
+    )
+    made = call(name("torch._utils:_rebuild_nested_tensor"), *parts)
+    data = [bytes(16), struct.pack("<q", 4), struct.pack("<q", 1), struct.pack("<q", offset)]
+    members = [(f"archive/data/{i}", content) for i, content in enumerate(data)]
+    return checkpoint(stream({"weight": made}, protocol=2), *members)
+
+
+def safetensors(key: str, data: bytes) -> bytes:
+    """A file of one tensor of bytes."""
+    entry = {key: {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}}
+    header = json.dumps(entry).encode()
+    return struct.pack("<Q", len(header)) + header + data
+
+
+def held() -> list[Attack]:
+    """Tensors whose bytes are unpickled, and such as refer to memory that is not theirs."""
+    state = "layer._extra_state"
+    in_torch = checkpoint(stream({state: tensor("Byte", "0", (len(EVIL),))}, protocol=2), ("archive/data/0", EVIL))
+    cite = ("CVE-2025-62164", "GHSA-mcmc-2m55-j8jj")
+    return [
+        Attack("the state of a layer that is a pickle", in_torch, "S101", ".pt"),
+        Attack(
+            "the state of a layer that is a pickle, in safetensors", safetensors(state, EVIL), "S101", ".safetensors"
+        ),
+        Attack("the state of a layer that is an archive", safetensors(state, checkpoint(EVIL)), "S101", ".safetensors"),
+        Attack(
+            "the state of a layer that is a pickle of protocol 0",
+            safetensors(state, b"cos\nsystem\n(S'true'\ntR."),
+            "S101",
+            ".safetensors",
+        ),
+        Attack("a tensor of any name that is a pickle", safetensors("x", EVIL), "S101", ".safetensors"),
+        Attack("an index that is too large", sparse(1 << 40), "N109", ".pt", cite, "needs classes"),
+        Attack("an index that is negative", sparse(-1), "N109", ".pt", cite, "needs classes"),
+        Attack("a column that is too large", compressed((0, 1, 1), 3), "N109", ".pt", cite, "needs classes"),
+        Attack("rows that fall", compressed((0, 9, 1), 0), "N109", ".pt", cite, "needs classes"),
+        Attack("a row of a nested tensor beyond its end", nested(1), "N109", ".pt", answer="tensors only"),
+    ]
+
+
+def aliased(own: str, other: str, data: bytes, *more: tuple[str, bytes]) -> bytes:
+    """An archive whose first member has another name in the extra field for names in Unicode."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        info = zipfile.ZipInfo(own)
+        body = b"\1" + struct.pack("<L", zlib.crc32(own.encode())) + other.encode()
+        info.extra = struct.pack("<HH", 0x7075, len(body)) + body
+        archive.writestr(info, data)
+        for member, content in more:
+            archive.writestr(zipfile.ZipInfo(member), content)
+    return buffer.getvalue()
+
+
+def recorded(records: dict[str, str], data: bytes, everywhere: bool = False) -> bytes:
+    """A tar archive with pax *records*, for its one file or for all files."""
+    buffer = io.BytesIO()
+    common = records if everywhere else {}
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, pax_headers=common) as archive:
+        info = tarfile.TarInfo("weights")
+        info.size = len(data)
+        info.pax_headers = {} if everywhere else records
+        archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def elsewhere() -> list[Attack]:
+    """Members under names that only some readers know, and files that only some put together."""
+    writes = (
+        b"class M(Module):\n  __parameters__ = []\n  __buffers__ = []\n  training : bool\n"
+        b"  def forward(self: __torch__.M,\n    x: Tensor) -> Tensor:\n"
+        b'    torch.save(x, "/nonexistent/x")\n    return x\n'
+    )
+    data = b"\x80\x02" + name("__torch__:M").code + b")\x81" + push({"training": True}) + b"b."
+    lambdas = json.dumps({"class_name": "Lambda", "config": {}}).encode()
+    pieces = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "x", "GNU.sparse.realsize": "28"}
+    found = [
+        # torch looks members up without regard to case
+        Attack(
+            f"a script whose code is {place}",
+            zipped([("m/data.pkl", data), (place, writes), ("m/constants.pkl", b"\x80\x02)."), ("m/version", b"3\n")]),
+            "S120",
+            ".pt",
+            answer="",
+        )
+        for place in ("m/CODE/__torch__.PY", "M/code/__torch__.py", "m/code/__torch__.Py")
+    ]
+    return [
+        *found,
+        Attack(
+            "the layers of Keras under another name",
+            aliased("readme.txt", "config.json", lambdas, ("metadata.json", b"{}")),
+            "I203",
+            ".keras",
+            answer="",
+        ),
+        Attack(
+            "a climbing name in Unicode",
+            aliased("readme.txt", "../../x", b"text", ("model.pt", checkpoint(tensors(), ZEROS))),
+            "I203",
+            ".zip",
+            answer="",
+        ),
+        Attack(
+            "a path for all files of a tar archive",
+            recorded({"path": "../../x"}, b"text", everywhere=True),
+            "S123",
+            ".tar",
+            answer="",
+        ),
+        Attack(
+            "a sparse file of a tar archive",
+            recorded(pieces, b"1\n0\n28\n".ljust(512, b"\0") + EVIL),
+            "I102",
+            ".tar",
+            answer="",
+        ),
+    ]
+
+
 def third_search() -> list[Attack]:
     """All of them."""
-    return [*advisories(), *configurations(), *constructed(), *joblib(), *programs()]
+    return [
+        *advisories(),
+        *configurations(),
+        *constructed(),
+        *joblib(),
+        *programs(),
+        *held(),
+        *elsewhere(),
+    ]

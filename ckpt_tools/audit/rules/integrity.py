@@ -222,6 +222,9 @@ def header_mismatch(subject: Subject) -> Iterator[Finding]:
     Remedy: do not trust the file; pack it again from what you know to be in it.
     """
     archive = _archive(subject)
+    for member, other in archive.aliases() if archive is not None else ():
+        what = f"an extra field has another name, {other!r:.200}, by which Python knows it since 3.12"
+        yield subject.finding(what, member=member.name, evidence={"name": other})
     if archive is None or all(_agree(member, local) for member, local in archive.placed):
         return
     for member in archive.members:

@@ -466,7 +466,8 @@ def _code(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
     archive = Archive.of(checkpoint.source)
     left = CODE_LIMIT
     for member in archive.members:
-        path = member.name.removeprefix(archive.root)
+        # torch finds members whatever the case of their names
+        path = member.name.lower().removeprefix(archive.root.lower())
         if (path.startswith("code/") and path.endswith(".py")) or path in ("bytecode.pkl", "mobile_debug_handles.pkl"):
             left -= member.size
             if left < 0:
@@ -488,7 +489,7 @@ def torchscript_operator(subject: Subject) -> Iterator[Finding]:
     """
     for _, checkpoint in _checkpoints(subject):
         for member, code in _code(checkpoint):
-            if member.endswith(".py"):
+            if member.lower().endswith(".py"):
                 text = code.decode("utf-8", "replace")
                 found = {_plain(m[0]): m.start() for m in reversed([*re.finditer(_OPERATOR, text)])}
             else:
@@ -516,7 +517,7 @@ def custom_operator(subject: Subject) -> Iterator[Finding]:
     """
     for _, checkpoint in _checkpoints(subject):
         for member, code in _code(checkpoint):
-            if member.endswith(".py"):
+            if member.lower().endswith(".py"):
                 for namespace in sorted(set(re.findall(_CUSTOM, code.decode("utf-8", "replace")))):
                     yield subject.finding(
                         f"the code uses operators of {namespace}", member=member, evidence={"name": namespace}
@@ -564,7 +565,7 @@ def exported_program_code(subject: Subject) -> Iterator[Finding]:
             continue
         archive = Archive.of(checkpoint.source)
         for member in archive.members:
-            if not member.name.endswith(".json") or member.size > JSON_LIMIT:
+            if not member.name.lower().endswith(".json") or member.size > JSON_LIMIT:
                 continue
             targets: set[str] = set()
             for key, value in _strings(archive, member):
@@ -774,13 +775,13 @@ def python_in_archive(subject: Subject) -> Iterator[Finding]:
     """
     source = subject.file
     archive = _archive(source) if source is not None else None
-    if archive is None or not any(f"{ending}\n" in archive.listing for ending in _PYTHON):
+    if archive is None or not any(f"{ending}\n" in archive.listing.lower() for ending in _PYTHON):
         return
     script = subject.checkpoint is not None and subject.checkpoint.format == "torchscript"
     for member in archive.members:
-        inner = member.name.removeprefix(archive.root)
-        if member.name.endswith(_PYTHON) and not (script and inner.startswith("code/")):
-            if member.name.endswith(".pth") and not _is_path_file(archive, member.name):
+        inner = member.name.lower().removeprefix(archive.root.lower())
+        if member.name.lower().endswith(_PYTHON) and not (script and inner.startswith("code/")):
+            if member.name.lower().endswith(".pth") and not _is_path_file(archive, member.name):
                 continue
             yield subject.finding("Python source or bytecode", member=member.name, evidence={"bytes": member.size})
 

@@ -7,16 +7,16 @@ it, or hold it among their metadata. Names are judged as those of a pickle are (
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import warnings
 from collections.abc import Iterator
 
 from ckpt_tools.audit.dangers import classify
-from ckpt_tools.audit.gadgets import SAYS, STANDARD_LIBRARY, SUSPECT_WORDS
+from ckpt_tools.audit.gadgets import KNOWN_DANGERS, SAYS, STANDARD_LIBRARY, SUSPECT_WORDS
+from ckpt_tools.pickles.values import Call
 from ckpt_tools.records import comparable
-
-MAX_VALUES = 100_000
-"""How many values of a checkpoint are looked at."""
 
 
 @comparable
@@ -38,7 +38,7 @@ def named_code(text: str) -> Iterator[Named]:
         else:
             yield from named_in(content)
             return
-    if not _ANY.search(text) and "\\" not in text:
+    if not (_ANY.search(text) or "\\" in text or "%" in text):
         return
     plain = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
     for match in _IN_TEXT.finditer(plain):
@@ -48,34 +48,50 @@ def named_code(text: str) -> Iterator[Named]:
                 yield Named(key, value, "what it calls is put together when it is read")
         else:
             yield from _judged(key, value)
-    for match in _TAG.finditer(plain):
+    if handle := _HANDLE.search(plain):
+        yield Named("%TAG", handle[0], "what its tags make of Python is put together when they are read")
+    for match in _TAG.finditer(_PERCENT.sub(lambda match: chr(int(match[1], 16)), plain)):
         yield from _judged("python", match[1] if "." in match[1] else f"{match[1]}.*")
 
 
 def named_in(content: object) -> Iterator[Named]:
     """The same for what was read of JSON, or the inert values of a checkpoint."""
-    seen: set[int] = set()
+    seen: dict[int, object] = {}  # which keeps them, as what is gone leaves its id to others
     pending: list[object] = [content]
-    for _ in range(MAX_VALUES):
-        if not pending:
-            return
+    while pending:
         value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen[id(value)] = value
         if isinstance(value, dict):
-            if id(value) in seen:
-                continue
-            seen.add(id(value))
             for key, item in value.items():
-                if isinstance(item, str):
-                    if isinstance(key, str):
-                        yield from _judged(key, item)
-                else:
-                    pending.append(item)
+                text = item if isinstance(item, str) else _of_node(item)
+                if text is None:
+                    if isinstance(item, _HOLDERS):
+                        pending.append(item)
+                elif isinstance(key, str):
+                    yield from _judged(key, text)
             module, cls = value.get("__module__"), value.get("__class__")
             if isinstance(module, str) and isinstance(cls, str):  # a node of skops
                 yield from _judged("__class__", f"{module}.{cls}")
-        elif isinstance(value, list | tuple) and id(value) not in seen:
-            seen.add(id(value))
-            pending += value
+        elif isinstance(value, list | tuple):
+            pending += (item for item in value if isinstance(item, _HOLDERS))
+        elif isinstance(value, Call):
+            pending += (part for part in (value.state, dict(_named(value.entries))) if part)
+
+
+_HOLDERS = (dict, list, tuple, Call)
+
+
+def _named(entries: list[tuple[object, object]] | None) -> Iterator[tuple[str, object]]:
+    return ((key, item) for key, item in entries or () if isinstance(key, str))
+
+
+def _of_node(value: object) -> str | None:
+    """The text in a node of OmegaConf; None where *value* is none with a text."""
+    state = value.state if type(value) is Call else None
+    text = state.get("_val") if isinstance(state, dict) else None
+    return text if isinstance(text, str) else None
 
 
 def _judged(key: str, value: str) -> Iterator[Named]:
@@ -85,10 +101,36 @@ def _judged(key: str, value: str) -> Iterator[Named]:
     elif key == "_instantiator":
         if value not in _INSTANTIATORS:
             yield Named(key, value, "it is imported, and called with the class")
+    elif key in _SOURCES:
+        yield from (Named(key, name, what) for name, what in _called(value))
     elif (key in _FOLLOWED or key in _GENERIC) and _DOTTED.fullmatch(value):
         what = _harm(value, generic=key in _GENERIC)
         if what:
             yield Named(key, value, f"it {what}")
+
+
+def _called(text: str) -> Iterator[tuple[str, str]]:
+    """What *text*, if it is Python, imports or calls that does harm: OpenMMLab executes such configurations."""
+    if len(text) > MAX_SOURCE or not ("import" in text or "__" in text or "(" in text):
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about escapes, in what is no Python
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return
+    for node in ast.walk(tree):
+        paths: list[str] = []
+        if isinstance(node, ast.Import):
+            paths = [f"{alias.name}.*" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            paths = [f"{node.module or ''}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            paths = [f"builtins.{node.func.id}"] if f"builtins.{node.func.id}" in KNOWN_DANGERS else []
+            paths += ["builtins.__import__"] if node.func.id == "__import__" else []
+        for path in paths:
+            if what := _harm(path, generic=False):
+                yield path.removesuffix(".*"), f"it {what}"
 
 
 def _harm(path: str, generic: bool) -> str:
@@ -110,6 +152,9 @@ def _harm(path: str, generic: bool) -> str:
 
 _INSTANTIATORS = ("lightning.pytorch.cli.instantiate_module", "pytorch_lightning.cli.instantiate_module")
 """The only ones that Lightning itself writes, and calls since 2.6.6."""
+_SOURCES = frozenset({"cfg", "config"})
+MAX_SOURCE = 1 << 20
+"""The longest text that is read as Python."""
 _FOLLOWED = frozenset(
     {
         "_target_",
@@ -140,5 +185,7 @@ _IN_TEXT = re.compile(
     r"[\"']?\s*:\s*(?:[|>][-+0-9]*\s+|[!&]\S*\s+)*[\"']?(?P<value>\$\{|\*\w|[A-Za-z_][\w.:/-]*)"
 )
 _TAG = re.compile(r"python/(?:object/apply|object/new|object|name|module):([\w.]+)")
+_HANDLE = re.compile(r"(?m)^%TAG\b.*\bpython/.*$")
+_PERCENT = re.compile(r"%([0-9a-fA-F]{2})")
 _ANY = re.compile(r"_target_|_instantiator|_class_path|class_path|target|_implementation|python/")
 _ESCAPE = re.compile(r"\\(?:x|u00|U000000)([0-9a-fA-F]{2})")

@@ -33,6 +33,7 @@ from tests.hostile.assembler import (
     tensors,
     zipped,
 )
+from tests.hostile.second_search import field
 
 EVIL = stream(SYSTEM)
 HELD = stacked("mypackage.tools:run")
@@ -224,6 +225,59 @@ def configurations() -> list[Attack]:
             answer="tensors only",
         ),
         Attack(
+            "a target of Hydra in a configuration of OmegaConf",
+            checkpoint(
+                stream(
+                    {
+                        "state_dict": {},
+                        "cfg": new(
+                            "omegaconf.dictconfig:DictConfig",
+                            state={
+                                "_content": {"_target_": new("omegaconf.nodes:AnyNode", state={"_val": "os.system"})}
+                            },
+                        ),
+                    },
+                    protocol=2,
+                )
+            ),
+            "S130",
+            ".ckpt",
+            hydra,
+            answer="needs classes",
+        ),
+        Attack(
+            "a target of Hydra in a Namespace",
+            checkpoint(
+                stream(
+                    {"state_dict": {}, "args": new("argparse:Namespace", state={"_target_": "os.system"})}, protocol=2
+                )
+            ),
+            "S130",
+            ".ckpt",
+            hydra,
+            answer="needs classes",
+        ),
+        Attack(
+            "a target of Hydra among the items of a dict",
+            checkpoint(
+                stream(
+                    {"cfg": Raw(new("easydict:EasyDict").code + push("_target_") + push("os.system") + b"s")},
+                    protocol=2,
+                )
+            ),
+            "S130",
+            ".ckpt",
+            hydra,
+            answer="needs classes",
+        ),
+        Attack(
+            "a configuration of OpenMMLab that imports",
+            checkpoint(stream({"state_dict": {}, "meta": {"cfg": "import os\nos.system('true')\n"}}, protocol=2)),
+            "S130",
+            ".pth",
+            answer="tensors only",
+        ),
+        Attack(
             "attention that is fetched",
             b"",
             "S130",
@@ -319,6 +373,8 @@ def configurations() -> list[Attack]:
         "as an object of Python by its whole tag": b"x: !<tag:yaml.org,2002:python/object/apply:os.system> ['true']\n",
         "as a module of Python": b"x: !!python/module:subprocess\n",
         "in UTF-16": "_target_: os.system\n".encode("utf-16"),
+        "behind a handle": b"%TAG !p! tag:yaml.org,2002:python/\n---\nx: !p!object/apply:os.system ['true']\n",
+        "in escapes of a tag": b"x: !!pyth%6Fn/object/apply:os.system ['true']\n",
     }
     return found + [
         Attack(f"a target in YAML {way}", b"", "S130", "", answer="", files=beside(anything__yaml=text))
@@ -454,6 +510,13 @@ def keras(config: object, *more: tuple[str, bytes]) -> bytes:
     return zipped([*more, ("config.json", json.dumps(config).encode()), ("model.weights.npz", weights)])
 
 
+def external(*entries: tuple[bytes, bytes]) -> bytes:
+    """An ONNX model with an initializer of four bytes that has *entries* for its external data."""
+    data = b"".join(field(13, field(1, key), field(2, value)) for key, value in entries)
+    initializer = field(5, field(1, 1), field(2, 1), field(8, b"w"), data, field(14, 1))
+    return field(1, 8) + field(7, field(2, b"g"), initializer) + field(8, field(2, 13))
+
+
 def treespec(context: object) -> bytes:
     """An exported program with *context* in the structure of its inputs."""
     inner = {"type": "collections.defaultdict", "context": context, "children_spec": []}
@@ -527,6 +590,49 @@ def programs() -> list[Attack]:
             "with a member of an enumeration": treespec(json.dumps(member)),
             "that hands on a function": exported(operator),
         }.items()
+    ]
+    package = ("p/archive_format", b"pt2"), ("p/archive_version", b"0")
+    place = "p/data/aotinductor/model/x"
+    flags = json.dumps({"compiler": "true;g++", "cflags": []}).encode()
+    found += [
+        # torch compiles them where there is no library, by the command that stands in the package
+        Attack(
+            "the source of a library in a package",
+            zipped([*package, (f"{place}.cpp", b"int x;\n")]),
+            "S124",
+            ".pt2",
+            (),
+            "",
+        ),
+        Attack(
+            "how a library of a package is compiled",
+            zipped([*package, (f"{place}_compile_flags.json", flags)]),
+            "S124",
+            ".pt2",
+            answer="",
+        ),
+        Attack(
+            "how a library of a package is linked",
+            zipped([*package, (f"{place}_linker_flags.json", flags)]),
+            "S124",
+            ".pt2",
+            answer="",
+        ),
+        Attack(
+            "an attribute among the external data",
+            external((b"location", b"w.bin"), (b"__class__", b"x"), (b"length", b"4")),
+            "S110",
+            ".onnx",
+            ("CVE-2026-34445", "GHSA-538c-55jv-c5g9"),
+            answer="",
+        ),
+        Attack(
+            "the first of two files of external data",
+            external((b"location", b"../../x"), (b"location", b"w.bin"), (b"length", b"4")),
+            "S123",
+            ".onnx",
+            answer="",
+        ),
     ]
     found += [
         Attack(f"an array of {descr}", array(descr), "S101", ".npy")

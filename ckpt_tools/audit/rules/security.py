@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from itertools import chain
 
 from ckpt_tools.audit import configured
-from ckpt_tools.audit.coverage import AS_PICKLE
+from ckpt_tools.audit.coverage import AS_PICKLE, Opening
 from ckpt_tools.audit.dangers import Danger, NameVerdict, PickleVerdict, classify, with_nested
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.gadgets import KNOWN_DANGERS, Category
@@ -178,11 +179,20 @@ def state_injection(subject: Subject) -> Iterator[Finding]:
     Why: the change holds for the whole process: what is called later, by anyone, is what the file has put there.
 
     Example: BUILD on ``numpy.size`` (modelscan issue 330); items set on ``torch.serialization._package_registry``;
-    ``__class__`` among an object's slots; items set on a tensor (CVE-2026-24747).
+    ``__class__`` among an object's slots; items set on a tensor (CVE-2026-24747); ``__class__`` among the external data
+    of an ONNX model, whose keys onnx sets as attributes up to 1.20 (CVE-2026-34445).
 
     Remedy: do not load the file. Ask its author for the weights as safetensors.
     """
     yield from _dangers(subject, "injection")
+    for place, checkpoint in _checkpoints(subject):
+        if checkpoint.format == "onnx" and isinstance(checkpoint.source, Source):
+            from ckpt_tools.formats import onnx
+
+            for mention in onnx.mentions(checkpoint.source):
+                if mention.kind == "key" and mention.text.startswith("_"):
+                    what = f"the external data of a tensor has its {mention.text!r:.80} set"
+                    yield subject.finding(what, member=place, offset=mention.offset)
 
 
 def _names(subject: Subject, fits: Callable[[NameVerdict], bool]) -> Iterator[tuple[PickleVerdict, NameVerdict]]:
@@ -511,7 +521,8 @@ def custom_operator(subject: Subject) -> Iterator[Finding]:
 
     Why: what it does is in a library that must be loaded beforehand, and cannot be seen from the file.
 
-    Example: ``ops.mylib.fused_attention(…)``; ``PyOp`` of ``ai.onnx.contrib``, which calls a function of Python.
+    Example: ``ops.mylib.fused_attention(…)``; ``PyOp`` of ``ai.onnx.contrib``, which calls a function of Python;
+    ``EPContext`` of ``com.microsoft``, which holds or names what another compiler made of the graph.
 
     Remedy: make sure of the library that the operator comes from.
     """
@@ -529,7 +540,8 @@ def custom_operator(subject: Subject) -> Iterator[Finding]:
             own = onnx.functions(checkpoint.source)
             for mention in onnx.mentions(checkpoint.source):
                 name = mention.text
-                if mention.kind == "operator" and not name.startswith(_OF_ONNX) and name not in own:
+                known = name.startswith(_OF_ONNX) and name not in _OPAQUE
+                if mention.kind == "operator" and not known and name not in own:
                     yield subject.finding(
                         f"the graph uses the operator {name:.200}",
                         member=place,
@@ -538,6 +550,8 @@ def custom_operator(subject: Subject) -> Iterator[Finding]:
                     )
 
 
+_OPAQUE = ("com.microsoft::EPContext", "com.microsoft::PythonOp", "com.microsoft::PythonOpGrad")
+"""What another compiler made of a graph, or a function of Python's by its name."""
 _OF_ONNX = ("ai.onnx::", "ai.onnx.ml::", "ai.onnx.training::", "ai.onnx.preview.training::", "com.microsoft::")
 
 
@@ -663,7 +677,8 @@ def climbing_path(subject: Subject) -> Iterator[Finding]:
 
     Example: a member ``../../.bashrc``; a link in a tar archive; ``/etc/passwd`` as the external data of an ONNX
     model; a shard index that names ``../other/model.safetensors``; a chat template that is called ``../../x``, which
-    is the file that Transformers saves it in (CVE-2026-9856).
+    is the file that Transformers saves it in (CVE-2026-9856); external data that is a link to elsewhere
+    (CVE-2026-34447).
 
     Remedy: do not unpack or load the file.
     """
@@ -690,6 +705,7 @@ def climbing_path(subject: Subject) -> Iterator[Finding]:
                         member=place,
                         offset=mention.offset,
                     )
+    yield from _links(subject)
     source = subject.file
     if source is None:
         return
@@ -712,6 +728,20 @@ def climbing_path(subject: Subject) -> Iterator[Finding]:
                 yield subject.finding(f"the archive has a link to {target!r:.200}", member=entry.name)
 
 
+def _links(subject: Subject) -> Iterator[Finding]:
+    """Files of tensors that are links out of the model's folder, but for those into the cache of a hub."""
+    if subject.checkpoint is None or subject.is_remote:
+        return
+    names = {storage.source.name for storage in subject.coverage.storages}
+    if isinstance(subject.source, Opening):
+        names |= {source.name for source in subject.source.opened.values()}
+    for name in sorted(names - {subject.path}):
+        if os.path.islink(name):
+            target, folder = os.path.realpath(name), os.path.realpath(os.path.dirname(name))
+            if not target.startswith(os.path.join(folder, "")) and os.path.basename(os.path.dirname(target)) != "blobs":
+                yield subject.finding(f"a file of tensors is a link to {target!r:.200}", member=os.path.basename(name))
+
+
 _CLIMBING = ("..", "\n/", "\\", ":")  # one of which stands in every list of names with one that climbs
 
 
@@ -732,7 +762,10 @@ _PROGRAMS = (
     (b"\xca\xfe\xba\xbe", "a macOS program or library"),
     (b"#!", "a script"),
 )
-_PROGRAM_NAMES = r"(?m)\.(?:so(?:\.\d+)*|dll|dylib|exe|pyd|sh|bat|cmd|ps1|cubin|ptx)$"
+_PROGRAM_NAMES = (
+    r"(?m)\.(?:so(?:\.\d+)*|dll|dylib|exe|pyd|sh|bat|cmd|ps1|cubin|ptx|fatbin|hsaco|spv|o|c|cc|cpp|cxx|cu|hip)$"
+    r"|_(?:compile|linker)_flags\.json$"
+)
 
 
 @rule("S124", "native-code", "error")
@@ -740,9 +773,10 @@ def native_code(subject: Subject) -> Iterator[Finding]:
     """The archive holds a program or a compiled library.
 
     Why: torch loads the libraries of packages that AOTInductor made, and machine code does what it likes from the
-    moment it is loaded. It cannot be audited here.
+    moment it is loaded. Where there is none, torch compiles the source in the package, by a command that stands in the
+    package, too. It cannot be audited here.
 
-    Example: ``data/aotinductor/model/….so`` in a ``.pt2`` package.
+    Example: ``data/aotinductor/model/….so`` in a ``.pt2`` package; ``….cpp`` with ``…_compile_flags.json``.
 
     Remedy: load the package only from who built it; better, compile the exported program yourself.
     """
@@ -752,7 +786,8 @@ def native_code(subject: Subject) -> Iterator[Finding]:
         return
     named, tensors = re.search(_PROGRAM_NAMES, archive.listing.lower()) is not None, subject.tensor_members
     for member in archive.members:
-        what = "a program or library, by its name" if named and re.search(_PROGRAM_NAMES, member.name.lower()) else ""
+        by_name = named and re.search(_PROGRAM_NAMES, member.name.lower()) is not None
+        what = "a program or library, or what one is made of, by its name" if by_name else ""
         if member.size > 64 and member.name not in tensors:
             try:
                 head = archive.open(member).peek(0, 4)

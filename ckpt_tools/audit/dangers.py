@@ -13,6 +13,7 @@ modules and functions, and bytes that are pickles themselves are judged too.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Iterable, Iterator
@@ -416,7 +417,13 @@ _METACLASSES = frozenset({"builtins.type", "abc.ABCMeta", "enum.EnumMeta", "enum
     f"enum.{name}" for name in ("Enum", "IntEnum", "Flag", "IntFlag", "StrEnum")
 )
 # what these give is shared with the whole process: a logger, a class, a method, what a module holds
-_SHARED = frozenset({"logging.getLogger", "builtins.type", "builtins.getattr", "operator.getitem", "_operator.getitem"})
+_SHARED = frozenset(
+    {
+        *("logging.getLogger", "builtins.type", "builtins.getattr", "operator.getitem", "_operator.getitem"),
+        *("uuid.SafeUUID", "inspect._ParameterKind", "re.RegexFlag", "zoneinfo.ZoneInfo"),
+        "torch.nn.backends.thnn._get_thnn_function_backend",
+    }
+)
 _PARTIALS = frozenset({"functools.partial", "_functools.partial"})
 _TENSORS = frozenset(name for name in ALLOWED_GLOBALS if "._rebuild_" in name or name.startswith("torch.nn."))
 _MEMBER = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -479,7 +486,15 @@ def _deeds(evaluation: Evaluation) -> Iterator[Danger]:
         if not call.new and (address := _address(call)):
             what = f"is constructed with {address}, which it may open, fetch or import"
             yield Danger("loader", target, what, call.offset)
-        shared = target in _SHARED or target.startswith("typing.")
+        first = as_global(arguments[0]) if target in _CALL_THEIR_FIRST and arguments else None
+        if first is not None and first.path in INERT:
+            # what it gives has attributes set, and may be a class or a logger
+            what = f"makes a tensor by {first.path}, and changes what that gives: {SAYS['injection']}"
+            yield Danger("injection", target, what, call.offset)
+        if target == "numpy.dtype" and (what := _odd_type(call)):
+            yield Danger("injection", target, what, call.offset)
+        shared = target in _SHARED or target in ENUMERATIONS or target.startswith("typing.")
+        shared = shared or _WEIGHTS.fullmatch(target) is not None
         if shared and not (call.state is None and call.items is None and call.entries is None):
             what = f"gives something that is changed then: {SAYS['injection']}"
             yield Danger("injection", target, what, call.offset)
@@ -529,6 +544,61 @@ def _odd_attributes(call: Call) -> Iterator[Danger]:
         if not (isinstance(text, str) and len(text) < _MAX_SOURCE and _PARSE_ARGUMENTS.fullmatch(text)):
             # scipy/stats/_distn_infrastructure.py: rv_generic.__setstate__ has it executed
             yield Danger("code", name, f"has the text {brief(text)} executed", call.offset)
+
+
+def _odd_type(call: Call) -> str:
+    """What is wrong with the fields of a type of numpy's, in words; "" where nothing is.
+
+    ``dtype.__setstate__`` believes them: a field behind the end is read from memory that is not the array's, and
+    objects that the flags do not tell of are pointers that the file gives.
+    """
+    state = call.state
+    if type(state) is not tuple or len(state) < 8:
+        return ""
+    _, _, base, _, fields, size, _, flags = state[:8]
+    if type(size) is not int or type(flags) is not int:
+        return ""
+    size = size if size > 0 else _type_size(call) or 0
+    parts: list[tuple[object, int, int]] = []
+    if isinstance(fields, dict):
+        for field in fields.values():
+            if type(field) is not tuple or len(field) < 2 or type(field[1]) is not int:
+                return "has a field that is none"
+            parts.append((field[0], field[1], 1))
+    if type(base) is tuple and len(base) == 2:
+        shape = base[1] if type(base[1]) is tuple else (base[1],)
+        if not all(type(length) is int and length >= 0 for length in shape):
+            return "is of a shape that is none"
+        parts.append((base[0], 0, math.prod(shape)))
+    for part, offset, count in parts:
+        length = _type_size(part)
+        if length is None:
+            continue
+        if offset < 0 or size < offset + length * count:
+            return f"has a field at byte {offset:,}, beyond its {size:,} bytes, by which numpy reads other memory"
+        if _has_objects(part) and not flags & 1:
+            return "has objects that its flags do not tell of, by which numpy takes bytes of the file for pointers"
+    return ""
+
+
+def _type_size(value: object) -> int | None:
+    """The bytes that an element of a type of numpy's takes; None where that does not stand here."""
+    if type(value) is not Call or value.target != "numpy.dtype" or not value.arguments:
+        return None
+    if type(value.state) is tuple and len(value.state) >= 8 and type(value.state[5]) is int and value.state[5] > 0:
+        return value.state[5]
+    digits = re.fullmatch(r"[<>|=]?[A-Za-z](\d{1,9})", str(value.arguments[0]))
+    if digits is None:
+        return None
+    return int(digits[1]) * (4 if "U" in digits[0] else 1)
+
+
+def _has_objects(value: object) -> bool:
+    """Whether a type of numpy's, as the stream makes it, is that of objects or tells that it has some."""
+    if type(value) is not Call or not value.arguments:
+        return False
+    told = type(value.state) is tuple and len(value.state) >= 8 and type(value.state[7]) is int and value.state[7] & 1
+    return bool(told) or str(value.arguments[0]).lstrip("<>|=").startswith(("O", "object"))
 
 
 def _address(call: Call) -> str:

@@ -93,6 +93,7 @@ KNOWN_DANGERS: dict[str, Category] = _table(
     numpy.core._internal numpy._core._internal numpy.core.function_base numpy.lib.npyio numpy.lib._npyio_impl
     numpy.ctypeslib numpy._core._methods numpy.core._methods numpy._distributor_init numpy._configtool
     torch.fx.operator_schemas torch_geometric.nn.sequential torch_geometric.nn.Sequential torch_geometric.template
+    ultralytics.nn.tasks models.yolo
     """,
     reflection="""
     builtins.getattr builtins.setattr builtins.delattr builtins.hasattr builtins.vars builtins.dir builtins.globals
@@ -182,6 +183,7 @@ RESTORED: frozenset[str] = _names("""
     lightgbm.basic datasets h5py pyarrow jaxlib numba safetensors.torch yaml ruamel hydra sklearn.datasets
     pandas.io pandas.compat.pickle_compat torchaudio torchtext huggingface_hub cloudpickle
     joblib.numpy_pickle joblib.memory joblib.parallel joblib.logger torch_geometric.nn.sequential
+    ultralytics.nn.tasks models.yolo
     transformers.models.transfo_xl.tokenization_transfo_xl transformers.models.rag.retrieval_rag
 """)
 """Of the packages among them, those whose objects programs really keep, restored by their state without a call.

@@ -385,10 +385,23 @@ def configurations() -> list[Attack]:
 # --- objects
 
 
+def kind(code: str, flags: int) -> Raw:
+    """A plain type of numpy's."""
+    return built(call("numpy:dtype", code, False, True), (3, "|", None, None, None, -1, -1, flags))
+
+
+def typed_as(size: int, fields: object, base: object = None, flags: int = 0) -> Raw:
+    """A type of numpy's of *size* bytes with *fields*, or an array of *base*."""
+    names = tuple(fields) if isinstance(fields, dict) else None
+    state = (3, "|", base, names, fields, size, 1, flags)
+    return built(call("numpy:dtype", f"V{size}", False, True), state)
+
+
 def constructed() -> list[Attack]:
     """Objects of well-known libraries whose constructors act, or that are restored so that something is called."""
     container = "numpy.lib._user_array_impl:container"
     lazy = "lightning_utilities.core.imports:LazyModule"
+    typed = "torch._tensor:_rebuild_from_type_v2"
     defaults = new(NAMESPACE, state={"get": HELD})
     objects: dict[str, tuple[Raw, str]] = {
         "a module that is imported when it is asked for its state": (built(call(lazy, "this"), {"x": 1}), "S102"),
@@ -435,6 +448,40 @@ def constructed() -> list[Attack]:
             new(NAMESPACE, state={"annotation": stacked("torch.fx.operator_schemas:_torchscript_type_to_python_type")}),
             "S101",
         ),
+        "a model of YOLO whose activation is evaluated": (
+            call("ultralytics.nn.tasks:DetectionModel", {"nc": 1, "activation": "exit()", "backbone": [], "head": []}),
+            "S101",
+        ),
+        "a model of YOLOv5 whose layers are evaluated": (
+            call("models.yolo:Model", {"nc": 1, "backbone": [[-1, 1, "exit()", []]], "head": []}),
+            "S101",
+        ),
+        "a tensor that is the root logger": (
+            call(typed, stacked("logging:getLogger"), stacked("logging:RootLogger"), ("",), {"disabled": True}),
+            "S110",
+        ),
+        "a tensor that is a class": (
+            call(
+                "torch._tensor:_rebuild_from_type",
+                *(stacked("builtins:type"), stacked("builtins:type")),
+                *((new("mypackage:Net"),), (None, {"forward": 1})),
+            ),
+            "S110",
+        ),
+        "a member of an enumeration of torch's that is changed": (
+            built(call("torch.nn.attention:SDPBackend", 1), {"x": 1}),
+            "S110",
+        ),
+        "weights of torchvision's that are to be fetched elsewhere": (
+            built(call("torchvision.models.resnet:ResNet18_Weights", "x"), (None, {"_value_": 1})),
+            "S110",
+        ),
+        "a member of an enumeration of Python's that is changed": (built(call("re:RegexFlag", 2), {"x": 1}), "S110"),
+        "objects that a type does not tell of": (typed_as(8, {"a": (kind("O8", 63), 0)}), "S110"),
+        "a field of a type beyond its end": (typed_as(8, {"a": (kind("i8", 0), 1 << 20)}), "S110"),
+        "a field of a type before its beginning": (typed_as(8, {"a": (kind("i8", 0), -8)}), "S110"),
+        "a type of more than it has": (typed_as(8, None, (kind("i8", 0), (1000,))), "S110"),
+        "objects deep in a type": (typed_as(8, {"a": (typed_as(8, {"b": (kind("O8", 63), 0)}, flags=27), 0)}), "S110"),
         "another file that joblib loads": (
             new("joblib.numpy_pickle_compat:NDArrayWrapper", state={"filename": "../../x.npy", "allow_mmap": False}),
             "S103",

@@ -148,7 +148,7 @@ def _judge(pickle: Pickle, depth: int) -> PickleVerdict:
         if name.category != "injection"
     ]
     nested: list[PickleVerdict] = []
-    if not complete or refused or evaluation.opcodes & _BYTES:
+    if not complete or refused or _holds_bytes(evaluation):
         try:
             dangers += _deeds(evaluation)
         except LimitExceeded:
@@ -480,6 +480,9 @@ def _deeds(evaluation: Evaluation) -> Iterator[Danger]:
                 name = as_global(given)
                 if name is None or name.path != _BIT_GENERATOR:
                     yield Danger("computed", target, f"calls {_subject(given)}: {SAYS['computed']}", call.offset)
+        elif target == "_codecs.encode" and arguments[1:] != ("latin1",):
+            what = f"encodes text by {brief(arguments[1:])}, as no pickler does, so that nobody sees what it is"
+            yield Danger("computed", target, what, call.offset)
         elif target in _METACLASSES and len(arguments) != 1:
             yield Danger("reflection", target, "makes a class of what the stream gives", call.offset)
         yield from _odd_attributes(call)
@@ -952,6 +955,11 @@ _NAMING = re.compile(rb"[ci][\w.]+\n[\w.]+\n|[\x82-\x84\x93]")
 """The opcodes by which a pickle names something."""
 
 
+def _holds_bytes(evaluation: Evaluation) -> bool:
+    """Whether a stream has byte strings, which before protocol 3 are text that is encoded."""
+    return bool(evaluation.opcodes & _BYTES) or any(call.target == "_codecs.encode" for call in evaluation.calls)
+
+
 def _nested(pickle: Pickle, evaluation: Evaluation, depth: int, dangers: list[Danger]) -> Iterator[PickleVerdict]:
     """The verdicts for pickles in the byte strings of a stream.
 
@@ -971,10 +979,14 @@ def _nested(pickle: Pickle, evaluation: Evaluation, depth: int, dangers: list[Da
         if not verdicts or any(verdict.answer == "unknown" for verdict in verdicts):
             what = "has torch.load read bytes that are not what it wrote"
             dangers.append(Danger("loader", "torch.storage._load_from_bytes", what, call.offset))
-    if not evaluation.opcodes & _BYTES:
+    if not _holds_bytes(evaluation):
         return
     for value in values(evaluation):
-        if isinstance(value, bytes):
+        if type(value) is Call:
+            if value.target != "_codecs.encode" or id(value) in loaded:
+                continue
+            place = f" at byte {value.offset:,}"
+        elif isinstance(value, bytes):
             if len(value) < 4 or id(value) in loaded:
                 continue
             place = ""
@@ -984,6 +996,10 @@ def _nested(pickle: Pickle, evaluation: Evaluation, depth: int, dangers: list[Da
             continue
         source = _source(value, pickle)
         if source is not None:
+            if source.peek(0, 4) == b"PK\x03\x04":
+                where = f"{pickle.member}: a byte string{place}"
+                yield from (verdict for verdict in _loaded(source, where, depth) if verdict.names)
+                continue
             marked = source.peek(0, 4).startswith(_MARKS)
             if not marked and isinstance(value, bytes) and not _NAMING.search(value):
                 continue

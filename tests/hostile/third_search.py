@@ -603,7 +603,23 @@ def programs() -> list[Attack]:
     buffer = io.BytesIO(keras({}))
     with zipfile.ZipFile(buffer) as archive:
         weights = archive.read("model.weights.npz")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("layer.npy"), npy(EVIL))
     found += [
+        Attack(
+            "Keras: weights of NumPy that are a pickle",
+            zipped(
+                [
+                    ("metadata.json", b'{"keras_version": "3.5.0"}'),
+                    ("config.json", b'{"class_name": "Sequential", "config": {"layers": []}}'),
+                    ("model.weights.npz", buffer.getvalue()),
+                ]
+            ),
+            "S101",
+            ".keras",
+            ("modelscan#262",),
+        ),
         Attack(
             "Keras: a Lambda layer in a folder",
             b"",
@@ -751,6 +767,11 @@ def safetensors(key: str, data: bytes) -> bytes:
     return struct.pack("<Q", len(header)) + header + data
 
 
+def encoded(data: bytes) -> Raw:
+    """Bytes as protocol 2 keeps them."""
+    return call("_codecs:encode", data.decode("latin1"), "latin1")
+
+
 def held() -> list[Attack]:
     """Tensors whose bytes are unpickled, and such as refer to memory that is not theirs."""
     state = "layer._extra_state"
@@ -769,6 +790,28 @@ def held() -> list[Attack]:
             ".safetensors",
         ),
         Attack("a tensor of any name that is a pickle", safetensors("x", EVIL), "S101", ".safetensors"),
+        *(
+            Attack(
+                f"the state of a layer that is {what}",
+                checkpoint(stream({state: call("_io:BytesIO", encoded(data))}, protocol=2)),
+                "S101",
+                ".pt",
+                ("transformerengine#3123",),
+            )
+            for what, data in {
+                "a pickle, in a file in memory": EVIL,
+                "an archive, in a file in memory": checkpoint(EVIL),
+            }.items()
+        ),
+        *(
+            Attack(
+                f"bytes that are text encoded by {encoding}",
+                stream(call("_codecs:encode", EVIL.decode("latin1"), encoding), protocol=2),
+                "S109",
+                ".pkl",
+            )
+            for encoding in ("rot13", "utf8", "unicode_escape")
+        ),
         Attack("an index that is too large", sparse(1 << 40), "N109", ".pt", cite, "needs classes"),
         Attack("an index that is negative", sparse(-1), "N109", ".pt", cite, "needs classes"),
         Attack("a column that is too large", compressed((0, 1, 1), 3), "N109", ".pt", cite, "needs classes"),

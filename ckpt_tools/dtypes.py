@@ -15,7 +15,7 @@ class DType(NamedTuple):
     *name* is torch's (``float32``); *itemsize* the bytes one element takes in a storage; *kind* one of
     float, int, uint, complex, bool, quantized, bits; *storage* the class torch pickles a typed storage
     under, if any; *safetensors* the name in that format, if it can hold it; *numpy* the numpy type that
-    reads its bytes, a dotted name where ml_dtypes provides it.
+    reads its bytes, a dotted name where ml_dtypes provides it; *packed* how many elements share each of these.
     """
 
     name: str
@@ -24,6 +24,7 @@ class DType(NamedTuple):
     storage: str | None = None
     safetensors: str | None = None
     numpy: str | None = None
+    packed: int = 1
 
     def __str__(self) -> str:
         return self.name
@@ -60,8 +61,8 @@ _TABLE = (
     DType("quint8", 1, "quantized", "QUInt8Storage", None, "uint8"),
     DType("qint8", 1, "quantized", "QInt8Storage", None, "int8"),
     DType("qint32", 4, "quantized", "QInt32Storage", None, "int32"),
-    DType("quint4x2", 1, "quantized", "QUInt4x2Storage", None, "uint8"),
-    DType("quint2x4", 1, "quantized", "QUInt2x4Storage", None, "uint8"),
+    DType("quint4x2", 1, "quantized", "QUInt4x2Storage", None, "uint8", 2),
+    DType("quint2x4", 1, "quantized", "QUInt2x4Storage", None, "uint8", 4),
     DType("bits1x8", 1, "bits", None, None, "uint8"),
     DType("bits2x4", 1, "bits", None, None, "uint8"),
     DType("bits4x2", 1, "bits", None, None, "uint8"),

@@ -262,14 +262,17 @@ class Inflated(Source):
 class Folder:
     """A directory of files that make up one checkpoint together."""
 
-    __slots__ = ("name",)
+    __slots__ = ("_names", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._names: list[str] | None = None
 
     def names(self) -> list[str]:
-        """The names of the files directly in it, sorted."""
-        return self._entries(os.DirEntry.is_file)
+        """The names of the files directly in it, sorted, as they were when they were first asked for."""
+        if self._names is None:
+            self._names = self._entries(os.DirEntry.is_file)
+        return self._names
 
     def folders(self) -> list[str]:
         """The names of the folders directly in it, sorted."""
@@ -306,6 +309,25 @@ class Folder:
             raise NotFound(f"cannot be listed: {error.strerror}", path=self.name) from None
         except ValueError as error:  # a NUL in the name
             raise NotFound(f"is no path: {error}", path=self.name) from None
+
+
+def matching(pattern: str) -> list[str]:
+    """The paths that match a glob, in order; each once, though ``**`` follows links to folders, maybe in circles."""
+    import glob  # shells have mostly done this
+
+    paths = sorted(glob.glob(pattern, recursive=True))
+    seen: set[tuple[str, str]] = set()
+    folders: dict[str, str] = {}
+    kept: set[str] = set()
+    for path in sorted(paths, key=len):
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        place = (folders[folder], name)
+        if place not in seen:
+            seen.add(place)
+            kept.add(path)
+    return [path for path in paths if path in kept]
 
 
 def is_url(target: object) -> bool:

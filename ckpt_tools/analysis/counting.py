@@ -23,12 +23,20 @@ class Tally:
 
 def distinct(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
     """The tensors without those that name the very elements of an earlier one, transposed or not."""
-    return [group[0] for group in _groups(tensors)]
+    listed = list(tensors)
+    return listed if _all_alone(listed) else [group[0] for group in _groups(listed)]
 
 
 def tied(tensors: Iterable[TensorInfo]) -> list[list[str]]:
     """Groups of names for the same elements, in file order."""
-    return [[t.name for t in group] for group in _groups(tensors) if len(group) > 1 and group[0].numel]
+    listed = list(tensors)
+    groups = () if _all_alone(listed) else _groups(listed)
+    return [[t.name for t in group] for group in groups if len(group) > 1 and group[0].numel]
+
+
+def _all_alone(tensors: list[TensorInfo]) -> bool:
+    """Whether each has a storage of its own, as nearly all have."""
+    return len({id(tensor.storage) for tensor in tensors}) == len(tensors)
 
 
 def _groups(tensors: Iterable[TensorInfo]) -> list[list[TensorInfo]]:

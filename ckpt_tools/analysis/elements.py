@@ -39,7 +39,7 @@ class Kind(NamedTuple):
 @cache
 def kind_of(dtype: DType) -> Kind:
     """How elements of *dtype* become numbers."""
-    per_byte = {"quint4x2": 2, "quint2x4": 4}.get(dtype.name, 1)
+    per_byte = dtype.packed
     words = np.dtype(f"<u{min(dtype.itemsize, 8)}")
     if dtype.kind == "bits" or (dtype.kind == "quantized" and dtype.numpy is None):
         return Kind(words, per_byte, "", 1)

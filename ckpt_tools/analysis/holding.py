@@ -93,11 +93,14 @@ def state_shape(state: Mapping[str, object]) -> Shape | None:
     columns (with a 1 for what was summed in torch/optim/_adafactor.py, without in transformers); LBFGS vectors of all
     parameters at once.
     """
-    tensors = {key: value for key, value in state.items() if type(value) is TensorInfo and value.shape}
-    if not tensors or "prev_flat_grad" in state:
+    if "prev_flat_grad" in state:
         return None
-    if "exp_avg" in tensors:
-        return tensors["exp_avg"].shape
+    average = state.get("exp_avg")
+    if type(average) is TensorInfo and average.shape:
+        return average.shape
+    tensors = {key: value for key, value in state.items() if type(value) is TensorInfo and value.shape}
+    if not tensors:
+        return None
     if len(tensors) > 1:
         for row, column, kept in (("row_var", "col_var", -1), ("exp_avg_sq_row", "exp_avg_sq_col", None)):
             if row in tensors and column in tensors:
@@ -122,15 +125,19 @@ def usual(optimizer: Optimizer, shapes: Mapping[str, Shape], flags: Mapping[str,
 
     *shapes* are the parameters of the model in its order, *flags* their ``requires_grad`` where it is known.
     """
-    wanted = state_shapes(optimizer)
+    return list(_fitting(optimizer, state_shapes(optimizer), shapes, flags))
+
+
+def _fitting(
+    optimizer: Optimizer, wanted: Sequence[Shape | None], shapes: Mapping[str, Shape], flags: Mapping[str, bool] | None
+) -> Iterator[Over]:
+    """What `usual` finds, one by one; *wanted* are the `state_shapes`."""
     starts = set(itertools.accumulate(len(group.params) for group in optimizer.groups))
-    found = []
     for over, border in _candidates(optimizer, shapes, flags):
         # where there are groups, what stands in two parts stands in two groups
         split_as_groups = not border or len(optimizer.groups) == 1 or border in starts
         if split_as_groups and fitting(over.names, wanted, shapes):
-            found.append(over)
-    return found
+            yield over
 
 
 def fitting(names: Sequence[str], wanted: Sequence[Shape | None], shapes: Mapping[str, Shape]) -> bool:
@@ -217,10 +224,13 @@ def holding(optimizer: Optimizer, shapes: Mapping[str, Shape], flags: Mapping[st
     named = recorded_names(optimizer, shapes)
     if named is not None and any(name in shapes for name in named):
         return _by_names(named, indexes, wanted, stepped, shapes)
-    whole = [over for over in usual(optimizer, shapes, flags) if over.code not in ("head", "outer", "names")]
-    if whole:
+    fits = _fitting(optimizer, wanted, shapes, flags)
+    whole = (over for over in fits if over.code not in ("head", "outer", "names"))
+    likeliest = next(whole, None)
+    if likeliest is not None:
         # in one group the model's order is what one has without meaning to; in several, others may fit as well
-        rivals = whole[:1] if len(optimizer.groups) == 1 else [o for o in whole if set(o.names) == set(whole[0].names)]
+        others = whole if len(optimizer.groups) > 1 else ()
+        rivals = [likeliest, *(over for over in others if set(over.names) == set(likeliest.names))]
         return _agreed(rivals, indexes, stepped, shapes)
     held = f"the optimizer holds {len(indexes)} of {len(shapes)} parameters"
     runs = [list(range(len(indexes)))]
@@ -282,12 +292,12 @@ def _agreed(
 ) -> Holding:
     """What is so whichever of *rivals* it was; all of them are over the same parameters."""
     numbers = [dict(zip(over.names, indexes, strict=True)) for over in rivals]
-    places = {}
-    for name in shapes:
-        mine = {number[name] for number in numbers if name in number}
+    places = dict.fromkeys(shapes, Place(False))
+    for name in rivals[0].names:
+        mine = {number[name] for number in numbers}
         steps = {stepped[index] for index in mine}
         only = next(iter(mine)) if len(mine) == 1 else None
-        places[name] = Place(True, steps.pop() if len(steps) == 1 else None, only) if mine else Place(False)
+        places[name] = Place(True, steps.pop() if len(steps) == 1 else None, only)
     orders = [over.names for over in rivals]
     names = [one[0] if len(set(one)) == 1 else None for one in zip(*orders, strict=True)]
     what = "order and shapes" if rivals[0].code == "all" else f"shapes: {rivals[0].what}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 # text until a name has digits to look at: compiling takes longer than reading most files
@@ -32,10 +33,13 @@ def name_hints(path: str) -> tuple[NameHint, ...]:
     Unlabelled numbers are taken by position, as people write them: a whole number is the epoch, the first
     fraction after it a loss, a second one a metric; these are guesses and marked so.
     """
-    stem = os.path.basename(path)
-    if not any(character.isdigit() for character in stem):
-        return ()
-    stem = re.sub(_SUFFIX, "", stem)
+    name = os.path.basename(path)
+    return _hints(name) if any(character.isdigit() for character in name) else ()
+
+
+@lru_cache(maxsize=256)  # the files of one run have the names of those of the next
+def _hints(name: str) -> tuple[NameHint, ...]:
+    stem = re.sub(_SUFFIX, "", name)
     hash_match = re.search(_HASH, stem)
     hints: list[NameHint] = []
     if hash_match and not hash_match[1].isdecimal():

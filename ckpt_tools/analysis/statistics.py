@@ -14,6 +14,7 @@ Where the mean outweighs the deviation, or squares might leave float32's range, 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -22,6 +23,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ckpt_tools.analysis.checksums import Checksums
 from ckpt_tools.analysis.streaming import Span, in_order, in_storage_order, spans
 from ckpt_tools.checkpoint import TensorInfo
 from ckpt_tools.contents import numpy_dtype
@@ -97,16 +99,21 @@ def statistics(tensor: TensorInfo) -> Statistics | NoStatistics:
 
 
 def statistics_of(
-    tensors: Sequence[TensorInfo], *, threads: int = 2, progress: Callable[[int], None] | None = None
+    tensors: Sequence[TensorInfo],
+    *,
+    threads: int = 2,
+    progress: Callable[[int], None] | None = None,
+    checksums: Checksums | None = None,
 ) -> Iterator[Statistics | NoStatistics]:
     """The statistics of each of *tensors* in turn, while the next ones are being read by *threads*.
 
     Names of the same elements are read once. *progress* is told, in the caller's thread, how many bytes have
-    been read, of `bytes_to_read`. Raises what reading raises, such as `CorruptFile`.
+    been read, of `bytes_to_read`; *checksums*, those of what was read. Raises what reading raises, such as
+    `CorruptFile`.
     """
     keys, works = _distinct(tensors)
     known: dict[object, Statistics | NoStatistics] = {}
-    results = in_order(_jobs(works), threads)
+    results = in_order(_jobs(works, checksums is not None), threads)
     for key in keys:
         if key not in known:
             work = works[key]
@@ -114,6 +121,8 @@ def statistics_of(
             while not isinstance(part := next(results), _End):
                 if progress is not None:
                     progress(part.nbytes)
+                if checksums is not None and part.place is not None:
+                    checksums.add(*part.place, part.nbytes, part.crc)
                 if summed is None:
                     summed = part.sums
                 else:
@@ -169,8 +178,12 @@ class _Accumulator(Protocol):
 
 
 class _Part(NamedTuple):
+    """*nbytes* bytes of a tensor, summed up; *crc* is their CRC-32 where they lie at *place* and it is wanted."""
+
     nbytes: int
     sums: _Accumulator
+    place: tuple[str, int] | None
+    crc: int
 
 
 class _End(NamedTuple):
@@ -191,31 +204,34 @@ class _Scratch:
         self.spare = np.empty(BLOCK, np.uint64)
 
 
-def _jobs(works: dict[object, _Work]) -> Iterator[Callable[[], _Part | _End]]:
+def _jobs(works: dict[object, _Work], checked: bool) -> Iterator[Callable[[], _Part | _End]]:
     idle: list[_Scratch] = []
     for tensor, _ in works.values():
         reason = ""
         try:
             _accumulator(tensor)
             for span in spans(tensor):
-                yield partial(_read, tensor, span, idle)
+                yield partial(_read, tensor, span, idle, checked)
         except UnsupportedFeature as error:
             reason = error.problem
         yield partial(_End, reason)
 
 
-def _read(tensor: TensorInfo, span: Span, idle: list[_Scratch]) -> _Part:
+def _read(tensor: TensorInfo, span: Span, idle: list[_Scratch], checked: bool) -> _Part:
     try:
         scratch = idle.pop()
     except IndexError:
         scratch = _Scratch()
     sums = _accumulator(tensor)
     buffer = scratch.buffer.data[: BLOCK * tensor.dtype.itemsize]
+    crc, place = 0, span.place if checked else None
     with np.errstate(all="ignore"):  # NaN and infinities are counted, not warned of
         for start, block in span.blocks(buffer):
+            if place is not None:
+                crc = zlib.crc32(block, crc)
             sums.add(np.frombuffer(block, np.uint8), start, scratch)
     idle.append(scratch)
-    return _Part(span.nbytes, sums)
+    return _Part(span.nbytes, sums, place, crc)
 
 
 def _accumulator(tensor: TensorInfo) -> _Accumulator:
@@ -383,7 +399,7 @@ class _Counts:
 def byte_numbers(dtype: DType) -> tuple[Array, float]:
     """The numbers that each byte holds, 256 rows of one or more, and the smallest normal one."""
     codes = np.arange(256, dtype=np.uint8)
-    per_byte = {"float4_e2m1fn_x2": 2, "quint4x2": 2, "quint2x4": 4}.get(dtype.name, 1)
+    per_byte = 2 if dtype.name == "float4_e2m1fn_x2" else dtype.packed
     width = 8 // per_byte
     # the first of several is in the lowest bits
     parts = np.stack([codes >> width * i & (1 << width) - 1 for i in range(per_byte)], axis=1)

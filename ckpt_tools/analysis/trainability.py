@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from ckpt_tools.analysis.counting import looks_like_buffer, tied
-from ckpt_tools.analysis.holding import Place, held_indexes, holding, state_shapes
+from ckpt_tools.analysis.holding import Index, Place, held_indexes, holding, state_shapes
 from ckpt_tools.checkpoint import Checkpoint, Module, Optimizer, StateDict, TensorInfo
 from ckpt_tools.contents import chunks
 from ckpt_tools.errors import UnsupportedFeature
 from ckpt_tools.records import comparable
+from ckpt_tools.report import number
 
 Verdict = Literal["trainable", "frozen", "unknown"]
 EvidenceSource = Literal["recorded", "class", "base", "optimizer", "none"]
@@ -237,20 +238,28 @@ def _from_optimizer(
     found = holding(optimizer, shapes, flags or None)
     if not found.names:
         return []
-    rates = {index: group.options.get("lr") for group in optimizer.groups for index in group.params}
+    rates: dict[Index, float | None] = {}
+    for group in optimizer.groups:
+        rate = group.options.get("lr")
+        rates.update(dict.fromkeys(group.params, rate if isinstance(rate, int | float) else None))
     stateful = any(optimizer.state.values())
+    of_all = set(rates.values())
+    told: dict[object, Evidence] = {}  # many parameters have the same
     for tensor in parameters:
         place = found.places.get(tied_to.get(tensor.name, tensor.name))
         if place is not None:
-            mine = {rates[place.index]} if place.index is not None else set(rates.values())
-            rate = mine.pop() if len(mine) == 1 else None
-            suffix = f" (lr {rate:g})" if isinstance(rate, int | float) else ""
-            by_name[tensor.name].append(_of_place(place, suffix, stateful, found.recorded))
+            known = len(of_all) == 1 or place.index is not None
+            rate = (rates[place.index] if place.index is not None else next(iter(of_all))) if known else None
+            key = place.held, place.stepped, rate
+            if key not in told:
+                suffix = f" (lr {number(rate)})" if rate is not None else ""
+                told[key] = _of_place(place, suffix, stateful, found.recorded)
+            by_name[tensor.name].append(told[key])
     notes = [found.how]
     if found.stale:
         sizes = dict(zip(held_indexes(optimizer), state_shapes(optimizer), strict=True))
-        told = [f"{index} {_text(sizes[index])}" for index in found.stale[:6]]
-        notes[0] += f" its parameters {', '.join(told)}{', …' if found.stale[6:] else ''} are of no layer there is now"
+        older = [f"{index} {_text(sizes[index])}" for index in found.stale[:6]]
+        notes[0] += f" its parameters {', '.join(older)}{', …' if found.stale[6:] else ''} are of no layer there is now"
     elif found.fits and found.in_doubt:
         notes.append(f"for {found.in_doubt} parameters order and shapes leave doubt")
     return notes

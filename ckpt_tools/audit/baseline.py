@@ -11,15 +11,20 @@ from ckpt_tools.audit.results import UNREAD, Audited, fingerprints, path_key
 from ckpt_tools.errors import CkptError
 from ckpt_tools.records import record
 
-VERSION = 1
+VERSION = 2
+"""Of the files that are written. Those of version 1 do not tell one payload of a danger from another."""
 
 
 @record
 class Baseline:
-    """*findings* by fingerprint, each with a few words for whoever reads the file; *globals* by path."""
+    """*findings* by fingerprint, each with a few words for whoever reads the file; *globals* by path.
+
+    In one of an earlier *version* no danger has the fingerprint that it has now: such findings are told as new.
+    """
 
     findings: Mapping[str, str]
     globals: Mapping[str, tuple[str, ...]]
+    version: int = VERSION
 
     def locked(self, path: str) -> tuple[str, ...] | None:
         """The globals that the file at *path* named; None where it was not there."""
@@ -43,11 +48,13 @@ def load(path: str) -> Baseline:
     try:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
-        if found["version"] != VERSION:
-            raise CkptError(f"is a baseline of version {found['version']!r:.20}, not {VERSION}", path=path)
+        version = found["version"]
+        if version not in (1, VERSION):
+            raise CkptError(f"is a baseline of version {version!r:.20}, not {VERSION}", path=path)
         return Baseline(
             {str(key): str(what) for key, what in found["findings"].items()},
             {str(file): tuple(map(str, names)) for file, names in found["globals"].items()},
+            version,
         )
     except OSError as error:
         raise CkptError(

@@ -15,17 +15,22 @@ from collections.abc import Iterator
 
 from ckpt_tools.audit.dangers import classify
 from ckpt_tools.audit.gadgets import KNOWN_DANGERS, SAYS, STANDARD_LIBRARY, SUSPECT_WORDS
+from ckpt_tools.audit.payload import digest, of_value
 from ckpt_tools.pickles.values import Call
 from ckpt_tools.records import comparable
 
 
 @comparable
 class Named:
-    """*key* is where a configuration names *name*; *what* says in words what following it does."""
+    """*key* is where a configuration names *name*; *what* says in words what following it does.
+
+    *payload* is a digest of what stands with it, of which that is made.
+    """
 
     key: str
     name: str
     what: str
+    payload: str = ""
 
 
 def named_code(text: str) -> Iterator[Named]:
@@ -45,13 +50,14 @@ def named_code(text: str) -> Iterator[Named]:
         key, value = match["key"], match["value"]
         if value.startswith(("*", "$")):
             if key in _FOLLOWED:
-                yield Named(key, value, "what it calls is put together when it is read")
+                yield Named(key, value, "what it calls is put together when it is read", digest(of_value(text)))
         else:
-            yield from _judged(key, value)
+            yield from _judged(key, value, text)
     if handle := _HANDLE.search(plain):
-        yield Named("%TAG", handle[0], "what its tags make of Python is put together when they are read")
+        what = "what its tags make of Python is put together when they are read"
+        yield Named("%TAG", handle[0], what, digest(of_value(text)))
     for match in _TAG.finditer(_PERCENT.sub(lambda match: chr(int(match[1], 16)), plain)):
-        yield from _judged("python", match[1] if "." in match[1] else f"{match[1]}.*")
+        yield from _judged("python", match[1] if "." in match[1] else f"{match[1]}.*", text)
 
 
 def named_in(content: object) -> Iterator[Named]:
@@ -70,10 +76,10 @@ def named_in(content: object) -> Iterator[Named]:
                     if isinstance(item, _HOLDERS):
                         pending.append(item)
                 elif isinstance(key, str):
-                    yield from _judged(key, text)
+                    yield from _judged(key, text, value)
             module, cls = value.get("__module__"), value.get("__class__")
             if isinstance(module, str) and isinstance(cls, str):  # a node of skops
-                yield from _judged("__class__", f"{module}.{cls}")
+                yield from _judged("__class__", f"{module}.{cls}", value)
         elif isinstance(value, list | tuple):
             pending += (item for item in value if isinstance(item, _HOLDERS))
         elif isinstance(value, Call):
@@ -94,19 +100,25 @@ def _of_node(value: object) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _judged(key: str, value: str) -> Iterator[Named]:
+def _judged(key: str, value: str, within: object) -> Iterator[Named]:
+    for name, what in _following(key, value):
+        yield Named(key, name, what, digest(of_value(within)))
+
+
+def _following(key: str, value: str) -> Iterator[tuple[str, str]]:
+    """What of *value*, which stands under *key*, does harm, and how in words."""
     if _IMPLEMENTATION.fullmatch(key):
         if "/" in value:
-            yield Named(key, value, "code is fetched from that repository and run")
+            yield value, "code is fetched from that repository and run"
     elif key == "_instantiator":
         if value not in _INSTANTIATORS:
-            yield Named(key, value, "it is imported, and called with the class")
+            yield value, "it is imported, and called with the class"
     elif key in _SOURCES:
-        yield from (Named(key, name, what) for name, what in _called(value))
+        yield from _called(value)
     elif (key in _FOLLOWED or key in _GENERIC) and _DOTTED.fullmatch(value):
         what = _harm(value, generic=key in _GENERIC)
         if what:
-            yield Named(key, value, f"it {what}")
+            yield value, f"it {what}"
 
 
 def _called(text: str) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ from codecs import getincrementaldecoder
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Literal
 
 from ckpt_tools.checkpoint import Checkpoint, Pickle, Storage, TensorInfo
@@ -122,6 +123,11 @@ def all_tensors(checkpoint: Checkpoint) -> Iterator[TensorInfo]:
     """Every tensor that the description has, parts included; one may come more than once."""
     for found in checkpoint.state_dicts:
         yield from found.tensors
+    yield from _tensors_elsewhere(checkpoint)
+
+
+def _tensors_elsewhere(checkpoint: Checkpoint) -> Iterator[TensorInfo]:
+    """Those of the module, the loose ones, and the state of optimizers."""
     if checkpoint.module is not None:
         for _, module in checkpoint.module.walk():
             for registry in (module.parameters, module.buffers):
@@ -137,7 +143,9 @@ def all_tensors(checkpoint: Checkpoint) -> Iterator[TensorInfo]:
 def all_storages(checkpoint: Checkpoint) -> list[Storage]:
     """Every storage that a tensor or a pickle of *checkpoint* refers to, once."""
     found: dict[int, Storage] = {}
-    for tensor in all_tensors(checkpoint):
+    entries = (entry for state_dict in checkpoint.state_dicts for entry in state_dict.entries.values())
+    tensors = (entry for entry in entries if isinstance(entry, TensorInfo))
+    for tensor in chain(tensors, _tensors_elsewhere(checkpoint)):
         if tensor.storage is not None:
             found[id(tensor.storage)] = tensor.storage
         for _, part in tensor.parts:
@@ -168,9 +176,11 @@ class _Survey:
         self.storages = tuple(all_storages(checkpoint)) if checkpoint else ()
         for storage in self.storages:
             for root, offset, size in _places(storage.source, storage.offset, storage.nbytes):
-                if root.name not in self.data:
-                    self.data[root.name] = []
-                self.data[root.name].append((offset, min(offset + size, root.size)))
+                ranges = self.data.get(root.name)
+                if ranges is None:
+                    ranges = self.data[root.name] = []
+                end = offset + size
+                ranges.append((offset, end if end < root.size else root.size))
         self.data = {name: _merged(sorted(ranges)) for name, ranges in self.data.items()}
         self.parts: dict[tuple[str, int], Checkpoint] = {}
         for part in checkpoint.parts if checkpoint else ():
@@ -235,6 +245,9 @@ class _Survey:
 
     def _gap(self, source: Source, start: int, end: int, label: str, where: str) -> None:
         """Bytes that no format leads to: pickles in them are evaluated; zeros are padding."""
+        end = min(end, source.size)  # a length that is damaged may reach further
+        if start >= end:
+            return
         padding = 0
         for chunk in source.slice(start, end - start, source.name).chunks(size=1 << 16):
             padding += len(chunk) - len(chunk.lstrip(b"\0"))
@@ -260,9 +273,14 @@ class _Survey:
 
     def _zip(self, archive: Archive, label: str) -> None:
         source = archive.source
-        base = next(((root, at) for root, at, _ in source.extents(0, source.size)), (source, 0))
+        root, base = next(((root.name, at) for root, at, _ in source.extents(0, source.size)), (source.name, 0))
+        whole = set(() if self.parts else self.data.get(root, ()))
         for member, local in archive.placed:
-            self._member(archive, member, base[0].name, base[1] + local.start, label)
+            start, size = base + local.start, member.size
+            if (start, start + size) in whole and size:  # as nearly all are
+                self.regions.append(Region(f"{label}: {member.name}" if label else member.name, 0, size, "tensor data"))
+            else:
+                self._member(archive, member, root, start, label)
         for where, start, size in archive.asides():
             self._gap(source, start, start + size, label, where)
 

@@ -16,11 +16,12 @@ import contextlib
 import math
 import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Literal
 
+from ckpt_tools.audit import payload
 from ckpt_tools.audit.gadgets import (
     CLASS_MODULES,
     CODE_CARRIERS,
@@ -104,7 +105,8 @@ class PickleVerdict:
 
     *dangers* are the reasons one by one; *refusals* what torch's weights_only would refuse; *nested* the verdicts
     for pickles in its byte strings, whose dangers are not among its own. *complete* is False where the stream
-    cannot be evaluated to its end, so that only what stands before is judged.
+    cannot be evaluated to its end, so that only what stands before is judged. *payload* is a digest of what its
+    dangerous and unknown functions are called with and of the bytecode that it holds, "" where it has none of these.
     """
 
     member: str
@@ -115,6 +117,7 @@ class PickleVerdict:
     refusals: tuple[str, ...] = ()
     nested: tuple[PickleVerdict, ...] = ()
     complete: bool = True
+    payload: str = ""
 
 
 def with_nested(verdicts: Iterable[PickleVerdict]) -> Iterator[PickleVerdict]:
@@ -166,6 +169,8 @@ def _judge(pickle: Pickle, depth: int) -> PickleVerdict:
         answer = "needs classes"
     else:
         answer = "tensors only"
+    acts = dangers or not complete or any(name.kind in ("unknown function", "code") for name in names)
+    loaded = payload.digest(_payload(pickle, names, dangers, complete)) if acts else ""
     if shift := pickle.offset - evaluation.start:  # it was evaluated by itself, and stands further on in its member
         names = tuple(replace(name, offset=name.offset + shift) for name in names)
         dangers = [replace(danger, offset=danger.offset + shift) for danger in dangers]
@@ -178,7 +183,44 @@ def _judge(pickle: Pickle, depth: int) -> PickleVerdict:
         refused,
         tuple(nested),
         complete,
+        loaded,
     )
+
+
+def _payload(
+    pickle: Pickle, names: Iterable[NameVerdict], dangers: Iterable[Danger], complete: bool
+) -> Iterator[bytes]:
+    """What tells a stream from others that have the same names do something else."""
+    evaluation, stream = pickle.evaluation, pickle.stream
+    grave: set[tuple[str, str]] = set()
+    unknown: set[tuple[str, str]] = set()
+    for use, name in zip(pickle.globals, names, strict=True):
+        if name.category is not None:
+            grave.add((use.module, use.name))
+        elif name.kind == "unknown function":
+            unknown.add((use.module, use.name))
+    named = {name.offset for name in names if name.category is not None}
+    deeds = {danger.offset: danger for danger in dangers if danger.offset not in named}
+    made = [call for call in evaluation.calls if call.offset in deeds or _concerns(call, grave)]
+    # what is changed or hidden stands among no call's arguments
+    hidden = deeds.keys() - {call.offset for call in made} or any(
+        danger.category == "injection" or _IN_PLACE in danger.what for danger in dangers
+    )
+    if not complete or hidden:
+        yield from payload.everything(evaluation, stream)
+    elif grave or deeds:
+        yield from payload.of_dangers(evaluation, stream, made)
+    if unknown:
+        yield from payload.of_texts(call for call in evaluation.calls if _concerns(call, unknown))
+    if any(name.kind == "code" for name in names):
+        yield from payload.of_code([call for call in evaluation.calls if _is_code_type(call.func)], stream)
+
+
+def _concerns(call: Call, names: Container[tuple[str, str]]) -> bool:
+    """Whether one of *names* is what is called, or what a call of something else is given to call or to keep."""
+    state = call.state if type(call.state) is tuple else ()
+    found = map(as_global, (call.func, *call.arguments[:4], *state[:2]))
+    return any(name is not None and (name.module, name.name) in names for name in found)
 
 
 # --- names
@@ -191,39 +233,43 @@ class _Stream:
         self.evaluation = evaluation
 
     @cached_property
+    def paths(self) -> frozenset[str]:
+        """The names that the stream refers to; calls are of no others."""
+        return frozenset(name.path for name in self.evaluation.globals.values())
+
+    @cached_property
+    def calls(self) -> dict[str, list[Call]]:
+        """The calls of each name."""
+        found: dict[str, list[Call]] = {}
+        for call in self.evaluation.calls:
+            found.setdefault(call.target, []).append(call)
+        return found
+
+    def firsts(self, names: Iterable[str], position: int = 0) -> frozenset[str]:
+        """The names that calls of *names* are given as the argument at *position*."""
+        given = (
+            as_global(call.arguments[position])
+            for name in self.paths.intersection(names)
+            for call in self.calls.get(name, ())
+            if len(call.arguments) > position
+        )
+        return frozenset(name.path for name in given if name is not None)
+
+    @cached_property
     def called(self) -> frozenset[str]:
         """The names that are called by what the stream calls."""
-        found: set[str] = set()
-        for call in self.evaluation.calls:
-            arguments, target = call.arguments, call.target
-            name: Global | None = None
-            if arguments and (target in _CALL_THEIR_FIRST or target == _BIT_GENERATOR):
-                name = as_global(arguments[0])
-            elif target == "copyreg._reconstructor" and len(arguments) > 1:
-                name = as_global(arguments[1])  # whose __init__ is called, unless it is object's own
-            if name is not None:
-                found.add(name.path)
-        return frozenset(found)
+        # copyreg's calls the __init__ of its second, unless that is object's own
+        return self.firsts((*_CALL_THEIR_FIRST, _BIT_GENERATOR)) | self.firsts(("copyreg._reconstructor",), 1)
 
     @cached_property
     def made(self) -> frozenset[str]:
         """The classes that are handed to a function which makes an instance without calling the constructor."""
-        names = (
-            as_global(call.arguments[0])
-            for call in self.evaluation.calls
-            if call.target in _TAKE_A_CLASS and call.arguments
-        )
-        return frozenset(name.path for name in names if name is not None)
+        return self.firsts(_TAKE_A_CLASS)
 
     @cached_property
     def wrapped(self) -> frozenset[str]:
         """The names that are kept as ``partial(name, …)``."""
-        names = (
-            as_global(call.arguments[0])
-            for call in self.evaluation.calls
-            if call.target in _PARTIALS and call.arguments
-        )
-        return frozenset(name.path for name in names if name is not None)
+        return self.firsts(_PARTIALS)
 
     @cached_property
     def held(self) -> frozenset[str]:
@@ -245,7 +291,7 @@ class _Stream:
 
     def only_calls(self, path: str, fits: Callable[[Call], bool]) -> bool:
         """Whether all that is done with *path* are calls that *fits* accepts."""
-        calls = [call for call in self.evaluation.calls if call.target == path]
+        calls = self.calls.get(path, ())
         return bool(calls) and all(map(fits, calls)) and path not in self.held
 
 
@@ -677,9 +723,7 @@ def _handed_on(evaluation: Evaluation) -> Iterator[Danger]:
         if _has_function(value, functions):
             carriers.add(id(value))
             if type(value) is Call and (replaced := _replaced(value, functions)):
-                what = (
-                    f"has its {replaced} set to a function, which is called in place of the method: {SAYS['computed']}"
-                )
+                what = f"has its {replaced} set to {_IN_PLACE}: {SAYS['computed']}"
                 yield Danger("computed", value.class_name or "an object", what, value.offset)
     budget = Budget(evaluation.end - evaluation.start)
     for call in evaluation.calls:
@@ -725,6 +769,7 @@ def _replaced(call: Call, functions: set[int]) -> str:
     return ""
 
 
+_IN_PLACE = "a function, which is called in place of the method"
 # optimizers ask their state and defaults, files and handles are closed by __del__
 _CALLED_WHEN_RESTORED = (
     *("get", "setdefault", "items", "keys", "values", "pop", "close", "remove", "insert", "detach", "teardown"),
@@ -1020,7 +1065,7 @@ def _source(value: object, pickle: Pickle) -> Source | None:
 def _loaded(source: Source | None, member: str, depth: int) -> Iterator[PickleVerdict]:
     """The verdicts for the pickles in *source*, a file that torch.load will read."""
     if source is None or source.size > MAX_NESTED_BYTES or depth >= MAX_NESTED:
-        yield PickleVerdict(member, "unknown", complete=False)
+        yield _unjudged(member, source)
     elif source.peek(0, 4) == b"PK\x03\x04":
         from ckpt_tools.formats import open_checkpoint  # rarely needed
 
@@ -1028,7 +1073,7 @@ def _loaded(source: Source | None, member: str, depth: int) -> Iterator[PickleVe
             for inner in open_checkpoint(source).pickles:
                 yield _judge(inner, depth + 1)
         except CkptError:
-            yield PickleVerdict(member, "unknown", complete=False)
+            yield _unjudged(member, source)
     else:
         streams = Pickles(source)
         for number in range(5):  # a legacy file
@@ -1042,11 +1087,17 @@ def _loaded(source: Source | None, member: str, depth: int) -> Iterator[PickleVe
                 return
 
 
+def _unjudged(member: str, source: Source | None) -> PickleVerdict:
+    """The verdict for *source*, which may be anything."""
+    loaded = payload.digest(payload.of_bytes(source)) if source is not None else ""
+    return PickleVerdict(member, "unknown", complete=False, payload=loaded)
+
+
 def _kept(source: Source, member: str, depth: int) -> PickleVerdict | None:
     """The verdict for *source*, a byte string, if it is a pickle."""
     if source.size > MAX_NESTED_BYTES or depth >= MAX_NESTED:
         looks_so = source.peek(0, 1) == b"\x80"
-        return PickleVerdict(member, "unknown", complete=False) if looks_so else None
+        return _unjudged(member, source) if looks_so else None
     try:
         with contextlib.suppress(Truncated):
             evaluate(source.peek(0, HEAD_BYTES))  # most of what is no pickle shows it here, and may be large

@@ -10,19 +10,21 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
-from itertools import chain, islice, tee
+from itertools import chain, groupby, islice, tee
 
 from ckpt_tools.audit.cache import Cache
 from ckpt_tools.audit.containers import MAX_MEMBERS, Container, container
 from ckpt_tools.audit.coverage import Coverage, Opening
 from ckpt_tools.audit.findings import Finding, Location, Severity
-from ckpt_tools.audit.inputs import Target, below, promises_model, targets
-from ckpt_tools.audit.policy import Options, Policy, matches, suggestion
+from ckpt_tools.audit.inputs import MODEL_SUFFIXES, Target, below, promises_model, targets
+from ckpt_tools.audit.policy import Options, Policy, matches, suggestion, version
 from ckpt_tools.audit.results import UNREAD, Audited, Bytes
-from ckpt_tools.audit.rule import Rule
+from ckpt_tools.audit.rule import Condition, Rule
 from ckpt_tools.audit.rules import BY_CODE, FAMILIES, RULES
 from ckpt_tools.audit.subject import Subject
-from ckpt_tools.errors import CkptError, NotACheckpoint
+from ckpt_tools.errors import CkptError, NotACheckpoint, UnsupportedFeature
+from ckpt_tools.formats import open_checkpoint
+from ckpt_tools.report import listed
 from ckpt_tools.sources import Folder
 
 MAX_DEPTH = 3
@@ -42,11 +44,11 @@ def audit(
     """Audit everything that *paths* name; the results come in the order of the files.
 
     With *jobs* above 1 that many processes work; with None one for each core where there are many files and this
-    process can be forked; with *dask*, the address of a scheduler, a cluster. Raises `CkptError` where the policy
-    names no rule that there is.
+    process can be forked; with *dask*, the address of a scheduler, a cluster. Raises `CkptError` for what
+    the policy names and there is not: a rule, a version of torch, the checkpoint to compare with.
     """
     options = options or Options()
-    check_codes(options.policy)
+    check(options.policy)
     found: Iterator[Target] = (target for path in paths for target in targets(path))
     if jobs is None:
         first = list(islice(found, MANY))
@@ -64,6 +66,15 @@ def audit(
     for target, group in outcomes:
         results = [Audited(target.path, failure=f"{target.path}: {group}")] if isinstance(group, CkptError) else group
         yield from results if baseline is None else map(baseline.without_known, results)
+
+
+def check(policy: Policy) -> None:
+    """Raise `CkptError` for what no file could be held against: codes, a version, a base that there are not."""
+    check_codes(policy)
+    if policy.torch is not None and version(policy.torch) is None:
+        raise CkptError(f"torch is {policy.torch!r:.100}, no version such as 2.4", path=policy.source or None)
+    if policy.base is not None:
+        open_checkpoint(policy.base)
 
 
 def check_codes(policy: Policy) -> None:
@@ -170,7 +181,7 @@ def _all_of(subject: Subject, named: bool, depth: int) -> Iterator[Audited]:
         if held is None:
             yield judged(subject, named=named)
         else:
-            yield from _held(subject, held, depth)
+            yield from _held(subject, held, named, depth)
     except Exception as error:  # a fault of ours or of the machine must not keep the other files from being judged
         yield _failed(subject.path, error)
     if subject.file is not None:
@@ -181,9 +192,10 @@ def _all_of(subject: Subject, named: bool, depth: int) -> Iterator[Audited]:
             yield from _examine(target, subject.options)
 
 
-def _held(subject: Subject, held: Container, depth: int) -> Iterator[Audited]:
+def _held(subject: Subject, held: Container, named: bool, depth: int) -> Iterator[Audited]:
     """The results for what a container holds, the container's own first, which tells whether all of it was seen."""
     inside: list[Audited] = []
+    names: list[str] = []
     problem = ""
     members = held.members()
     try:
@@ -191,6 +203,7 @@ def _held(subject: Subject, held: Container, depth: int) -> Iterator[Audited]:
             if number == MAX_MEMBERS:
                 problem = f"only the first {MAX_MEMBERS:,} members were looked at"
                 break
+            names.append(name)
             join = "/" if isinstance(subject.source, Folder) else ": "
             inside += _all_of(Subject.of(source, f"{subject.path}{join}{name}", subject.options), False, depth + 1)
     except CkptError as error:
@@ -198,7 +211,15 @@ def _held(subject: Subject, held: Container, depth: int) -> Iterator[Audited]:
     # the rules look at the archive itself: its headers, names and checksums
     bare = Subject(subject.path, subject.source, None, None, subject.options)
     bare.coverage = Coverage()
-    own = replace(judged(bare), format=held.format, title=held.title, kind="archive")
+    if not problem and all(result.skipped for result in inside):
+        bare.error = NotACheckpoint(f"a {held.title} that holds no {f'model: {listed(names)}' if names else 'file'}")
+    own = judged(bare)
+    if not own.skipped:
+        own = replace(own, format=held.format, title=held.title, kind="archive")
+    if bare.error is not None and not _is_promised(subject, held, named):
+        told = (*own.findings, *(finding for finding, _ in own.waived))
+        if all(finding.evidence.get("kind") == NotACheckpoint.__name__ for finding in told):  # its headers are sound
+            own = Audited(subject.path, size=subject.size, skipped=bare.error.problem)
     policy, unread = subject.options.policy, BY_CODE[UNREAD]
     if problem and policy.counts(UNREAD, subject.path):
         severity = policy.severity_of(UNREAD, unread.severity)
@@ -212,6 +233,14 @@ def _held(subject: Subject, held: Container, depth: int) -> Iterator[Audited]:
     yield own
     for result in inside:
         yield result if isinstance(subject.source, Folder) else replace(result, container=subject.path)
+
+
+def _is_promised(subject: Subject, held: Container, named: bool) -> bool:
+    """Whether there should be a model in a container, by its name, or since it was named as what to examine."""
+    path = subject.path.lower()
+    # a tar archive is what .tar promises, and .pth.tar is a model
+    suffixed = (path.removesuffix(".tar") if held.format == "tar" else path).endswith(MODEL_SUFFIXES)
+    return (named or suffixed) and not isinstance(subject.source, Folder)
 
 
 def _failed(path: str, error: Exception) -> Audited:
@@ -229,15 +258,15 @@ def judged(subject: Subject, *, named: bool = True) -> Audited:
     checkpoint, error = subject.checkpoint, subject.error
     if not named and isinstance(error, NotACheckpoint) and _is_no_model(subject):
         return Audited(subject.path, size=subject.size, skipped=error.problem)
-    findings: list[Finding] = []
-    waived: list[tuple[Finding, str]] = []
-    for rule, severity in _asked(subject.options):
-        for finding in _found(rule, severity, subject):
-            reason = _waiver(finding, subject.options)
-            if reason:
-                waived.append((finding, reason))
-            else:
-                findings.append(finding)
+    policy = subject.options.policy
+    found: list[Finding] = []
+    for when, rules in _asked(subject.options):
+        for rule, severity in rules if when is None or _holds(when, subject) else ():
+            if not policy.per_path_ignores or policy.counts(rule.code, subject.path):
+                _ask(rule, severity, subject, found)
+    reasons = [_waiver(finding, subject.options) for finding in found]
+    if isinstance(error, NotACheckpoint | UnsupportedFeature) and not (found or subject.pickles):
+        return Audited(subject.path, size=subject.size, skipped=error.problem)  # nor was the rule asked that says so
     return Audited(
         subject.path,
         checkpoint.format if checkpoint is not None else "",
@@ -245,8 +274,8 @@ def judged(subject: Subject, *, named: bool = True) -> Audited:
         checkpoint.kind if checkpoint is not None else "",
         subject.size,
         subject.verdicts,
-        tuple(findings),
-        tuple(waived),
+        tuple(finding for finding, reason in zip(found, reasons, strict=True) if not reason),
+        tuple((finding, reason) for finding, reason in zip(found, reasons, strict=True) if reason),
         bytes=Bytes.of(subject.coverage),
     )
 
@@ -257,39 +286,45 @@ def _is_no_model(subject: Subject) -> bool:
 
 
 @lru_cache(maxsize=4)
-def _asked(options: Options) -> tuple[tuple[Rule, Severity], ...]:
-    """The rules that *options* ask for, each with its severity; which do not count for a file, its path tells."""
+def _asked(options: Options) -> tuple[tuple[Condition | None, tuple[tuple[Rule, Severity], ...]], ...]:
+    """The rules that *options* ask for, each with its severity; which do not count for a file, its path tells.
+
+    Those in a row that have the same condition come together with it.
+    """
     policy = options.policy
+    asked = (rule for rule in RULES if policy.counts(rule.code) and (rule.needs == "header" or options.values))
     return tuple(
-        (rule, policy.severity_of(rule.code, rule.severity))
-        for rule in RULES
-        if policy.counts(rule.code) and (rule.needs == "header" or options.values)
+        (when, tuple((rule, policy.severity_of(rule.code, rule.severity)) for rule in rules))
+        for when, rules in groupby(asked, lambda rule: rule.when)
     )
 
 
-def _found(rule: Rule, severity: Severity, subject: Subject) -> list[Finding]:
-    """What *rule* finds in *subject*."""
-    policy = subject.options.policy
-    found: list[Finding] = []
-    if policy.per_path_ignores and not policy.counts(rule.code, subject.path):
-        return found
+def _holds(when: Condition, subject: Subject) -> bool:
+    """Whether *when* is true of *subject*, or cannot be told: then each rule says so itself."""
     try:
-        for finding in rule.findings(subject, severity):
-            found.append(finding)
+        return bool(when(subject))
+    except CkptError:
+        return True
+
+
+def _ask(rule: Rule, severity: Severity, subject: Subject, found: list[Finding]) -> None:
+    """Add to *found* what *rule* finds in *subject*."""
+    try:
+        for finding in rule.check(subject):
+            found.append(rule.signed(finding, severity))
     except CkptError as error:
         unread = BY_CODE[UNREAD]
         found.append(
             Finding(
                 UNREAD,
                 unread.name,
-                policy.severity_of(UNREAD, unread.severity),
+                subject.options.policy.severity_of(UNREAD, unread.severity),
                 f"{rule.code} {rule.name} could not look at everything: {error.problem}",
                 Location(subject.path, error.member or "", error.offset),
                 {"rule": rule.code},
-                error.remedy or unread.remedy,
+                error.remedy or f"look at it by hand, or leave {rule.code} out for this file",
             )
         )
-    return found
 
 
 def _waiver(finding: Finding, options: Options) -> str:
@@ -300,7 +335,7 @@ def _waiver(finding: Finding, options: Options) -> str:
             and matches(finding.location.path, waiver.path)
             and matches(finding.location.member, waiver.member)
             and matches(finding.location.tensor, waiver.tensor)
-            and fnmatchcase(finding.about, waiver.name)
+            and all(fnmatchcase(name, waiver.name) for name in finding.names)
             and not waiver.expired(options.today)
         ):
             return waiver.reason

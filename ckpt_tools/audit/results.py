@@ -139,14 +139,16 @@ def place(finding: Mapping[str, Any], prefix: str) -> str:
 def fingerprints(findings: Iterable[Finding]) -> Iterator[str]:
     """For each finding of one file what stays the same when the file is trained on: rule, place and name, no numbers.
 
-    Findings that agree in these are told apart by their order.
+    Of what would do harm also the payload, see `ckpt_tools.audit.payload`. Findings that agree in all of these are told
+    apart by their order.
     """
     from hashlib import sha256
 
     seen: Counter[tuple[str, ...]] = Counter()
     for finding in findings:
         place = finding.location
-        parts = (finding.code, path_key(place.path), place.member, place.tensor, finding.about)
+        payload = (finding.payload,) if finding.payload else ()
+        parts = (finding.code, path_key(place.path), place.member, place.tensor, finding.about, *payload)
         text = "\0".join((*parts, str(seen[parts])))
         seen[parts] += 1
         yield sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

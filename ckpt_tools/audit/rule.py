@@ -18,6 +18,7 @@ Needs = Literal["header", "bytes", "values"]
 """What a rule reads: headers and pickles; every byte of the file; the numbers of the tensors."""
 
 Check = Callable[["Subject"], Iterator[Finding]]
+Condition = Callable[["Subject"], object]
 
 SECTIONS = ("Why", "Example", "Remedy")
 """What a page has after its first paragraph, each a paragraph (or more) that begins with the word and a colon."""
@@ -25,26 +26,27 @@ SECTIONS = ("Why", "Example", "Remedy")
 
 @record
 class Rule:
-    """A rule: *code* and *name* are stable, *check* finds, and its docstring is the rule's *page*."""
+    """A rule: *code* and *name* are stable, *check* finds, and its docstring is the rule's *page*.
+
+    Where *when* is false of a file, the rule finds nothing there and need not be asked.
+    """
 
     code: str
     name: str
     severity: Severity
     check: Check
     needs: Needs
+    when: Condition | None = None
 
     def findings(self, subject: Subject, severity: Severity | None = None) -> Iterator[Finding]:
         """What the rule finds in *subject*, under the rule's code and name and, unless another is given, severity."""
         for found in self.check(subject):
-            yield Finding(
-                self.code,
-                self.name,
-                severity or self.severity,
-                found.message,
-                found.location,
-                found.evidence,
-                found.remedy or self.remedy,
-            )
+            yield self.signed(found, severity or self.severity)
+
+    def signed(self, found: Finding, severity: Severity) -> Finding:
+        """What *check* has found, under the rule's code and name and with the remedy that the rule gives for it."""
+        remedy = found.remedy or self.remedy
+        return Finding(self.code, self.name, severity, found.message, found.location, found.evidence, remedy)
 
     @property
     def page(self) -> str:
@@ -76,7 +78,8 @@ def _page(check: Check) -> str:
 
 @cache
 def _remedy(check: Check) -> str:
-    return " ".join(_section(_page(check), "Remedy").split())
+    text = " ".join(_section(_page(check), "Remedy").split()).replace("``", "`")
+    return text[:1].upper() + text[1:]
 
 
 def _section(page: str, title: str) -> str:
@@ -85,17 +88,24 @@ def _section(page: str, title: str) -> str:
     return found[1].strip() if found else ""
 
 
-def rule(code: str, name: str, severity: Severity, *, needs: Needs = "header") -> Callable[[Check], Rule]:
+def rule(
+    code: str, name: str, severity: Severity, *, needs: Needs = "header", when: Condition | None = None
+) -> Callable[[Check], Rule]:
     """Make a rule of a generator function, which yields what `Subject.finding` makes.
 
     Its docstring says what the rule finds, then ``Why: …``, ``Example: …`` and ``Remedy: …``, a paragraph each.
-    The remedy there is that of every finding that gives none.
+    The remedy there is that of every finding that gives none. *when* is asked once for rules in a row that share it.
     """
 
     def make(check: Check) -> Rule:
-        return Rule(code, name, severity, check, needs)
+        return Rule(code, name, severity, check, needs, when)
 
     return make
+
+
+def has_module(subject: Subject) -> bool:
+    """The condition of rules about a pickled ``nn.Module``."""
+    return subject.module is not None
 
 
 def registry(*families: tuple[Rule, ...]) -> tuple[Rule, ...]:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from ckpt_tools.analysis.checksums import Checksums
 from ckpt_tools.analysis.summary import Subject as Model
 from ckpt_tools.analysis.summary import subject_of
 from ckpt_tools.audit.configured import Named, named_code
 from ckpt_tools.audit.coverage import Coverage, Opening, cover, in_tensors
-from ckpt_tools.audit.dangers import PickleVerdict, judge
+from ckpt_tools.audit.dangers import PickleVerdict, judge, with_nested
 from ckpt_tools.audit.findings import Finding, Location
 from ckpt_tools.audit.inputs import TEXTS
 from ckpt_tools.audit.policy import Options
-from ckpt_tools.checkpoint import Checkpoint, Pickle, StateDict, TensorInfo
+from ckpt_tools.checkpoint import Checkpoint, Module, Pickle, StateDict, TensorInfo, format_path
 from ckpt_tools.errors import CkptError, NotFound
 from ckpt_tools.formats import open_checkpoint
+from ckpt_tools.formats.archive import Archive, Member
 from ckpt_tools.formats.json_text import JSON_LIMIT
 from ckpt_tools.sources import FileSource, Folder, Source, is_url, open_source
 
@@ -107,6 +110,16 @@ class Subject:
         return is_url(self.path)
 
     @cached_property
+    def archive(self) -> Archive | None:
+        """The zip archive that the file is, or ends in; None where there is none that can be read."""
+        if self.file is None:
+            return None
+        try:
+            return Archive.of(self.file)
+        except CkptError:
+            return None
+
+    @cached_property
     def coverage(self) -> Coverage:
         """What of the file has been looked at."""
         seen = cover(self.source, self.checkpoint, self.error)
@@ -114,9 +127,10 @@ class Subject:
         return replace(seen, pickles=(*seen.pickles, *kept)) if kept else seen
 
     @cached_property
-    def tensor_members(self) -> frozenset[str]:
-        """The members of the archive that are tensors' bytes."""
-        return frozenset(region.member for region in self.coverage.regions if region.how == "tensor data")
+    def other_members(self) -> tuple[Member, ...]:
+        """The members of the archive that are not tensors' bytes."""
+        tensors = {region.member for region in self.coverage.regions if region.how == "tensor data"}
+        return tuple(member for member in (self.archive.members if self.archive else ()) if member.name not in tensors)
 
     @cached_property
     def pickles(self) -> tuple[Pickle, ...]:
@@ -128,6 +142,11 @@ class Subject:
     def verdicts(self) -> tuple[PickleVerdict, ...]:
         """The answer for each of `pickles`."""
         return tuple(judge(pickle) for pickle in self.pickles)
+
+    @cached_property
+    def all_verdicts(self) -> tuple[PickleVerdict, ...]:
+        """`verdicts`, each followed by those of the pickles in its byte strings."""
+        return tuple(with_nested(self.verdicts))
 
     @cached_property
     def named_code(self) -> tuple[Named, ...]:
@@ -156,14 +175,49 @@ class Subject:
         return tuple(tensor for found in self.state_dicts for tensor in found.tensors)
 
     @cached_property
+    def listing(self) -> str:
+        """The keys of all `state_dicts`, a line each: what none of them has is seen at one look."""
+        return "\n".join(["", *(name for found in self.state_dicts for name in found.entries), ""])
+
+    @cached_property
+    def loose(self) -> StateDict:
+        """The tensors that stand in no state_dict, under where they stand: a lone one, those of a list."""
+        found = self.checkpoint.loose if self.checkpoint is not None else ()
+        return StateDict((), "other", {format_path(path): tensor for path, tensor in found})
+
+    @cached_property
     def statistics(self) -> tuple[tuple[TensorInfo, Statistics | None], ...]:
-        """Each of `tensors` with its numbers, from one pass over the bytes; None where it has no numbers."""
+        """Each of `tensors` and `loose` with its numbers, from one pass over the bytes; None where it has none."""
         from ckpt_tools.analysis.statistics import Statistics, statistics_of
 
-        threads = 2 if self.size > SMALL else 1
-        numbers = statistics_of(self.tensors, threads=threads)
+        tensors = (*self.tensors, *self.loose.tensors)
+        numbers = statistics_of(tensors, threads=2 if self.size > SMALL else 1, checksums=self._read)
         found = (one if isinstance(one, Statistics) else None for one in numbers)
-        return tuple(zip(self.tensors, found, strict=True))
+        return tuple(zip(tensors, found, strict=True))
+
+    @property
+    def module(self) -> Module | None:
+        """The ``nn.Module`` that is pickled in it."""
+        return self.checkpoint.module if self.checkpoint is not None else None
+
+    def numbers_of(self, tensor: TensorInfo) -> Statistics | None:
+        """The numbers of a tensor that is, under whatever name, among `tensors`; None where it has none."""
+        place = _elements(tensor)
+        return next((numbers for other, numbers in self.statistics if _elements(other) == place), None)
+
+    @cached_property
+    def _read(self) -> Checksums | None:
+        """Where the checksums of what is read are noted; None where nobody compares them."""
+        if self.archive is None or not any(member.crc for member in self.archive.members):
+            return None
+        return Checksums()
+
+    @cached_property
+    def checksums(self) -> Checksums:
+        """Those of the bytes that `statistics` reads, so that they are not read twice."""
+        with suppress(CkptError):  # what cannot be read is told by who asks for the numbers
+            _ = self.statistics
+        return self._read or Checksums()
 
     @cached_property
     def model(self) -> Model | None:
@@ -182,9 +236,6 @@ class Subject:
         return open_checkpoint(base) if base else None
 
 
-def numbers_of(tensor: TensorInfo) -> Statistics | None:
-    """The numbers of one tensor, which need not be the file's; None where it has none. Imports numpy."""
-    from ckpt_tools.analysis.statistics import Statistics, statistics
-
-    found = statistics(tensor)
-    return found if isinstance(found, Statistics) else None
+def _elements(tensor: TensorInfo) -> object:
+    """What is the same for all names of a tensor."""
+    return id(tensor.storage), tensor.dtype.name, tensor.storage_offset, tensor.shape, tensor.stride

@@ -68,7 +68,7 @@ def main() -> None:
         error.show()
         code = 2
     except CkptError as error:
-        click.echo(f"ckpt: {error}", err=True)
+        _complain(str(error))
         code = 2
     except BrokenPipeError:
         # the reader of our output went away; what it read is fine
@@ -77,10 +77,15 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("CKPT_DEBUG"):
             raise
-        click.echo(
-            f"ckpt: internal error: {type(error).__name__}: {error}. This is a fault of ckpt-tools, please "
-            "report it; CKPT_DEBUG=1 shows the traceback",
-            err=True,
+        _complain(
+            f"internal error: {type(error).__name__}: {error}. This is a fault of ckpt-tools, please report it; "
+            "CKPT_DEBUG=1 shows the traceback"
         )
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(text: str) -> None:
+    from ckpt_tools.cli.output import complain
+
+    complain(text)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ckpt_tools.cli.output import check_place, emit, path_of_one
+from ckpt_tools.cli.output import check_place, complain, emit, path_of_one
 from ckpt_tools.cli.progress import progress
 from ckpt_tools.convert.key_map import read_key_map
 from ckpt_tools.convert.plan import Names
@@ -145,6 +145,8 @@ def convert(
         check_place(report_file, *conversion.targets())
     if bake and not conversion.plan.baked:
         click.echo("ckpt: nothing to bake: no pruning, weight_norm, spectral_norm or parametrization", err=True)
+    for option, pattern in conversion.plan.unmatched:
+        click.echo(f"ckpt: {option} {pattern} matches nothing", err=True)
     sources: list[ClassSource] = []
     if extract_source is not None:
         sources = sources_in(conversion.plan.checkpoint, extract_source)
@@ -164,7 +166,7 @@ def convert(
         return
     _tell_what_is_left(story.data["left_behind"])
     for source in sources:
-        click.echo(f"ckpt: source of {source.class_name}: {source.path}", err=True)
+        complain(f"source of {source.class_name}: {source.path}")
     click.echo(story.verdict)
 
 
@@ -189,7 +191,7 @@ def _tell_what_is_left(left: Any) -> None:
         if len(things) > MANY:
             things = [f"{len(things):,} things ({listed(things)})"]
         for what in things:
-            click.echo(f"ckpt: left behind: {what}: {why}", err=True)
+            complain(f"left behind: {what}: {why}")
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from ckpt_tools.cli.progress import progress
 from ckpt_tools.convert.many import Done, Options, Task, convert_all, tasks
 from ckpt_tools.errors import CkptError
 from ckpt_tools.formats import looks_like_checkpoint
-from ckpt_tools.report import Report, Table, count, size
+from ckpt_tools.report import Report, Table, count, one_line, size
 from ckpt_tools.sources import is_url
 
 _HOW = {
@@ -49,6 +49,9 @@ def convert_many(
             else:
                 failed.append((task.source, outcome))
                 _tell(outcome)
+    for option, pattern in done[0].unmatched if done else ():
+        if all((option, pattern) in item.unmatched for item in done):
+            click.echo(f"ckpt: {option} {pattern} matches nothing in any of {count(len(done), 'file')}", err=True)
     if report_file is not None:
         stories = [_story(item) for item in done] + [_failure(path, error) for path, error in failed]
         emit(stories, command="convert", format="json", output=report_file)
@@ -90,7 +93,7 @@ def _begin(argument: str) -> str:
 
 def _tell(error: CkptError) -> None:
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # a line of progress
-    click.echo(f"{clear}ckpt: {error}", err=True)
+    click.echo(f"{clear}ckpt: {one_line(str(error))}", err=True)
 
 
 def _summary(

@@ -12,7 +12,7 @@ import click
 from ckpt_tools.atomic import replacing
 from ckpt_tools.checkpoint import Checkpoint
 from ckpt_tools.cli.git import is_external_diff, report_external_diff
-from ckpt_tools.cli.output import emit, output_options, the_one
+from ckpt_tools.cli.output import complain, emit, output_options, the_one
 from ckpt_tools.cli.progress import progress
 from ckpt_tools.report import Report
 
@@ -131,7 +131,7 @@ def diff(
     emit([made], command="diff", format=format, output=output)
     unreadable = [entry for entry in found.tensors if entry.change == "unreadable"]
     for entry in unreadable:
-        click.echo(f"ckpt: {entry.name} could not be compared: {entry.problem}", err=True)
+        complain(f"{entry.name} could not be compared: {entry.problem}")
     if unreadable:
         sys.exit(2)
     sys.exit(bool(broken) if expectations else found.different)

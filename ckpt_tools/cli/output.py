@@ -14,8 +14,8 @@ from ckpt_tools.checkpoint import Checkpoint
 from ckpt_tools.errors import Ambiguous, CkptError, NotACheckpoint, NotFound
 from ckpt_tools.formats import looks_like_checkpoint, open_checkpoint
 from ckpt_tools.render import render
-from ckpt_tools.report import Report, listed
-from ckpt_tools.sources import is_url
+from ckpt_tools.report import Report, listed, one_line
+from ckpt_tools.sources import is_url, matching
 
 
 def output_options(*formats: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -37,24 +37,35 @@ def output_options(*formats: str) -> Callable[[Callable[..., Any]], Callable[...
     return add
 
 
+def complain(text: str) -> None:
+    """Tell standard error what went wrong, on one line; *text* may contain names from anywhere."""
+    click.echo(f"ckpt: {one_line(text)}", err=True)
+
+
 def report_each(paths: Sequence[str], make: Callable[[Checkpoint], Report]) -> tuple[list[Report], int]:
     """The reports of all files, and 2 where one could not be read (each told on standard error), else 0."""
     reports: list[Report] = []
+    code = for_each(paths, lambda path, checkpoint: reports.append(make(checkpoint)))
+    return reports, code
+
+
+def for_each(paths: Sequence[str], do: Callable[[str, Checkpoint], None]) -> int:
+    """Call *do* with every file that *paths* name; 2 where that failed for one (told on standard error), else 0."""
     code = 0
     for path in paths:
         try:
             matches = list(expand(path))
         except CkptError as error:
-            click.echo(f"ckpt: {error}", err=True)
+            complain(str(error))
             code = 2
             continue
         for match in matches:
             try:
-                reports.append(make(open_checkpoint(match)))
+                do(match, open_checkpoint(match))
             except CkptError as error:
-                click.echo(f"ckpt: {error.at(path=match)}", err=True)
+                complain(str(error.at(path=match)))
                 code = 2
-    return reports, code
+    return code
 
 
 def expand(path: str) -> Iterator[str]:
@@ -62,12 +73,7 @@ def expand(path: str) -> Iterator[str]:
 
     Raises `NotFound` where it names nothing, `NotACheckpoint` for a folder without any.
     """
-    if path == "-" or is_url(path) or os.path.lexists(path):
-        matches = [path]
-    else:
-        import glob
-
-        matches = _once(sorted(glob.glob(path, recursive=True)))
+    matches = [path] if path == "-" or is_url(path) or os.path.lexists(path) else matching(path)
     if not matches:
         raise NotFound("no such file", path=path)
     for match in matches:
@@ -75,22 +81,6 @@ def expand(path: str) -> Iterator[str]:
             yield from _in_folder(match)
         else:
             yield match
-
-
-def _once(paths: Sequence[str]) -> list[str]:
-    """*paths* without those that reach a place again by a link to a folder, which ``**`` follows, maybe in circles."""
-    seen: set[tuple[str, str]] = set()
-    folders: dict[str, str] = {}
-    kept: set[str] = set()
-    for path in sorted(paths, key=len):
-        folder, name = os.path.split(path)
-        if folder not in folders:
-            folders[folder] = os.path.realpath(folder)
-        place = (folders[folder], name)
-        if place not in seen:
-            seen.add(place)
-            kept.add(path)
-    return [path for path in paths if path in kept]
 
 
 def the_one(path: str) -> Checkpoint:

@@ -11,7 +11,7 @@ import click
 
 from ckpt_tools.audit.findings import SEVERITIES, Severity
 from ckpt_tools.cli.model import ModelChoice, model_options
-from ckpt_tools.cli.output import emit, expand, output_options
+from ckpt_tools.cli.output import complain, emit, expand, output_options
 from ckpt_tools.convert.key_map import read_key_map
 from ckpt_tools.errors import CkptError
 from ckpt_tools.report import Report
@@ -174,7 +174,7 @@ def verify(
     results: list[Verification] = []
     for result in verify_each(map(job, found)):
         if isinstance(result, CkptError):
-            click.echo(f"ckpt: {result}", err=True)
+            complain(str(result))
             code = 2
         else:
             results.append(result)
@@ -192,7 +192,7 @@ def _files(paths: tuple[str, ...]) -> Iterator[str | None]:
             # what is no checkpoint is said so by the check, so a lone file is taken whatever it is
             yield from [path] if os.path.isfile(path) else expand(path)
         except CkptError as error:
-            click.echo(f"ckpt: {error}", err=True)
+            complain(str(error))
             yield None
 
 

@@ -63,7 +63,8 @@ class Done:
     """A file that is where it should be.
 
     *how* is ``converted``, ``unchanged`` (the manifest says so), ``compared`` (it was there, and is equal) or
-    ``planned``. *record* is its line for the manifest, *story* the data of its report.
+    ``planned``. *record* is its line for the manifest, *story* the data of its report. *unmatched* are the options
+    that fit none of its names, as in the plan.
     """
 
     task: Task
@@ -73,6 +74,7 @@ class Done:
     left: int = 0
     record: Mapping[str, object] | None = None
     story: Mapping[str, object] | None = None
+    unmatched: tuple[tuple[str, str], ...] = ()
 
 
 Outcome = Done | CkptError
@@ -219,7 +221,9 @@ class _Manifest:
         tensors, nbytes = record.get("tensors"), record.get("bytes")
         if not isinstance(tensors, int) or not isinstance(nbytes, int):
             return None
-        return Done(task, "unchanged", tensors, nbytes)
+        noted = record.get("unmatched")
+        pairs = [tuple(pair) for pair in noted if isinstance(pair, list)] if isinstance(noted, list) else []
+        return Done(task, "unchanged", tensors, nbytes, unmatched=tuple(pairs))
 
     def add(self, task: Task, record: Mapping[str, object]) -> None:
         """Note that *task* is done."""
@@ -312,6 +316,7 @@ def _convert(task: Task, options: Options, batch: Batch) -> Done:
         len(conversion.plan.left),
         _record(task, conversion, options, read) if not options.dry_run else None,
         dict(report(conversion, not options.dry_run).data) if options.stories else None,
+        conversion.plan.unmatched,
     )
 
 
@@ -329,6 +334,7 @@ def _record(task: Task, conversion: Conversion, options: Options, read: Mapping[
         "digest": conversion.source.sha256 if conversion.source is not None else None,
         "tensors": len(conversion.plan.entries),
         "bytes": conversion.nbytes,
+        "unmatched": conversion.plan.unmatched,
         "read": {os.path.abspath(path): state for path, state in read.items()},
         "files": conversion.files,
     }

@@ -54,7 +54,8 @@ class Plan:
     *left* what does not, with the reason; *versions* torch's ``_metadata``; *metadata* text for the output.
     *names* has each of *tensors*, which are what is taken of the source and *baked* weights, and its output name;
     *composites* are those of them that go out as several of *entries*, by output name. *extras* are the extra states
-    of modules that are plain data, by output name.
+    of modules that are plain data, by output name. *unmatched* are the options that fit no name, each with what it
+    was given.
     """
 
     checkpoint: Checkpoint
@@ -70,6 +71,7 @@ class Plan:
     composites: Mapping[str, Composite]
     extras: Mapping[str, object]
     baked: tuple[Baked, ...] = ()
+    unmatched: tuple[tuple[str, str], ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -153,7 +155,17 @@ def _plan(
         for name, value in state_dict.entries.items()
         if is_extra_state(name) and _wanted(name, names) and _is_plain(value) and not isinstance(value, TensorInfo)
     }
-    renamed = rename([*(tensor.name for tensor in chosen), *extras], names)
+    renamed, idle = rename([*(tensor.name for tensor in chosen), *extras], names)
+    known = [
+        name for name, value in state_dict.entries.items() if is_extra_state(name) or isinstance(value, TensorInfo)
+    ]
+    unmatched = [
+        (option, glob)
+        for option, globs in (("--keep", names.keep), ("--drop", names.drop))
+        for glob in globs
+        if not any(fnmatch.fnmatchcase(name, glob) for name in known)
+    ]
+    unmatched += [("--rename", f"{old}={new}") for old, new in idle]
     entries = [Entry(renamed[tensor.name], tensor, _cast(tensor.dtype, dtype)) for tensor in chosen]
     entries, composites = decompose(entries, apart, numbers=numbers)
     _check(entries, objection)
@@ -215,14 +227,18 @@ def _plan(
         composites,
         {renamed[name]: value for name, value in extras.items()},
         tuple(baked),
+        tuple(unmatched),
     )
 
 
 # --- names
 
 
-def rename(names: Sequence[str], rules: Names) -> dict[str, str]:
-    """The new name of each of *names*. Raises `CkptError` where two become one, or a rule applies to nothing."""
+def rename(names: Sequence[str], rules: Names) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """The new name of each of *names*, and those of the expressions that match none of them.
+
+    Raises `CkptError` where two become one, or what is given name by name (prefix, map) is not there.
+    """
     prefix = wrapper_prefix(names) if rules.strip == "auto" else rules.strip
     without = [name for name in names if not name.startswith(prefix)]
     if without:
@@ -235,13 +251,16 @@ def rename(names: Sequence[str], rules: Names) -> dict[str, str]:
     except re.error as error:
         raise CkptError(f"--rename has {error.pattern!r}, which is no regular expression: {error}") from None
     renamed: dict[str, str] = {}
+    matched: set[int] = set()
     for name in names:
         new = rules.mapping.get(name, name.removeprefix(prefix))
-        for old, replacement in compiled:
+        for number, (old, replacement) in enumerate(compiled):
             try:
-                new = old.sub(replacement, new)
+                new, times = old.subn(replacement, new)
             except (re.error, IndexError) as error:
                 raise CkptError(f"--rename {old.pattern}={replacement}: {error}") from None
+            if times:
+                matched.add(number)
         renamed[name] = rules.add + new
     taken: dict[str, str] = {}
     for name, new in renamed.items():
@@ -250,7 +269,7 @@ def rename(names: Sequence[str], rules: Names) -> dict[str, str]:
         if new in taken:
             raise CkptError(f"{taken[new]} and {name} would both be named {new}, and one of them lost")
         taken[new] = name
-    return renamed
+    return renamed, [pair for number, pair in enumerate(rules.renames) if number not in matched]
 
 
 def _wanted(name: str, rules: Names) -> bool:

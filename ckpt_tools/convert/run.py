@@ -404,6 +404,8 @@ def report(conversion: Conversion, done: bool, sources: Sequence[ClassSource] = 
         blocks.append(Table("Source of classes", ("class", "was in", "goes to"), rows))
     if left:
         blocks.append(Table("Left behind", ("what", "why"), left))
+    if plan.unmatched:
+        blocks.append(Table("Matching nothing", ("option", "pattern"), plan.unmatched))
     return Report(
         plan.checkpoint.path,
         lambda: _data(conversion, done, extras, left, sources),
@@ -481,6 +483,7 @@ def _data(
         "extra_state": list(extras),
         "class_sources": [{"class": s.class_name, "file": s.file, "written_to": s.path} for s in sources],
         "left_behind": [{"what": what, "why": why} for what, why in left],
+        "unmatched": [{"option": option, "pattern": pattern} for option, pattern in plan.unmatched],
     }
     cleaned = plain_json(data)
     assert isinstance(cleaned, dict)

@@ -12,7 +12,11 @@ from ckpt_tools.sources import Folder, Source, is_url, open_source
 _ZIP = b"PK\x03\x04"
 
 FORMATS: tuple[Format, ...] = (
-    lazy("distributed", lambda source, head: source.name.endswith((".metadata", ".distcp")), folders=True),
+    lazy(
+        "distributed",
+        lambda source, head: source.name.endswith((".metadata", ".distcp")),
+        folders=(".metadata", ".distcp", ".safetensors"),
+    ),
     lazy("torchscript", zip_with("constants.pkl", "model.json")),
     lazy("exported_program", zip_with("archive_format", "serialized_exported_program.json")),
     lazy("torch_zip", begins(_ZIP)),
@@ -21,9 +25,9 @@ FORMATS: tuple[Format, ...] = (
     lazy("npy", begins(b"\x93NUMPY"), pick=lambda module: module.NPY, module="npz"),
     lazy("gguf", begins(b"GGUF")),
     lazy("onnx", lambda source, head: not head.startswith((_ZIP, b"\x80", b"\x93"))),
-    lazy("peft", files=False, folders=True),
-    lazy("sharded", lambda source, head: b"{" in head, folders=True),
-    lazy("deepspeed", files=False, folders=True),
+    lazy("peft", files=False, folders=("adapter_config.json",)),
+    lazy("sharded", lambda source, head: b"{" in head, folders=(".json", ".safetensors", ".bin")),
+    lazy("deepspeed", files=False, folders=("_states.pt", "latest")),
     lazy("torch_tar", lambda source, head: not head.startswith(_ZIP)),
     lazy("torch_legacy"),
     lazy("pickle", module="plain_pickle"),
@@ -58,7 +62,8 @@ def open_checkpoint(target: str | os.PathLike[str] | bytes | Source | Folder) ->
 
 def is_checkpoint_folder(path: str) -> bool:
     """Whether the folder at *path* is one checkpoint of several files."""
-    return any(format.folder is not None and format.folder(Folder(path)) for format in FORMATS)
+    folder = Folder(path)
+    return any(format.folder is not None and format.folder(folder) for format in FORMATS)
 
 
 def looks_like_checkpoint(path: str) -> bool:

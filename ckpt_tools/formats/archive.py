@@ -8,7 +8,7 @@ PKWARE APPNOTE 4.3.7 to 4.3.16.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from operator import attrgetter
 from struct import Struct
@@ -29,6 +29,8 @@ LOCAL = Struct("<4s5H3L2H")
 
 _KIND = Struct("<2H")
 """what an extra field is, and the length of what follows"""
+STREAMED = 0x8
+"""The bit in a member's flags by which its sizes and checksum stand after its bytes, not in the header before them."""
 
 _U16 = 0xFFFF
 _U32 = 0xFFFFFFFF
@@ -61,6 +63,10 @@ class Local(NamedTuple):
     start: int
 
 
+# what a NamedTuple is made by otherwise takes three times as long, and there are two of them for each member
+_made: Callable[[type, tuple[Any, ...]], Any] = tuple.__new__
+
+
 class MissingDirectory(CorruptFile):
     """There is no central directory: the archive is cut short, or no archive."""
 
@@ -71,8 +77,11 @@ class Payload(Source):
     __slots__ = ("_archive", "_member", "_source", "_start")
 
     def __init__(self, archive: Archive, member: Member) -> None:
+        # without Source's own __init__: each storage of a file has a payload
         self._source = source = archive.source
-        super().__init__(f"{source.name}: {member.name}", member.compressed_size)
+        self.name = f"{source.name}: {member.name}"
+        self.size = member.compressed_size
+        self.memo = {}
         self._archive = archive
         self._member = member
         self._start = -1
@@ -142,6 +151,27 @@ class Archive:
         return tuple((member, self.local(member)) for member in ordered)
 
     @cached_property
+    def is_plain(self) -> bool:
+        """Whether it is as programs write it: members follow each other, and the two headers of each agree.
+
+        The second may leave sizes and checksum to what follows the member's bytes.
+        """
+        end = 0
+        for (name, place, size, packed, method, crc, flags, _), (fields, own_name, start) in self.placed:
+            if not fields or own_name != name or fields[2] != flags or fields[3] != method:
+                return False
+            sizes = fields[6:9]
+            if sizes != (0, 0, 0) if flags & STREAMED else sizes != (crc, packed, size):
+                return False
+            gap, extra = place - end, fields[10]
+            if gap and (gap < 0 or not self._is_descriptor(end, gap)):
+                return False
+            if extra > _SHORT_EXTRA and not _is_filler(self.source.peek(start - extra, extra)):
+                return False
+            end = start + packed
+        return True
+
+    @cached_property
     def listing(self) -> str:
         """All names, each on a line: what none of them has is seen at one look."""
         return "\n".join(["", *(member.name for member in self.members), ""])
@@ -163,7 +193,7 @@ class Archive:
 
     def find(self, name: str) -> Member | None:
         """The member that torch opens as *name*; None where there is none."""
-        found = self._by_name.get(_fold(name))
+        found = self._by_name.get(name.lower() if name.isascii() else _fold(name))
         if found is None or len(self._by_name) == len(self.members):
             return found
         if self._sorted is None:
@@ -192,13 +222,19 @@ class Archive:
         take more than those that programs write, such as times and owners.
         """
         source, position = self.source, 0
-        for member, local in self.placed:
-            if not self._is_descriptor(position, member.header_offset - position):
-                yield _between(position), position, member.header_offset - position
-            extra = local.fields[10] if local.fields else 0
-            if extra > _SHORT_EXTRA and not _is_filler(source.peek(local.start - extra, extra)):
-                yield f"in the extra field of {member.name}", local.start - extra, extra
-            position = max(position, local.start + member.compressed_size)
+        if self.is_plain and self.placed:
+            member, (_, _, start) = self.placed[-1]
+            position = start + member.compressed_size
+        for member, (fields, _, start) in () if self.is_plain else self.placed:
+            gap = member.header_offset - position
+            if gap > 0 and not self._is_descriptor(position, gap):
+                yield _between(position), position, gap
+            extra = fields[10] if fields else 0
+            if extra > _SHORT_EXTRA and not _is_filler(source.peek(start - extra, extra)):
+                yield f"in the extra field of {member.name}", start - extra, extra
+            end = start + member.compressed_size
+            if end > position:
+                position = end
         if not self._is_descriptor(position, self.directory_offset - position):
             yield _between(position), position, self.directory_offset - position
         yield from self._notes()
@@ -326,23 +362,24 @@ def prefix(source: Source) -> int:
 def _parse(source: Source, offset: int, size: int, count: int) -> list[Member]:
     data = source.read(offset, size)
     members: list[Member] = []
-    at = 0
+    at, end = 0, source.size - LOCAL.size
     for _ in range(count):
         if at + _CENTRAL.size > size:
             raise CorruptFile("the central directory breaks off", path=source.name, offset=offset + at)
-        signature, flags, method, crc, packed, unpacked, *rest = _CENTRAL.unpack_from(data, at)
-        name_size, extra_size, comment_size, attributes, header_offset = rest
+        signature, flags, method, crc, packed, unpacked, name_size, extra_size, comment_size, attributes, place = (
+            _CENTRAL.unpack_from(data, at)
+        )
         if signature != b"PK\x01\x02":
             raise CorruptFile("the central directory is damaged", path=source.name, offset=offset + at)
         start = at + _CENTRAL.size
-        name = data[start : start + name_size].decode("utf-8", "surrogateescape")
-        if _U32 in (packed, unpacked, header_offset):
+        name = str(data[start : start + name_size], "utf-8", "surrogateescape")
+        if packed == _U32 or unpacked == _U32 or place == _U32:
             extra = data[start + name_size : start + name_size + extra_size]
-            unpacked, packed, header_offset = _zip64(extra, unpacked, packed, header_offset)
+            unpacked, packed, place = _zip64(extra, unpacked, packed, place)
         at = start + name_size + extra_size + comment_size
-        if header_offset + LOCAL.size + packed > source.size:
+        if place + packed > end:
             raise CorruptFile(
-                f"its {packed:,} bytes at {header_offset:,} reach past the end of the file",
+                f"its {packed:,} bytes at {place:,} reach past the end of the file",
                 path=source.name,
                 member=name,
             )
@@ -352,7 +389,7 @@ def _parse(source: Source, offset: int, size: int, count: int) -> list[Member]:
                 path=source.name,
                 member=name,
             )
-        members.append(Member(name, header_offset, unpacked, packed, method, crc, flags, attributes))
+        members.append(_made(Member, (name, place, unpacked, packed, method, crc, flags, attributes)))
     return members
 
 
@@ -369,7 +406,8 @@ def _local(source: Source, member: Member) -> Local:
     fields = LOCAL.unpack_from(raw)
     end = LOCAL.size + fields[9]
     name = raw[LOCAL.size : end] if end <= len(raw) else source.peek(at + LOCAL.size, fields[9])
-    return Local(fields, str(name, "utf-8", "surrogateescape"), at + end + fields[10])
+    found: Local = _made(Local, (fields, str(name, "utf-8", "surrogateescape"), at + end + fields[10]))
+    return found
 
 
 def _zip64(extra: bytes, size: int, packed: int, header_offset: int) -> tuple[int, int, int]:

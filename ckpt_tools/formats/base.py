@@ -48,13 +48,14 @@ def lazy(
     *,
     pick: Callable[[ModuleType], Format] | None = None,
     files: bool = True,
-    folders: bool = False,
+    folders: tuple[str, ...] = (),
     module: str = "",
 ) -> Format:
     """The format *name*, whose *module* here is imported only for a file that *may_be* of it.
 
     *may_be* looks at the first bytes, at no cost; the format's own ``detect`` decides. *pick* takes the format
-    from the module, where it is not its ``FORMAT``; *files* and *folders* say which of the two it has.
+    from the module, where it is not its ``FORMAT``. It has files unless *files* is false, and folders in which the
+    name of some file has one of the endings *folders*.
     """
 
     def real() -> Format:
@@ -69,6 +70,8 @@ def lazy(
         return decide is not None and decide(source, head)
 
     def is_folder(folder: Folder) -> bool:
+        if not any(name.endswith(folders) for name in folder.names()):
+            return False
         decide = real().folder
         return decide is not None and decide(folder)
 

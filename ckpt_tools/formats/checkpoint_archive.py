@@ -20,7 +20,7 @@ from ckpt_tools.formats.archive import Archive, Member
 from ckpt_tools.formats.base import HEAD_BYTES, Format
 from ckpt_tools.formats.unpickled import pickle_of
 from ckpt_tools.pickles.machine import evaluate
-from ckpt_tools.sources import Source
+from ckpt_tools.sources import MemorySource, Source
 
 MAX_DEPTH = 2
 """How deep archives may lie in archives, the outermost included."""
@@ -239,7 +239,8 @@ def _serialized(data: Mapping[str, object]) -> tuple[list[Pickle], list[Anomaly]
         if not isinstance(text, str):
             continue
         try:
-            pickles.append(pickle_of(evaluate(base64.b64decode(text)), f"data: {key[:MAX_TEXT]}"))
+            raw, member = base64.b64decode(text), f"data: {key[:MAX_TEXT]}"
+            pickles.append(pickle_of(evaluate(raw), member, MemorySource(raw, member)))
         except (binascii.Error, ValueError, CkptError) as error:
             anomalies.append(Anomaly(f"a serialized value is no whole pickle ({error})", f"data: {key[:MAX_TEXT]}"))
     return pickles, anomalies

@@ -199,7 +199,7 @@ class _Metadata:
         self.member = member
         self.files = files
         self.evaluation: Evaluation = run_machine(load_buffer(source), 0, path=source.name, member=None)
-        self.pickles: list[Pickle] = [pickle_of(self.evaluation, member)]
+        self.pickles: list[Pickle] = [pickle_of(self.evaluation, member, source)]
         try:
             Interpreter(_no_storage, source).run(self.evaluation)
             root = self.evaluation.root

@@ -199,7 +199,7 @@ def _opaque(archive: Archive, name: str, found: _Findings) -> object:
     if name not in found.opened:
         stream = _open(archive, name, found)
         evaluation = run_machine(load_buffer(stream), 0, path=archive.source.name, member=name)
-        found.pickles.append(pickle_of(evaluation, name))
+        found.pickles.append(pickle_of(evaluation, name, stream))
         found.opened[name] = evaluation.root
     return found.opened[name]
 

@@ -404,8 +404,9 @@ def _magic(source: Source, head: bytes) -> _Problem | None:
 
 
 def _web_page(source: Source, head: bytes) -> _Problem | None:
-    text = _decoded(source.peek(0, _LOOK))
-    if text is None or not re.match(r"<(!doctype\s+html|html|head|body)\b", text[_prolog(text) :], re.I):
+    start = source.peek(0, _LOOK)
+    text = _decoded(start) or start.decode("latin-1")  # some pages are in the encodings of before UTF-8
+    if not re.match(r"<(!doctype\s+html|html|head|body)\b", text[_prolog(text) :], re.I):
         return None
     title = re.search(r"<title[^<>]{0,200}>([^<]{1,1000})", text, re.I)
     return NotACheckpoint(

@@ -92,7 +92,7 @@ def read(source: Source) -> Checkpoint:
         refused=[Refusal("plain pickle", "torch.load reads no plain pickles; pickle.load does", is_global=False)],
     )
     nested.look_at_the_rest(evaluation)
-    following, oddities = _following(whole)
+    following, oddities = _following(whole, source)
     return replace(
         checkpoint,
         pickles=(*checkpoint.pickles, *following, *nested.pickles),
@@ -142,7 +142,7 @@ class _Nested:
                 )
 
 
-def _following(whole: _Whole) -> tuple[list[Pickle], list[Anomaly]]:
+def _following(whole: _Whole, source: Source) -> tuple[list[Pickle], list[Anomaly]]:
     """The pickles after the first, and what is odd about that."""
     pickles: list[Pickle] = []
     end = whole.first.end
@@ -152,7 +152,7 @@ def _following(whole: _Whole) -> tuple[list[Pickle], list[Anomaly]]:
         except CkptError:
             break
         end = evaluation.end
-        pickles.append(pickle_of(evaluation, f"pickle {len(pickles) + 2}"))
+        pickles.append(pickle_of(evaluation, f"pickle {len(pickles) + 2}", source))
     anomalies = []
     if pickles:
         count = "another pickle follows" if len(pickles) == 1 else f"{len(pickles):,} more pickles follow"

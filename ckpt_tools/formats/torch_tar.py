@@ -237,9 +237,10 @@ def read(source: Source) -> Checkpoint:
         raise error.at(path=source.name) from None
     evaluation = run_machine(load_buffer(stream), 0, path=source.name, member="pickle")
     tar.check_end("pickle", stream, evaluation.end)
-    pickles = [*tar.pickles, pickle_of(evaluation, "pickle")]
+    pickles = [*tar.pickles, pickle_of(evaluation, "pickle", stream)]
     if info is not None:
-        pickles.insert(0, pickle_of(run_machine(load_buffer(info), 0, path=source.name, member="sys_info"), "sys_info"))
+        about = run_machine(load_buffer(info), 0, path=source.name, member="sys_info")
+        pickles.insert(0, pickle_of(about, "sys_info", info))
     if torch_legacy.detect(source, source.peek(0, HEAD_BYTES)):
         tar.anomalies.append(
             Anomaly("the same bytes are a legacy file, which torch.load takes them for if given no path but a buffer")

@@ -97,14 +97,9 @@ class Members:
             raise CorruptFile(
                 f"storage {key!r} takes {nbytes:,} bytes, but the member {member.name} has {member.size:,}"
             )
-        made = self._storages[key] = Storage(
-            self.archive.open(member), 0, nbytes, dtype, _location(location), key, self.byteorder
-        )
+        device = location if type(location) is str else brief(location)
+        made = self._storages[key] = Storage(self.archive.open(member), 0, nbytes, dtype, device, key, self.byteorder)
         return made
-
-
-def _location(value: object) -> str:
-    return value if type(value) is str else brief(value)
 
 
 def read(source: Source) -> Checkpoint:

@@ -156,7 +156,7 @@ def _constants(archive: Archive, root: str) -> tuple[StateDict, Pickle]:
     except CkptError as error:
         raise error.at(path=archive.source.name, member=member) from None
     found: dict[str, object] = {f"c{path[0]}": tensor for path, tensor in survey(values).loose if len(path) == 1}
-    return StateDict(("constants",), "other", found), pickle_of(evaluation, member)
+    return StateDict(("constants",), "other", found), pickle_of(evaluation, member, stream)
 
 
 # --- the heads of classes

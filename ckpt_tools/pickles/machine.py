@@ -18,6 +18,7 @@ from itertools import compress
 from struct import Struct
 from struct import error as struct_error
 
+from ckpt_tools.checkpoint import Refusal
 from ckpt_tools.errors import CorruptFile, LimitExceeded
 from ckpt_tools.pickles.values import Blob, Budget, Call, Global, OrderedDict, PersistentId, as_global
 
@@ -52,7 +53,7 @@ class Evaluation:
     be made, *persistent* every persistent id likewise, *globals* every name in order of first mention (its
     key says whether Python 2's names were in force), *opcodes* the codes that occur, *anomalies* pairs of an
     oddity and its offset, *misuses* those oddities that torch's weights_only unpickler refuses, each with the
-    opcode that it stands at.
+    opcode that it stands at. *refusals* are kept by `weights_only.refusals`.
     """
 
     __slots__ = (
@@ -64,6 +65,7 @@ class Evaluation:
         "opcodes",
         "persistent",
         "protocol",
+        "refusals",
         "root",
         "start",
     )
@@ -79,6 +81,7 @@ class Evaluation:
         self.opcodes: frozenset[int] = frozenset()
         self.anomalies: list[tuple[str, int]] = []
         self.misuses: dict[str, int] = {}
+        self.refusals: tuple[Refusal, ...] | None = None
 
 
 class Truncated(CorruptFile):
@@ -208,6 +211,13 @@ class _Machine:
                         if position > end:
                             raise _Short
                         stack.append(str(data[start:position], "utf-8", "surrogatepass"))
+                    elif code == 0x73:  # SETITEM
+                        value, key, target = stack[-1], stack[-2], stack[-3]
+                        if type(target) is dict and type(key) is str and key not in target:
+                            target[key] = value
+                            del stack[-2:]
+                        else:
+                            position, stack = self._rare(code, at, position, stack)
                     elif code == 0x87:  # TUPLE3
                         last = stack.pop()
                         middle = stack.pop()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from ckpt_tools.checkpoint import (
     Found,
@@ -38,9 +39,19 @@ _METRIC = (
     r"|fid|perplexity|ppl|score|metric|fitness|error|mae|mse|rmse|reward)s?($|_)|^best_|^(val|valid|test)_"
 )
 _ARGUMENTS = r"(?i)^(args?|arguments|config(uration)?|cfg|hparams|hyper_?parameters|opts?|options|params)$"
+_RATE = r"(?i)^(lr|learning_rate)$"
+_LABELS = (
+    ("epoch", _EPOCH),
+    ("step", _STEP),
+    ("arguments", _ARGUMENTS),
+    ("loss", _LOSS),
+    ("metric", _METRIC),
+    ("lr", _RATE),
+)
 # a union that is written out where it is asked for is made anew each time
 _PLAIN = frozenset({str, bytes, int, float, bool, type(None)})
 _NUMBERS = (int, float)
+_ONE_VALUE = (int, float, TensorInfo, type(None))
 _NAMES = (str, int)
 _SEQUENCES = (list, tuple)
 _CONTAINERS = (dict, list, tuple, Call, Module)
@@ -194,13 +205,29 @@ def _state_dict(value: dict[object, object], path: KeyPath) -> StateDict:
 def role_of(path: KeyPath, names: Mapping[str, object]) -> Role:
     """What a state_dict at *path* is for, as far as the words in the path and in the *names* tell."""
     words = [part for part in path if isinstance(part, str)]
-    if any(re.search(_EMA, word) for word in words):
+    roles = [_role_by(word) for word in words]
+    if "ema" in roles:
         return "ema"
-    if any(re.search(_NOT_MODEL, word) for word in words):
+    if "other" in roles:
         return "other"
     if not any(isinstance(v, TensorInfo) and v.shape for v in names.values()):
         return "other" if words else "model"
     return "model"
+
+
+# the same words come in many files
+
+
+@lru_cache(maxsize=256)
+def _role_by(word: str) -> Role:
+    """The role that one step of a path gives to what stands below it."""
+    return "ema" if re.search(_EMA, word) else "other" if re.search(_NOT_MODEL, word) else "model"
+
+
+@lru_cache(maxsize=256)
+def _label(key: str) -> str:
+    """What of a run a key names; "" where it names nothing that is known."""
+    return next((label for label, pattern in _LABELS if re.search(pattern, key)), "")
 
 
 def _of_module(module: Module, path: KeyPath) -> StateDict:
@@ -311,20 +338,17 @@ def _training(
     for key, value, path in _scalars(root):
         if isinstance(value, TensorInfo) and value.shape:
             continue
-        if _is_number(value) and re.search(_EPOCH, key):
-            named.setdefault("epoch", Found(value, path))
-        elif _is_number(value) and re.search(_STEP, key):
-            named.setdefault("step", Found(value, path))
-        elif not isinstance(value, int | float | TensorInfo | None) and re.search(_ARGUMENTS, key):
-            named.setdefault("arguments", Found(value, path))
-        elif _is_value(value) and re.search(_LOSS, key):
-            if key.lower() == "loss" or "loss" not in named:
+        label = _label(key)
+        if label in ("epoch", "step", "lr"):
+            if _is_number(value):
+                named.setdefault(label, Found(value, path))
+        elif label == "arguments":
+            if not isinstance(value, _ONE_VALUE):
+                named.setdefault(label, Found(value, path))
+        elif label and _is_value(value):
+            if label == "loss" and (key.lower() == "loss" or "loss" not in named):
                 named["loss"] = Found(value, path)
             metrics[key] = Found(value, path)
-        elif _is_value(value) and re.search(_METRIC, key):
-            metrics[key] = Found(value, path)
-        elif key.lower() in ("lr", "learning_rate") and _is_number(value):
-            named.setdefault("lr", Found(value, path))
     for number, optimizer in enumerate(optimizers):
         for index, group in enumerate(optimizer.groups):
             if number == index == 0 and "lr" in group.options:

@@ -181,7 +181,8 @@ class Interpreter:
         """The same with the flag, and the conj and neg bits that torch keeps in *metadata*."""
         shape, stride = _sizes(args[2], self), _sizes(args[3], self)
         details = {str(k): v for k, v in metadata.items()} if isinstance(metadata, dict) and metadata else {}
-        return strided(self.storage(args[0]), args[1], shape, stride, dtype, _flag(requires_grad), False, details)
+        flag = requires_grad if type(requires_grad) is bool else _flag(requires_grad)
+        return strided(self.storage(args[0]), args[1], shape, stride, dtype, flag, False, details)
 
     # --- tensors
 
@@ -610,22 +611,24 @@ def strided(
 
     *stride* has nothing below 0. Raises `CorruptFile` where the tensor does not lie in the storage.
     """
-    if type(storage) is View:
-        whole, begins, found = storage.storage, storage.offset, dtype or storage.dtype or UINT8
-    else:
-        assert type(storage) is Storage
-        whole, begins, found = storage, 0, dtype or storage.dtype or UINT8
     if type(offset) is not int or not 0 <= offset < 1 << 63 or len(shape) != len(stride):
         raise CorruptFile(f"a tensor of shape {shape} has the stride {stride} and the offset {brief(offset)}")
-    start, rest = divmod(begins, found.itemsize)
-    if rest:
-        raise UnsupportedFeature(
-            f"a view of storage {whole.key!r} begins at byte {begins:,}, within an element of {found.name}"
-        )
+    found = dtype or storage.dtype or UINT8
+    start = 0
+    if type(storage) is View:
+        whole = storage.storage
+        start, rest = divmod(storage.offset, found.itemsize)
+        if rest:
+            raise UnsupportedFeature(
+                f"a view of storage {whole.key!r} begins at byte {storage.offset:,}, within an element of {found.name}"
+            )
+    else:
+        assert type(storage) is Storage
+        whole = storage
     end = offset + 1
     for size, step in zip(shape, stride, strict=True):
         end += (size - 1) * step
-    needed = -(-end // _PACKED.get(found.name, 1)) * found.itemsize
+    needed = -(-end // found.packed) * found.itemsize
     if needed > storage.nbytes and 0 not in shape:
         raise CorruptFile(
             f"a tensor of shape {shape} reaches byte {needed:,} of storage {whole.key!r}, which has {storage.nbytes:,}"
@@ -645,8 +648,9 @@ def strided(
 
 
 def _arguments(call: Call, least: int) -> tuple[Any, ...]:
-    args = call.arguments
-    if len(args) < least:
+    args = call.args
+    if type(args) is not tuple or len(args) < least:
+        args = call.arguments
         raise CorruptFile(f"{call.target} is given {len(args)} arguments where it takes {least}")
     return args
 
@@ -757,7 +761,6 @@ _VERSIONS = {
 }
 _KNOWN_CLASSES = ("torch.", "torchvision.")
 _PARAMETERS = frozenset({"torch.nn.parameter.Parameter", "torch.nn.Parameter"})
-_PACKED = {"quint4x2": 2, "quint2x4": 4}
 
 _Reader = Callable[[Interpreter, Call], object]
 _READERS: dict[str, _Reader] = {

@@ -99,6 +99,12 @@ three (pytorch issue 133163).
 
 def refusals(evaluation: Evaluation) -> tuple[Refusal, ...]:
     """Every reason why torch would refuse the pickle, opcodes first, then names in the order of the file."""
+    if evaluation.refusals is None:
+        evaluation.refusals = _refusals(evaluation)
+    return evaluation.refusals
+
+
+def _refusals(evaluation: Evaluation) -> tuple[Refusal, ...]:
     found = [
         Refusal(name, "the weights_only unpickler does not know this opcode", is_global=False)
         for name in _opcode_names(evaluation.opcodes - _OPCODES)
@@ -110,7 +116,8 @@ def refusals(evaluation: Evaluation) -> tuple[Refusal, ...]:
         blocked = path.rpartition(".")[0] in BLOCKED_MODULES
         reason = "torch takes nothing from this module" if blocked else "not among the allowed globals"
         found.append(Refusal(path, reason, where.get(name, ())))
-    if any(_refused_id(reference.pid) for reference in evaluation.persistent):
+    ids = (reference.pid for reference in evaluation.persistent)
+    if any(_refused_id(pid) for pid in ids if type(pid) is not tuple or pid[:1] != ("storage",)):
         reason = "only storages may be loaded by persistent id"
         found.append(Refusal("persistent id", reason, is_global=False))
     if not found:
@@ -147,6 +154,8 @@ def _refused_calls(calls: list[Call]) -> list[Refusal]:
     """What torch refuses although every name in the file is allowed."""
     found: dict[str, Refusal] = {}
     for call in calls:
+        if type(call.func) is Global and call.items is call.entries is call.state is None:
+            continue  # as nearly all are
         if as_global(call.func) is None:
             subject = "NEWOBJ" if call.new else "REDUCE"
             reason = f"the result of a call is {'taken for a class' if call.new else 'called'}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from ckpt_tools.render.text import plain
-from ckpt_tools.report import Block, Facts, Report, printable
+from ckpt_tools.report import Block, Facts, Report, one_line, printable
 
 _ESCAPES = str.maketrans({c: "\\" + c for c in "\\`*_{}[]<>#|~"})
 
@@ -18,9 +18,9 @@ def render(reports: Sequence[Report], command: str, width: int, color: bool) -> 
 
 
 def _report(report: Report) -> str:
-    parts = [f"## {_escape(report.title)}"]
+    parts = [f"## {_escape(one_line(report.title))}"]
     if report.verdict:
-        parts.append(_escape(report.verdict))
+        parts.append(_escape(one_line(report.verdict)))
     parts += [text for block in report.blocks if (text := _block(block))]
     return "\n\n".join(parts) + "\n"
 

@@ -138,7 +138,7 @@ def _result(finding: Mapping[str, Any], path: str, prefix: str, file: int, artif
     elif offset is not None:
         place["region"] = {"byteOffset": offset}
     if "fingerprint" in finding:
-        result["partialFingerprints"] = {"ckptFinding/v1": finding["fingerprint"]}
+        result["partialFingerprints"] = {"ckptFinding/v2": finding["fingerprint"]}
     return result
 
 

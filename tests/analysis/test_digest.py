@@ -111,3 +111,37 @@ def test_write_and_check(run, tmp_path, weights):
     (tmp_path / "other").write_text("something else\n")
     assert run("digest", tmp_path / "b.pt", "--check", tmp_path / "other").exit_code == 2
     assert run("digest", tmp_path / "b.pt", "--check", tmp_path / "nowhere").exit_code == 2
+
+
+def test_each_of_several_files_has_a_line(run, tmp_path, weights):
+    torch.save(weights, tmp_path / "a.pt")
+    torch.save({**weights, "count": torch.tensor(8)}, tmp_path / "b.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:-900])
+    names = ("b.pt", "cut.pt", "nowhere.pt", "a.pt")
+    done = run("digest", *names, cwd=tmp_path)
+    assert done.exit_code == 2
+    assert done.stdout == f"{of(tmp_path / 'b.pt')}  b.pt\n{of(tmp_path / 'a.pt')}  a.pt\n"
+    assert [line.split(": ")[1] for line in done.stderr.splitlines()] == ["cut.pt", "nowhere.pt"]
+    done = run("digest", "a.pt", "b.pt", "--tensors", cwd=tmp_path)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert [line[64:72] for line in done.stdout.splitlines() if "  " in line] == ["  a.pt", "  b.pt"]
+    assert len(done.stdout.splitlines()) == 2 * (1 + len(weights))
+    assert run("digest", "?.pt", cwd=tmp_path).stdout == run("digest", "a.pt", "b.pt", cwd=tmp_path).stdout
+    (tmp_path / "cut.pt").unlink()
+    done = run("digest", tmp_path)
+    assert [line.rpartition("/")[2] for line in done.stdout.splitlines()] == ["a.pt", "b.pt"]
+    assert run("digest", cwd=tmp_path).exit_code == 2
+
+
+@pytest.mark.parametrize("option", ["--write", "--check"])
+def test_a_record_is_of_one_file(run, tmp_path, weights, option):
+    torch.save(weights, tmp_path / "a.pt")
+    done = run("digest", tmp_path / "a.pt", tmp_path / "a.pt", option, tmp_path / "record")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "--write and --check take one PATH" in done.stderr
+    assert not (tmp_path / "record").exists()
+
+
+def test_a_file_has_one_line_whatever_its_name(run, tmp_path, weights):
+    torch.save(weights, tmp_path / "a\nb.pt")
+    assert run("digest", "a\nb.pt", cwd=tmp_path).stdout == f"{by_the_rule(weights)}  a\\nb.pt\n"

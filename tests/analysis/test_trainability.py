@@ -81,6 +81,27 @@ def test_state_keeping_optimizer_over_all_parameters(tmp_path):
     assert "without state: frozen, or it never received a gradient" in frozen.reason
 
 
+@pytest.mark.parametrize(
+    ("rate", "told"),
+    [
+        (10**400, " (lr an integer beyond 64 bits)"),
+        (float("inf"), " (lr inf)"),
+        (2, " (lr 2)"),
+        ([0.5], ""),
+        (torch.tensor(0.5), ""),
+        (None, ""),
+    ],
+)
+def test_a_rate_may_be_anything(tmp_path, rate, told):
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters())
+    step(model, optimizer)
+    state = optimizer.state_dict()
+    state["param_groups"][0]["lr"] = rate
+    _, trust = verdicts(save(tmp_path, {"m": model.state_dict(), "o": state}))
+    assert trust.parameters["4.bias"].basis.reason == f"the optimizer stepped it{told}"
+
+
 def test_filtered_optimizer(tmp_path):
     model = freeze_backbone(net())
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -20,12 +21,16 @@ from ckpt_tools.audit.gadgets import (
     STANDARD_LIBRARY,
     entry,
 )
+from ckpt_tools.cli.output import expand
+from ckpt_tools.errors import CkptError
+from ckpt_tools.formats import open_checkpoint
 from ckpt_tools.formats.unpickled import pickle_of
-from ckpt_tools.pickles.machine import evaluate
+from ckpt_tools.pickles.machine import BLOB_BYTES, evaluate
 from ckpt_tools.sources import MemorySource
 from tests.hostile.assembler import Raw, call, name, new, push, stacked, stream, tensors
 
 Judged = tuple[str, str | None]
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 
 
 def verdict(data: bytes) -> PickleVerdict:
@@ -240,6 +245,32 @@ def test_pickles_in_bytes_have_verdicts_of_their_own() -> None:
     found = verdict(stream({"x": inner}))
     assert [(one.member, one.answer) for one in found.nested] == [("pickle: a byte string", "needs classes")]
     assert found.answer == "needs classes"
+
+
+def test_a_pickle_in_long_bytes_of_a_second_pickle_is_judged(tmp_path: Path) -> None:
+    """Byte strings from 4 kB on stay in the file, so that a pickle has to know where it was read from."""
+    inner = stream(call("os:system", "echo " + "x" * BLOB_BYTES))
+    (tmp_path / "two.pkl").write_bytes(pickle.dumps({"a": 1}) + pickle.dumps({"a": inner}))
+    first, second = map(judge, open_checkpoint(tmp_path / "two.pkl").pickles)
+    assert first.nested == ()
+    assert [nested.answer for nested in second.nested] == [second.answer] == ["dangerous"]
+
+
+def test_every_pickle_can_be_read_again_where_it_says_that_it_stands() -> None:
+    found: set[str] = set()
+    for path in expand(str(FIXTURES)):
+        try:
+            checkpoint = open_checkpoint(path)
+        except CkptError:
+            continue
+        for one in checkpoint.pickles:
+            if checkpoint.format == "torch_tar" and one.member in ("storages", "tensors"):
+                continue  # many short ones with numbers between them, told as one
+            assert one.stream is not None, (path, one.member)
+            again = evaluate(one.stream.read(0, one.stream.size), one.evaluation.start)
+            assert [call.offset for call in again.calls] == [call.offset for call in one.evaluation.calls]
+            found.add(checkpoint.format)
+    assert found >= {"pickle", "distributed", "exported_program", "torchscript", "torch_tar", "archive", "deepspeed"}
 
 
 def test_bytes_that_are_no_pickle_are_left_alone() -> None:

@@ -1,14 +1,26 @@
 """The rules about numbers, where one firing and one clean file do not say it all."""
 
-import io
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from ckpt_tools.audit.rules.numbers import constant_weight, index_out_of_range, nan_values, out_of_keeping
+from ckpt_tools.audit.findings import Finding
+from ckpt_tools.audit.rule import Rule
+from ckpt_tools.audit.rules.numbers import (
+    constant_weight,
+    index_out_of_range,
+    infinite_values,
+    nan_values,
+    out_of_keeping,
+    subnormal_flood,
+)
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.sources import MemorySource
-from tests.audit.cases import fixture
+from tests.audit.cases import fixture, made
 from tests.audit.cases_numbers import layers, of
 from tests.hostile.third_search import compressed, nested, sparse
 
@@ -65,8 +77,74 @@ def test_indices_of_torchs_own_are_within_the_tensor() -> None:
         "nested": torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)]),
         "an empty row": torch.nested.nested_tensor([torch.ones(0, 3), torch.ones(4, 3)]),
     }
-    file = io.BytesIO()
+    file = BytesIO()
     torch.save(made, file)
     subject = Subject.of(MemorySource(file.getvalue(), "model.pt"))
     assert len(subject.tensors) == len(made)
     assert list(index_out_of_range.findings(subject)) == []
+
+
+def found_in(rule: Rule, tmp_path: Path, value: Any) -> list[Finding]:
+    """What *rule* finds in a file of ``torch.save(value)``."""
+    torch = pytest.importorskip("torch")
+    file = BytesIO()
+    torch.save(value, file)
+    return list(rule.findings(made(file.getvalue())(tmp_path)))
+
+
+def test_a_weight_of_a_state_dict_is_one_though_none_is_recorded_as_a_parameter(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
+    model[0].weight.data.zero_()
+    for value in (model, model.state_dict(), {"model": model.state_dict(), "epoch": 3}):
+        assert [finding.location.tensor for finding in found_in(constant_weight, tmp_path, value)] == ["0.weight"]
+
+
+def test_a_constant_buffer_of_a_module_is_no_weight_and_a_row_is_no_matrix(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Linear(4, 4)
+    model.register_buffer("grid", torch.ones(4, 4))
+    assert not found_in(constant_weight, tmp_path, model)
+    assert not found_in(constant_weight, tmp_path, {"class_token": torch.zeros(1, 1, 8), "scale": torch.ones(8, 1, 1)})
+
+
+@pytest.mark.parametrize(
+    ("around", "place"),
+    [
+        (lambda bad, good: bad, ""),
+        (lambda bad, good: [good, bad], "[1]"),
+        (lambda bad, good: {"model": {"w": good}, "best": bad}, "best"),
+        (lambda bad, good: ({"w": good}, {"losses": [bad]}), "[1].losses[0]"),
+        (lambda bad, good: {"model": {"w": good}, "array": bad.numpy()}, "array"),
+    ],
+)
+def test_tensors_outside_of_state_dicts_are_looked_at(
+    tmp_path: Path, around: Callable[[Any, Any], Any], place: str
+) -> None:
+    torch = pytest.importorskip("torch")
+    for rule, value in ((nan_values, torch.nan), (infinite_values, torch.inf)):
+        bad = torch.tensor([[1.0, value]])
+        assert [finding.location.tensor for finding in found_in(rule, tmp_path, around(bad, bad[:, :1]))] == [place]
+
+
+def test_an_array_by_itself_is_looked_at(tmp_path: Path) -> None:
+    file = BytesIO()
+    np.save(file, np.array([1.0, np.nan]))
+    (found,) = nan_values.findings(made(file.getvalue(), "a.npy")(tmp_path))
+    assert found.message == "1 of 2 values are NaN"
+
+
+def test_what_is_no_weight_need_not_be_like_one(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    state = [torch.zeros(2, 1, 64), torch.full((64, 2), 1e-40)]
+    for rule in (constant_weight, subnormal_flood):
+        assert not found_in(rule, tmp_path, state)
+
+
+def test_of_several_state_dicts_the_message_says_which(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    good, bad = torch.ones(2), torch.tensor([1.0, torch.nan])
+    (found,) = found_in(nan_values, tmp_path, {"model": {"w": good}, "ema": {"w": bad}})
+    assert (found.location.tensor, found.message) == ("w", "1 of 2 values are NaN (in ema)")
+    (found,) = found_in(nan_values, tmp_path, {"model": {"w": bad}})
+    assert found.message == "1 of 2 values are NaN"

@@ -9,7 +9,7 @@ import pytest
 from ckpt_tools.audit.rules import BY_CODE
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.sources import MemorySource
-from tests.audit.cases import Case
+from tests.audit.cases import FIXTURES, Case
 from tests.audit.cases_security import ATTACKS, MORE
 from tests.hostile.assembler import SYSTEM, ZEROS, call, checkpoint, name, new, stacked, stream, tensors
 from tests.hostile.second_search import field, node
@@ -33,17 +33,19 @@ def test_a_finding_names_the_opcode_and_its_place() -> None:
     data = b"\x80\x04N0" + SYSTEM.code + b"."
     (found,) = BY_CODE["S101"].findings(subject(data))
     assert (found.location.member, found.location.offset) == ("pickle", data.index(b"\x93"))
-    assert dict(found.evidence) == {"global": "os.system", "opcode": "STACK_GLOBAL", "called": True}
+    expected = {"global": "os.system", "opcode": "STACK_GLOBAL", "called": True, "payload": found.payload}
+    assert dict(found.evidence) == expected
 
 
 def test_what_is_only_held_is_said_to_be() -> None:
     (found,) = BY_CODE["S101"].findings(subject(stream([name("os:system")], protocol=2)))
-    assert dict(found.evidence) == {"global": "os.system", "opcode": "GLOBAL", "called": False}
+    expected = {"global": "os.system", "opcode": "GLOBAL", "called": False, "payload": found.payload}
+    assert dict(found.evidence) == expected
 
 
 def test_the_names_of_a_pickle_that_breaks_off_are_in_the_evidence() -> None:
     (found,) = BY_CODE["S115"].findings(subject(ATTACKS["broken by no STOP"].data))
-    assert dict(found.evidence) == {"names": ["os.system"]}
+    assert dict(found.evidence) == {"names": ["os.system"], "payload": found.payload}
 
 
 def test_classes_are_listed_with_what_they_are_for() -> None:
@@ -51,7 +53,7 @@ def test_classes_are_listed_with_what_they_are_for() -> None:
     data = stream([new("torch.nn.modules.linear:Identity", state=state), call("collections:deque", [])])
     (found,) = BY_CODE["S113"].findings(subject(data))
     assert found.message == "torch.nn.modules.linear.Identity (a nn.Module class), collections.deque (a plain value)"
-    assert dict(found.evidence) == {"names": ["torch.nn.modules.linear.Identity", "collections.deque"]}
+    assert dict(found.evidence) == {"globals": ["torch.nn.modules.linear.Identity", "collections.deque"]}
 
 
 def test_many_classes_are_cut_short() -> None:
@@ -159,3 +161,10 @@ def test_external_data_that_is_a_link_out_of_the_folder(tmp_path: Path) -> None:
         "cache": [],
         "within": [],
     }
+
+
+def test_a_scripts_tables_of_source_lines_need_no_classes() -> None:
+    path = FIXTURES / "torchscript/perceptron.pt"
+    found = BY_CODE["S113"].findings(Subject.open(str(path)))
+    assert [finding.location.member for finding in found] == ["perceptron/data.pkl"]
+    assert not list(BY_CODE["F101"].findings(Subject.open(str(path))))  # it brings the code of its classes

@@ -49,7 +49,7 @@ def _large(folder: Path, runs: int, nbytes: int) -> Table:
     path.unlink()
     table = Table("A large file", ("process", *COST_COLUMNS))
     table.rows = [(name, *cost.cells) for name, cost in costs.items()]
-    table.note = "The tensors' values are read twice: for their statistics and for the archive's checksums."
+    table.note = "With values, each byte of a tensor is read once, for its statistics and for the archive's checksum."
     table.targets = [at_most("peak memory of headers", costs[headers].rss / 1e6, 40, " MB")]
     if digest in costs:
         against = costs[values].wall / costs[digest].wall

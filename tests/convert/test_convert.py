@@ -275,7 +275,7 @@ NAMES = ["module.a.weight", "module.b.weight"]
     ],
 )
 def test_names_change_by_the_rules(rules: Names, expected: list[str]) -> None:
-    assert rename(NAMES, rules) == dict(zip(NAMES, expected, strict=True))
+    assert rename(NAMES, rules) == (dict(zip(NAMES, expected, strict=True)), [])
 
 
 @pytest.mark.parametrize(
@@ -302,6 +302,45 @@ def test_keep_and_drop_say_what_they_leave(tmp_path: Path) -> None:
     assert done.plan.left == tuple((f"fc{n}.bias", "left out by --keep or --drop") for n in (1, 2))
     with pytest.raises(CkptError, match="leave no tensor"):
         prepare(str(FIXTURES / "zip" / "mlp.pt"), str(tmp_path / "none.pt"), names=Names(keep=["x"]))
+
+
+@pytest.mark.parametrize(
+    ("names", "unmatched"),
+    [
+        (Names(keep=["fc1.*", "fc3.*"]), [("--keep", "fc3.*")]),
+        (Names(drop=["hed.*", "*.bias"]), [("--drop", "hed.*")]),
+        (Names(renames=[("fc1", "a"), ("fc1", "b"), ("^a", "c")]), [("--rename", "fc1=b")]),  # one after the other
+        (Names(renames=[("fc(.)", r"fc\1")]), []),  # it matches, though nothing changes
+        (Names(keep=["fc2.*"], renames=[("fc1", "a")]), [("--rename", "fc1=a")]),  # what is left out has no new name
+        (Names(keep=["fc1.*"], drop=["fc2.*"]), []),
+        (Names(keep=["fc3*", "fc*"], drop=["x"], renames=[("x", "y")]), [
+            ("--keep", "fc3*"), ("--drop", "x"), ("--rename", "x=y"),
+        ]),
+    ],
+)  # fmt: skip
+def test_options_that_match_nothing_are_told(tmp_path: Path, names: Names, unmatched: list[tuple[str, str]]) -> None:
+    done = convert(FIXTURES / "zip" / "mlp.pt", tmp_path / "out.safetensors", names=names)
+    assert list(done.plan.unmatched) == unmatched
+
+
+def test_extra_states_are_matched_too(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1), "a._extra_state": {"calls": 3}}, tmp_path / "in.pt")
+    names = Names(drop=["*_extra_state"])
+    assert convert(tmp_path / "in.pt", tmp_path / "out.pt", names=names).plan.unmatched == ()
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_what_matches_nothing_is_a_warning(run: Any, tmp_path: Path, dry: list[str]) -> None:
+    source, story = FIXTURES / "zip" / "mlp.pt", tmp_path / "story.json"
+    options = ("--drop", "hed.*", "--rename", "^module.=", "--report", story, *dry)
+    done = run("convert", source, tmp_path / "out.safetensors", *options)
+    assert done.exit_code == 0
+    assert done.stderr == "ckpt: --drop hed.* matches nothing\nckpt: --rename ^module.= matches nothing\n"
+    assert json.loads(story.read_text())["files"][0]["unmatched"] == [
+        {"option": "--drop", "pattern": "hed.*"},
+        {"option": "--rename", "pattern": "^module.="},
+    ]
+    assert ("hed.*" in done.stdout) is bool(dry)
 
 
 @pytest.mark.parametrize("legacy", [False, True])

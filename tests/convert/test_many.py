@@ -72,6 +72,24 @@ def test_a_single_file_lies_at_the_top(run: Any, runs: Path, tmp_path: Path) -> 
     assert tree(tmp_path / "out") == ["two.npz"]
 
 
+def test_what_matches_nothing_in_any_file_is_told_once(run: Any, runs: Path, tmp_path: Path) -> None:
+    torch.save({"v": torch.ones(1)}, runs / "b" / "other.pt")
+    options = ("--out-dir", tmp_path / "out", "--drop", "x*", "--rename", "^v$=u", "--rename", "nothing=y")
+    told = [
+        "ckpt: --drop x* matches nothing in any of 4 files",
+        "ckpt: --rename nothing=y matches nothing in any of 4 files",
+    ]
+    for how in ("converted", "unchanged since it was converted"):
+        done = run("convert", runs, *options)
+        assert list(rows(done.stdout)) == [how]
+        assert done.exit_code == 0
+        assert done.stderr.splitlines() == told
+    (tmp_path / "out" / MANIFEST).write_text("")
+    done = run("convert", runs, *options)
+    assert list(rows(done.stdout)) == ["there already, and equal"]
+    assert done.stderr.splitlines() == told
+
+
 def test_a_bad_file_stops_no_other(run: Any, runs: Path, tmp_path: Path) -> None:
     (runs / "a" / "bad.pt").write_bytes(b"<html>")
     torch.save({"lr": 0.1}, runs / "b" / "no_weights.pt")

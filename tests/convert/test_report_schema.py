@@ -70,7 +70,18 @@ def told(run: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, A
         folder / "pruned.pt",
     )
     for number, suffix in enumerate(("safetensors", "pt", "npz")):
-        options = ("--bake", "--dtype", "float16", "--allow-lossy", "--add-prefix", "net.", "--drop", "nan")
+        options = (
+            "--bake",
+            "--dtype",
+            "float16",
+            "--allow-lossy",
+            "--add-prefix",
+            "net.",
+            "--drop",
+            "nan",
+            "--drop",
+            "x",
+        )
         (one,) = convert(folder / "pruned.pt", folder / f"one.{suffix}", *options)
         assert (one["result"], one["written"], one["verified"]) == ("converted", True, True)
         (one,) = convert(folder / "pruned.pt", folder / f"more{number}.{suffix}", "--dry-run")
@@ -91,7 +102,7 @@ def test_every_field_of_the_schema_is_filled_by_some_report(told: list[dict[str,
     described = {key for kind in ("conversion", "unchanged", "failure") for key in SCHEMA["$defs"][kind]["properties"]}
     assert filled == described
     conversion = SCHEMA["$defs"]["conversion"]["properties"]
-    for name in ("tensors", "baked", "class_sources", "left_behind"):
+    for name in ("tensors", "baked", "class_sources", "left_behind", "unmatched"):
         items = [item for file in told for item in file.get(name, ())]
         assert set().union(*items) == conversion[name]["items"]["properties"].keys(), name
     for name in ("decomposed", "aliases", "lost_values"):

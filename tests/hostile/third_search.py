@@ -643,7 +643,7 @@ def programs() -> list[Attack]:
         ),
     ]
     factory = {"default_factory_module": "os", "default_factory_name": "system", "dict_context": []}
-    member = {"__enum__": True, "fqn": "this:Color", "name": "RED"}
+    member = {"__enum__": 1, "fqn": "this:Color", "name": "RED"}
     operator = {"nodes": [{"inputs": [{"arg": {"as_operator": "torch.hub.load"}}]}]}
     found += [
         Attack(f"an exported program {way}", data, "S122", ".pt2", answer="tensors only")

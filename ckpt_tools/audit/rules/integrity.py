@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 
+from ckpt_tools.analysis.checksums import Checksums
 from ckpt_tools.audit.coverage import all_tensors
 from ckpt_tools.audit.findings import Finding
+from ckpt_tools.audit.inputs import MODEL_SUFFIXES
 from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import SMALL, Subject
 from ckpt_tools.checkpoint import Anomaly
 from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded, NotACheckpoint, UnsupportedFeature
-from ckpt_tools.formats.archive import Archive, Local, Member
+from ckpt_tools.formats import open_checkpoint
+from ckpt_tools.formats.archive import STREAMED, Archive, Local, Member
 from ckpt_tools.report import count, listed, shortened
 from ckpt_tools.sources import Inflated
 
 MAX_INFLATED = 1 << 32
 """The most bytes that are inflated to compare checksums."""
-
-_STREAMED = 0x8
-"""The bit in a member's flags by which its sizes and checksum stand after its bytes, not in the local header."""
 
 
 def _error(subject: Subject, kind: type[CkptError], *but: type[CkptError]) -> Iterator[Finding]:
@@ -43,13 +42,26 @@ def not_a_checkpoint(subject: Subject) -> Iterator[Finding]:
 
     Why: whatever loads it fails, or takes it for something else.
 
-    Example: a Git LFS pointer, a web page saved under the name of the weights, an empty file, the ``data.pkl`` of
-    an archive that was unpacked.
+    Example: a Git LFS pointer, a web page saved under the name of the weights, an empty file, an archive of empty
+    folders, the ``data.pkl`` of an archive that was unpacked.
 
     Remedy: fetch the file itself.
     """
     if not subject.named_code:  # of a configuration that is told
         yield from _error(subject, NotACheckpoint)
+    checkpoint = subject.checkpoint
+    archive = _archive(subject) if checkpoint is not None and checkpoint.format == "archive" else None
+    if archive is None or checkpoint is None:
+        return
+    parts = {part.path.removeprefix(f"{checkpoint.path}: ") for part in checkpoint.parts}
+    for member in archive.members:
+        if member.name.lower().endswith(MODEL_SUFFIXES) and member.name not in parts:
+            try:
+                open_checkpoint(archive.open(member))
+            except NotACheckpoint as error:
+                yield subject.finding(error.problem, member=member.name, remedy=error.remedy or "")
+            except CkptError:  # it was not read; the coverage tells
+                continue
 
 
 @rule("I102", "unread-content", "error")
@@ -102,10 +114,10 @@ def beyond_limits(subject: Subject) -> Iterator[Finding]:
     """
     yield from _error(subject, LimitExceeded)
     for pickle in subject.pickles:
-        if any("call" in use.uses and _RESERVES.fullmatch(f"{use.module}.{use.name}") for use in pickle.globals):
+        if any("call" in use.uses and _reserves(use.module, use.name) for use in pickle.globals):
             for call in pickle.evaluation.calls:
                 asked = max((value for value in call.arguments if type(value) is int), default=0)
-                if asked > max(MAX_RESERVED, subject.size) and _RESERVES.fullmatch(call.target):
+                if asked > max(MAX_RESERVED, subject.size) and _reserves(*call.target.rpartition(".")[::2]):
                     what = f"a pickle has {call.target} take room for {asked:,} elements, of which it gives none"
                     yield subject.finding(what, member=pickle.member, offset=call.offset)
 
@@ -113,6 +125,12 @@ def beyond_limits(subject: Subject) -> Iterator[Finding]:
 MAX_RESERVED = 1 << 28
 """How many elements a pickle may have memory taken for, beyond those that it holds."""
 _RESERVES = re.compile(r"(?:builtins|__builtin__)\.(?:bytearray|bytes)|torch\.(?:\w+\.)*\w+(?:Storage|Tensor)")
+
+
+@lru_cache(maxsize=256)
+def _reserves(module: str, name: str) -> bool:
+    """Whether a function makes something as long as the number that it is given."""
+    return _RESERVES.fullmatch(f"{module}.{name}") is not None
 
 
 @rule("I105", "unsupported", "error")
@@ -135,13 +153,7 @@ def unsupported(subject: Subject) -> Iterator[Finding]:
 
 def _archive(subject: Subject) -> Archive | None:
     """The zip archive that the file is; None where it is none."""
-    source = subject.file
-    if source is None or source.peek(0, 2) != b"PK":
-        return None
-    try:
-        return Archive.of(source)
-    except CkptError:
-        return None
+    return subject.archive if subject.file is not None and subject.file.peek(0, 2) == b"PK" else None
 
 
 @rule("I201", "crc-mismatch", "error", needs="bytes")
@@ -166,8 +178,8 @@ def crc_mismatch(subject: Subject) -> Iterator[Finding]:
     from ckpt_tools.analysis.streaming import in_order
 
     threads = 2 if subject.size > SMALL else 1
-    checksums = in_order([partial(_checksum, archive, member) for member in archive.members], threads)
-    for member, found in zip(archive.members, checksums, strict=True):
+    jobs = [partial(_checksum, archive, member, subject.checksums) for member in archive.members]
+    for member, found in zip(archive.members, in_order(jobs, threads), strict=True):
         declared = f"{member.crc:08x}"
         if isinstance(found, CorruptFile):
             yield subject.finding(found.problem, member=member.name, evidence={"declared": declared})
@@ -179,13 +191,11 @@ def crc_mismatch(subject: Subject) -> Iterator[Finding]:
             )
 
 
-def _checksum(archive: Archive, member: Member) -> int | CorruptFile | None:
+def _checksum(archive: Archive, member: Member, known: Checksums) -> int | CorruptFile | None:
     """The CRC-32 of a member's bytes; None where they cannot be had, which the coverage tells."""
-    found = 0
     try:
         content = archive.open(member)
-        for chunk in content.chunks():
-            found = zlib.crc32(chunk, found)
+        found = known.of(content)
         if isinstance(content, Inflated) and (behind := content.behind()):
             return CorruptFile(f"{count(behind, 'byte')} follow where its deflated bytes end", path=content.name)
     except UnsupportedFeature:
@@ -222,12 +232,12 @@ def header_mismatch(subject: Subject) -> Iterator[Finding]:
     Remedy: do not trust the file; pack it again from what you know to be in it.
     """
     archive = _archive(subject)
-    for member, other in archive.aliases() if archive is not None else ():
+    if archive is None:
+        return
+    for member, other in archive.aliases():
         what = f"an extra field has another name, {other!r:.200}, by which Python knows it since 3.12"
         yield subject.finding(what, member=member.name, evidence={"name": other})
-    if archive is None or all(_agree(member, local) for member, local in archive.placed):
-        return
-    for member in archive.members:
+    for member in archive.members if not archive.is_plain else ():
         differences = list(_differences(member, archive.local(member)))
         if differences:
             yield subject.finding(
@@ -235,15 +245,6 @@ def header_mismatch(subject: Subject) -> Iterator[Finding]:
                 member=member.name,
                 evidence={"differences": differences, "header_offset": member.header_offset},
             )
-
-
-def _agree(member: Member, local: Local) -> bool:
-    """Whether the headers are as nearly all are: equal, or with sizes and checksum left to what stands after."""
-    if local.name != member.name or local.fields[2:4] != (member.flags, member.method):
-        return False
-    sizes = local.fields[6:9]
-    later = sizes == (0, 0, 0) and member.flags & _STREAMED
-    return bool(later) or sizes == (member.crc, member.compressed_size, member.size)
 
 
 def _differences(member: Member, local: Local) -> Iterator[str]:
@@ -258,11 +259,11 @@ def _differences(member: Member, local: Local) -> Iterator[str]:
         yield f"the compression method {method}, not {member.method}"
     if flags != member.flags:
         yield f"the flags {flags:#x}, not {member.flags:#x}"
-    for what, here, there in (("checksum", crc, member.crc), ("size", size, member.size)):
-        later = here == 0 and member.flags & _STREAMED
+    for what, here, there, form in (("checksum", crc, member.crc, "08x"), ("size", size, member.size, ",")):
+        later = here == 0 and member.flags & STREAMED
         if here != there and not later and here != 0xFFFFFFFF:
-            yield f"the {what} {here:,}, not {there:,}"
-    if packed not in (member.compressed_size, 0xFFFFFFFF) and not (packed == 0 and member.flags & _STREAMED):
+            yield f"the {what} {here:{form}}, not {there:{form}}"
+    if packed not in (member.compressed_size, 0xFFFFFFFF) and not (packed == 0 and member.flags & STREAMED):
         yield f"the packed size {packed:,}, not {member.compressed_size:,}"
 
 
@@ -304,7 +305,7 @@ def overlapping_members(subject: Subject) -> Iterator[Finding]:
     """
     archive = _archive(subject)
     end, previous = 0, ""
-    for member, local in archive.placed if archive is not None else ():
+    for member, local in archive.placed if archive is not None and not archive.is_plain else ():
         if member.header_offset < end:
             yield subject.finding(
                 f"it begins at byte {member.header_offset:,}, within {shortened(previous)}, which ends at byte {end:,}",
@@ -330,10 +331,8 @@ def orphaned_storage(subject: Subject) -> Iterator[Finding]:
     if archive is None or checkpoint is None or checkpoint.format not in _WITH_STORAGES:
         return
     folder = f"{archive.root}data/"
-    for member in archive.members:
-        if member.name in subject.tensor_members or not member.size or not member.name.startswith(folder):
-            continue
-        if member.name.removeprefix(folder).isdecimal():
+    for member in subject.other_members:
+        if member.size and member.name.startswith(folder) and member.name.removeprefix(folder).isdecimal():
             yield subject.finding(
                 f"{count(member.size, 'byte')} that no tensor refers to",
                 member=member.name,
@@ -396,7 +395,11 @@ def missing_storage(subject: Subject) -> Iterator[Finding]:
 # --- what readers pass over
 
 
-@rule("I301", "oddity", "warning")
+def _has_anomalies(subject: Subject) -> bool:
+    return subject.checkpoint is not None and bool(subject.checkpoint.anomalies)
+
+
+@rule("I301", "oddity", "warning", when=_has_anomalies)
 def oddity(subject: Subject) -> Iterator[Finding]:
     """Something about the file is odd, and loaders pass over it in silence.
 
@@ -414,7 +417,7 @@ def oddity(subject: Subject) -> Iterator[Finding]:
             yield _about(subject, anomaly)
 
 
-@rule("I302", "index-mismatch", "warning")
+@rule("I302", "index-mismatch", "warning", when=_has_anomalies)
 def index_mismatch(subject: Subject) -> Iterator[Finding]:
     """The index of a sharded checkpoint and its shards disagree.
 

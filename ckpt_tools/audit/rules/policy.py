@@ -8,7 +8,6 @@ from fnmatch import fnmatchcase
 from ckpt_tools.analysis.counting import distinct
 from ckpt_tools.analysis.summary import pick
 from ckpt_tools.analysis.trainability import judge, parameters_of
-from ckpt_tools.audit.dangers import with_nested
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.policy import Requirement, matches
 from ckpt_tools.audit.rule import Rule, rule
@@ -23,6 +22,14 @@ def _asked(subject: Subject) -> Iterator[tuple[Requirement, Checkpoint]]:
     for requirement in subject.options.policy.requirements:
         if subject.checkpoint is not None and any(matches(subject.path, glob) for glob in requirement.paths):
             yield requirement, subject.checkpoint
+
+
+def _is_asked(subject: Subject) -> bool:
+    return bool(subject.options.policy.requirements) and any(True for _ in _asked(subject))
+
+
+def _is_locked(subject: Subject) -> bool:
+    return subject.options.baseline is not None
 
 
 def _fits(name: str, globs: Iterable[str]) -> bool:
@@ -47,7 +54,7 @@ def expired_waiver(subject: Subject) -> Iterator[Finding]:
             )
 
 
-@rule("P102", "global-added", "error")
+@rule("P102", "global-added", "error", when=_is_locked)
 def global_added(subject: Subject) -> Iterator[Finding]:
     """A pickle names a global that the baseline has not locked for the file.
 
@@ -62,7 +69,7 @@ def global_added(subject: Subject) -> Iterator[Finding]:
     if baseline is None:
         return
     locked = baseline.locked(subject.path)
-    for verdict in with_nested(subject.verdicts):
+    for verdict in subject.all_verdicts:
         for name in verdict.names:
             if (name.name not in locked) if locked is not None else not name.allowed:
                 yield subject.finding(
@@ -73,7 +80,7 @@ def global_added(subject: Subject) -> Iterator[Finding]:
                 )
 
 
-@rule("P103", "global-removed", "note")
+@rule("P103", "global-removed", "note", when=_is_locked)
 def global_removed(subject: Subject) -> Iterator[Finding]:
     """A global that the baseline has locked for the file is no longer named.
 
@@ -84,13 +91,13 @@ def global_removed(subject: Subject) -> Iterator[Finding]:
     Remedy: write the baseline again.
     """
     locked = subject.options.baseline.locked(subject.path) if subject.options.baseline is not None else None
-    named = {name.name for verdict in with_nested(subject.verdicts) for name in verdict.names}
+    named = {name.name for verdict in subject.all_verdicts for name in verdict.names}
     for gone in locked or ():
         if gone not in named:
             yield subject.finding(f"{gone} is gone", evidence={"global": gone})
 
 
-@rule("P201", "format-not-allowed", "error")
+@rule("P201", "format-not-allowed", "error", when=_is_asked)
 def format_not_allowed(subject: Subject) -> Iterator[Finding]:
     """The file is of a format that the policy does not allow.
 
@@ -108,7 +115,7 @@ def format_not_allowed(subject: Subject) -> Iterator[Finding]:
             )
 
 
-@rule("P202", "kind-not-allowed", "error")
+@rule("P202", "kind-not-allowed", "error", when=_is_asked)
 def kind_not_allowed(subject: Subject) -> Iterator[Finding]:
     """The file holds something other than the policy allows.
 
@@ -121,11 +128,11 @@ def kind_not_allowed(subject: Subject) -> Iterator[Finding]:
     for asked, checkpoint in _asked(subject):
         if asked.kinds and checkpoint.kind not in asked.kinds:
             yield subject.finding(
-                f"it holds a {checkpoint.kind}, not a {' or '.join(asked.kinds)}", evidence={"kind": checkpoint.kind}
+                f"its kind is {checkpoint.kind}, not {' or '.join(asked.kinds)}", evidence={"kind": checkpoint.kind}
             )
 
 
-@rule("P203", "global-not-allowed", "error")
+@rule("P203", "global-not-allowed", "error", when=_is_asked)
 def global_not_allowed(subject: Subject) -> Iterator[Finding]:
     """A pickle names a global that the policy does not list.
 
@@ -137,7 +144,7 @@ def global_not_allowed(subject: Subject) -> Iterator[Finding]:
     Remedy: save without the object, or add the global to the policy.
     """
     for asked, _ in _asked(subject):
-        for verdict in with_nested(subject.verdicts) if asked.globals is not None else ():
+        for verdict in subject.all_verdicts if asked.globals is not None else ():
             for name in verdict.names:
                 if not name.allowed and not _fits(name.name, asked.globals or ()):
                     yield subject.finding(
@@ -148,7 +155,7 @@ def global_not_allowed(subject: Subject) -> Iterator[Finding]:
                     )
 
 
-@rule("P204", "dtype-not-allowed", "error")
+@rule("P204", "dtype-not-allowed", "error", when=_is_asked)
 def dtype_not_allowed(subject: Subject) -> Iterator[Finding]:
     """Tensors are of a type that the policy does not allow.
 
@@ -159,7 +166,8 @@ def dtype_not_allowed(subject: Subject) -> Iterator[Finding]:
     Remedy: cast them: ``ckpt convert --dtype float16``.
     """
     for asked, _ in _asked(subject):
-        wrong = [t for t in subject.tensors if asked.dtypes and t.dtype.name not in asked.dtypes]
+        tensors = (*subject.tensors, *subject.loose.tensors)
+        wrong = [t for t in tensors if asked.dtypes and t.dtype.name not in asked.dtypes]
         for dtype in dict.fromkeys(tensor.dtype.name for tensor in wrong):
             names = [tensor.name for tensor in wrong if tensor.dtype.name == dtype]
             yield subject.finding(
@@ -169,7 +177,7 @@ def dtype_not_allowed(subject: Subject) -> Iterator[Finding]:
             )
 
 
-@rule("P205", "too-large", "error")
+@rule("P205", "too-large", "error", when=_is_asked)
 def too_large(subject: Subject) -> Iterator[Finding]:
     """The file is larger than the policy allows.
 
@@ -186,7 +194,7 @@ def too_large(subject: Subject) -> Iterator[Finding]:
             )
 
 
-@rule("P206", "parameter-count", "error")
+@rule("P206", "parameter-count", "error", when=_is_asked)
 def parameter_count(subject: Subject) -> Iterator[Finding]:
     """The model has fewer or more parameters than the policy allows.
 
@@ -199,7 +207,11 @@ def parameter_count(subject: Subject) -> Iterator[Finding]:
     for asked, checkpoint in _asked(subject):
         if asked.min_parameters is None and asked.max_parameters is None:
             continue
-        state_dict, module = pick(checkpoint, None)
+        try:
+            state_dict, module = pick(checkpoint, None)
+        except CkptError as error:
+            yield subject.finding(f"its parameters cannot be counted: {error.problem}")
+            continue
         number = sum(tensor.numel for tensor in distinct(parameters_of(state_dict, module)))
         low, high = asked.min_parameters or 0, asked.max_parameters
         if number < low or (high is not None and number > high):
@@ -213,7 +225,7 @@ def parameter_count(subject: Subject) -> Iterator[Finding]:
             yield subject.finding(f"{count(number, 'parameter')}, not {wanted}", evidence={"parameters": number})
 
 
-@rule("P207", "missing-key", "error")
+@rule("P207", "missing-key", "error", when=_is_asked)
 def missing_key(subject: Subject) -> Iterator[Finding]:
     """No tensor of the file has a name that the policy asks for.
 
@@ -229,9 +241,9 @@ def missing_key(subject: Subject) -> Iterator[Finding]:
                 yield subject.finding(f"no tensor is called {glob}", evidence={"name": glob})
 
 
-@rule("P208", "wrong-shape", "error")
+@rule("P208", "wrong-shape", "error", when=_is_asked)
 def wrong_shape(subject: Subject) -> Iterator[Finding]:
-    """A tensor does not have the sizes that the policy asks for.
+    """A tensor does not have the sizes that the policy asks for, or is not there.
 
     Why: a head for another number of classes loads nowhere that expects this one.
 
@@ -240,10 +252,12 @@ def wrong_shape(subject: Subject) -> Iterator[Finding]:
     Remedy: find out which model was saved: ``ckpt summary``.
     """
     for asked, _ in _asked(subject):
+        missing = dict(asked.shapes)
         for tensor in subject.tensors:
             wanted = asked.shapes.get(tensor.name)
             if wanted is None:
                 continue
+            missing.pop(tensor.name, None)
             shape = tensor.shape
             if len(wanted) != len(shape) or any(a not in (-1, b) for a, b in zip(wanted, shape, strict=True)):
                 yield subject.finding(
@@ -251,9 +265,11 @@ def wrong_shape(subject: Subject) -> Iterator[Finding]:
                     tensor=tensor.name,
                     evidence={"shape": list(shape), "wanted": list(wanted)},
                 )
+        for name in missing:
+            yield subject.finding(f"no tensor is called {name}", evidence={"name": name})
 
 
-@rule("P209", "metadata-not-as-asked", "error")
+@rule("P209", "metadata-not-as-asked", "error", when=_is_asked)
 def metadata_not_as_asked(subject: Subject) -> Iterator[Finding]:
     """The file lacks metadata that the policy asks for, or has another value.
 
@@ -272,9 +288,9 @@ def metadata_not_as_asked(subject: Subject) -> Iterator[Finding]:
                 yield subject.finding(f"the metadata {key} is {found}, not {wanted}", evidence={"name": key})
 
 
-@rule("P210", "not-frozen", "error", needs="bytes")
+@rule("P210", "not-frozen", "error", needs="bytes", when=_is_asked)
 def not_frozen(subject: Subject) -> Iterator[Finding]:
-    """Parameters that the policy wants frozen are trainable, were trained, or it cannot be told.
+    """Parameters that the policy wants frozen are trainable, were trained, or are not there, or it cannot be told.
 
     Why: a backbone that was trained by mistake costs time and often quality.
 
@@ -286,9 +302,17 @@ def not_frozen(subject: Subject) -> Iterator[Finding]:
     for asked, checkpoint in _asked(subject):
         if not asked.frozen:
             continue
-        state_dict, module = pick(checkpoint, None)
+        try:
+            state_dict, module = pick(checkpoint, None)
+        except CkptError as error:
+            yield subject.finding(f"nobody can tell what is frozen: {error.problem}")
+            continue
         base = pick(subject.base, None)[0] if subject.base is not None else None
-        for name, judgement in judge(checkpoint, state_dict, module, base=base).parameters.items():
+        judgements = judge(checkpoint, state_dict, module, base=base).parameters
+        for glob in asked.frozen:
+            if not any(fnmatchcase(name, glob) for name in judgements):
+                yield subject.finding(f"no parameter is called {glob}", evidence={"name": glob})
+        for name, judgement in judgements.items():
             if judgement.verdict != "frozen" and _fits(name, asked.frozen):
                 told = "trainable" if judgement.verdict == "trainable" else "frozen or trainable, nobody can tell"
                 yield subject.finding(
@@ -296,7 +320,7 @@ def not_frozen(subject: Subject) -> Iterator[Finding]:
                 )
 
 
-@rule("P211", "license-not-allowed", "error")
+@rule("P211", "license-not-allowed", "error", when=_is_asked)
 def license_not_allowed(subject: Subject) -> Iterator[Finding]:
     """The file's metadata name a licence that the policy does not allow, or none.
 
@@ -322,7 +346,7 @@ def _names_license(key: str) -> bool:
     return last in ("license", "licence", "license_name", "modelspec_license")
 
 
-@rule("P212", "wrong-digest", "error", needs="bytes")
+@rule("P212", "wrong-digest", "error", needs="bytes", when=_is_asked)
 def wrong_digest(subject: Subject) -> Iterator[Finding]:
     """The digest of the weights, or of the whole file, is not the one that the policy gives.
 
@@ -336,7 +360,12 @@ def wrong_digest(subject: Subject) -> Iterator[Finding]:
         if asked.digest:
             from ckpt_tools.analysis.digest import digest
 
-            found = digest(pick(checkpoint, None)[0].tensors).sha256
+            try:
+                state_dict = pick(checkpoint, None)[0]
+            except CkptError as error:
+                found = f"not to be had ({error.problem})"
+            else:
+                found = digest(state_dict.tensors).sha256
             if found != asked.digest:
                 yield subject.finding(
                     f"the weights' digest is {found}, not {asked.digest}", evidence={"name": "digest", "found": found}

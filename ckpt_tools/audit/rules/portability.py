@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from ckpt_tools.analysis.overview import wrapper_prefix
 from ckpt_tools.analysis.renames import DENSENET, GAMMA, weight_norm_pairs
 from ckpt_tools.analysis.trainability import same_bytes
 from ckpt_tools.audit.findings import Finding
-from ckpt_tools.audit.rule import Rule, rule
+from ckpt_tools.audit.policy import version
+from ckpt_tools.audit.rule import Rule, has_module, rule
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.checkpoint import StateDict, TensorInfo, format_path
 from ckpt_tools.records import record
@@ -59,7 +61,7 @@ NEEDED: tuple[Needed, ...] = (
 )
 
 
-@rule("F101", "full-model-pickle", "warning")
+@rule("F101", "full-model-pickle", "warning", when=has_module)
 def full_model_pickle(subject: Subject) -> Iterator[Finding]:
     """The file holds a whole pickled ``nn.Module``, not its state_dict.
 
@@ -70,14 +72,14 @@ def full_model_pickle(subject: Subject) -> Iterator[Finding]:
 
     Remedy: take the weights out with ``ckpt convert``, which needs no class, and keep the class in your code.
     """
-    checkpoint = subject.checkpoint
-    if checkpoint is not None and checkpoint.module is not None:
-        classes = Counter(part.class_name for _, part in checkpoint.module.walk())
+    module = subject.module
+    # a TorchScript archive brings the code of its classes, which are none of Python's
+    if module is not None and subject.checkpoint is not None and subject.checkpoint.format != "torchscript":
+        classes = Counter(part.class_name for _, part in module.walk())
         own = sorted(name for name in classes if not name.startswith("torch."))
         needs = f"; it needs {listed(own, 4)}" if own else ""
         yield subject.finding(
-            f"a pickled {checkpoint.module.class_name}{needs}",
-            evidence={"class": checkpoint.module.class_name, "classes": own},
+            f"a pickled {module.class_name}{needs}", evidence={"class": module.class_name, "classes": own}
         )
 
 
@@ -99,24 +101,34 @@ def legacy_format(subject: Subject) -> Iterator[Finding]:
 
 @rule("F103", "wrapper-prefix", "warning")
 def wrapper_prefixes(subject: Subject) -> Iterator[Finding]:
-    """Every key of a state_dict begins with the prefix of a wrapper.
+    """Every key of a state_dict begins with the prefix of a wrapper, but for the counter of an averaged model.
 
     Why: ``load_state_dict`` of the bare model finds none of its keys, and with ``strict=False`` loads nothing and
     says nothing.
 
-    Example: ``module.`` of DataParallel and DistributedDataParallel, ``_orig_mod.`` of torch.compile, ``model.`` of
-    Lightning.
+    Example: ``module.`` of DataParallel, DistributedDataParallel and AveragedModel, ``_orig_mod.`` of torch.compile,
+    ``model.`` of Lightning (and of language models of Transformers, in whose files it belongs).
 
     Remedy: save ``model.module.state_dict()``, or ``ckpt convert --strip-prefix auto``.
     """
     for state_dict in _models(subject):
-        prefix = wrapper_prefix(state_dict.entries)
-        if prefix:
+        keys = [key for key in state_dict.entries if key != "n_averaged"]
+        prefix = wrapper_prefix(keys)
+        if prefix and not (prefix == "model." and _is_of_transformers(subject)):
+            but = "" if len(keys) == len(state_dict.entries) else " but n_averaged"
             yield subject.finding(
-                f"all {count(len(state_dict.entries), 'key')}{_of(state_dict)} begin with {prefix}",
-                evidence={"prefix": prefix, "keys": len(state_dict.entries)},
+                f"all {count(len(keys), 'key')}{_of(state_dict)}{but} begin with {prefix}",
+                evidence={"prefix": prefix, "keys": len(keys)},
                 remedy=f"Save the state_dict of the model within the wrapper, or ckpt convert --strip-prefix {prefix}",
             )
+
+
+def _is_of_transformers(subject: Subject) -> bool:
+    """Whether the file is of the kind in which ``model.`` is the name that a language model with a tied head gives its
+    body, and in which Transformers expects it.
+    """
+    sorted_tensors = subject.checkpoint is not None and subject.checkpoint.format in ("safetensors", "sharded")
+    return sorted_tensors or os.path.basename(subject.path).startswith("pytorch_model")
 
 
 @rule("F104", "device-tag", "warning")
@@ -132,8 +144,8 @@ def device_tag(subject: Subject) -> Iterator[Finding]:
     """
     if subject.checkpoint is None or all(storage.device == "cpu" for storage in subject.coverage.storages):
         return
-    devices = Counter(storage.device for tensor in subject.tensors for storage in tensor.storages())
-    devices += Counter(storage.device for _, tensor in subject.checkpoint.loose for storage in tensor.storages())
+    tensors = (*subject.tensors, *subject.loose.tensors)
+    devices = Counter(storage.device for tensor in tensors for storage in tensor.storages())
     tagged = {device: n for device, n in devices.items() if device not in ("cpu", "meta")}
     if tagged:
         told = ", ".join(f"{device} ({count(n, 'tensor')})" for device, n in sorted(tagged.items()))
@@ -156,7 +168,7 @@ def numpy_2_names(subject: Subject) -> Iterator[Finding]:
             yield subject.finding(f"needs {listed(names, 4)}", member=pickle.member, evidence={"globals": names})
 
 
-@rule("F106", "missing-attribute", "warning")
+@rule("F106", "missing-attribute", "warning", when=has_module)
 def missing_attribute(subject: Subject) -> Iterator[Finding]:
     """A pickled layer lacks an attribute that the layer's code reads today.
 
@@ -169,27 +181,27 @@ def missing_attribute(subject: Subject) -> Iterator[Finding]:
 
     Remedy: build the model from its class and load the state_dict (``ckpt convert``), or set the attribute.
     """
-    module = subject.checkpoint.module if subject.checkpoint is not None else None
+    module = subject.module
     if module is None:
         return
-    version = _version(subject.options.policy.torch)
+    torch = version(subject.options.policy.torch or "")
     found: dict[tuple[str, str], list[str]] = {}
     for path, part in module.walk():
         for needed in NEEDED:
-            wanted = version is None or version >= needed.since
-            filled = needed.filled is not None and (version is None or version >= needed.filled)
+            wanted = torch is None or torch >= needed.since
+            filled = needed.filled is not None and (torch is None or torch >= needed.filled)
             if part.class_name in needed.classes and wanted and not filled and needed.attribute not in part.attributes:
-                found.setdefault((part.class_name, needed.attribute), []).append(path or "the model")
+                found.setdefault((part.class_name, needed.attribute), []).append(path)
     for (class_name, attribute), paths in found.items():
         yield subject.finding(
-            f"{class_name.rpartition('.')[2]} lacks {attribute}, in {listed(paths, 3)}",
+            f"{class_name.rpartition('.')[2]} lacks {attribute}: {_modules(paths)}",
             evidence={"class": class_name, "attribute": attribute, "modules": paths[:100]},
         )
 
 
-def _version(text: str | None) -> tuple[int, int] | None:
-    match = re.match(r"(\d{1,4})\.(\d{1,4})", text or "")
-    return (int(match[1]), int(match[2])) if match else None
+def _modules(paths: list[str]) -> str:
+    """``module features.0``; names may be numbers alone."""
+    return f"module{'s' if len(paths) > 1 else ''} {listed(paths, 3)}" if any(paths) else "the model itself"
 
 
 @rule("F107", "optimizer-state", "note")
@@ -227,7 +239,7 @@ def oversize_storage(subject: Subject) -> Iterator[Finding]:
     """
     if sum(storage.nbytes for storage in subject.coverage.storages) <= SLACK:
         return
-    found = tally(subject.tensors)
+    found = tally((*subject.tensors, *subject.loose.tensors))
     if found.slack > max(SLACK, found.nbytes // 10):
         yield subject.finding(
             f"{size(found.slack)} of the tensors' storages belong to no tensor, {size(found.nbytes)} do",
@@ -238,7 +250,15 @@ def oversize_storage(subject: Subject) -> Iterator[Finding]:
 # --- names
 
 
-@rule("F109", "old-names", "warning")
+def _has_old_names(subject: Subject) -> bool:
+    return any(word in subject.listing for word in ("LayerNorm.", "denselayer"))
+
+
+def _has_benign_names(subject: Subject) -> bool:
+    return any(word in subject.listing for word in ("_g\n", "position_ids\n", "running_mean\n"))
+
+
+@rule("F109", "old-names", "warning", when=_has_old_names)
 def old_names(subject: Subject) -> Iterator[Finding]:
     """Keys have names that a library has changed since.
 
@@ -265,7 +285,7 @@ def old_names(subject: Subject) -> Iterator[Finding]:
                 )
 
 
-@rule("F110", "benign-names", "note")
+@rule("F110", "benign-names", "note", when=_has_benign_names)
 def benign_names(subject: Subject) -> Iterator[Finding]:
     """Keys are there, or missing, that look like a mistake and are none.
 
@@ -307,6 +327,8 @@ def mixed_dtypes(subject: Subject) -> Iterator[Finding]:
     Remedy: cast with ``ckpt convert --dtype`` where one type is meant.
     """
     for state_dict in _models(subject):
+        if len({tensor.dtype.name for tensor in state_dict.tensors}) < 2:
+            continue
         parameters = [t for t in state_dict.tensors if t.dtype.kind == "float" and not looks_like_buffer(t.name)]
         types = Counter(tensor.dtype.name for tensor in parameters)
         if len(types) > 1:

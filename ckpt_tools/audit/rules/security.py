@@ -10,10 +10,11 @@ from itertools import chain
 
 from ckpt_tools.audit import configured
 from ckpt_tools.audit.coverage import AS_PICKLE, Opening
-from ckpt_tools.audit.dangers import Danger, NameVerdict, PickleVerdict, classify, with_nested
+from ckpt_tools.audit.dangers import Danger, NameVerdict, PickleVerdict, classify
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.gadgets import KNOWN_DANGERS, Category
 from ckpt_tools.audit.inputs import CONFIGURATIONS, OTHER_CONFIGURATIONS, TEMPLATES, has_companions
+from ckpt_tools.audit.payload import digest, of_bytes
 from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.checkpoint import Checkpoint, Pickle
@@ -28,8 +29,13 @@ from ckpt_tools.sources import Folder, Source
 # --- what the pickles do
 
 
+def _needs_more(subject: Subject) -> bool:
+    """Whether a pickle does more than to make tensors."""
+    return any(verdict.answer != "tensors only" for verdict in subject.all_verdicts)
+
+
 def _dangers(subject: Subject, category: Category) -> Iterator[Finding]:
-    for verdict in with_nested(subject.verdicts):
+    for verdict in subject.all_verdicts:
         for danger in verdict.dangers:
             if danger.category == category:
                 yield _found(subject, verdict, danger)
@@ -37,13 +43,13 @@ def _dangers(subject: Subject, category: Category) -> Iterator[Finding]:
 
 def _found(subject: Subject, verdict: PickleVerdict, danger: Danger) -> Finding:
     name = next((name for name in verdict.names if name.name == danger.subject), None)
-    evidence: dict[str, object] = {"global": danger.subject}
+    evidence: dict[str, object] = {"global": danger.subject, "payload": verdict.payload}
     if name is not None:
         evidence |= {"opcode": name.opcode, "called": name.called}
     return subject.finding(shortened(str(danger)), member=verdict.member, offset=danger.offset, evidence=evidence)
 
 
-@rule("S101", "code-execution", "error")
+@rule("S101", "code-execution", "error", when=_needs_more)
 def code_execution(subject: Subject) -> Iterator[Finding]:
     """A pickle refers to something that runs code or programs.
 
@@ -58,7 +64,7 @@ def code_execution(subject: Subject) -> Iterator[Finding]:
     yield from _dangers(subject, "code")
 
 
-@rule("S102", "reflection", "error")
+@rule("S102", "reflection", "error", when=_needs_more)
 def reflection(subject: Subject) -> Iterator[Finding]:
     """A pickle refers to something that fetches attributes or modules by name.
 
@@ -73,7 +79,7 @@ def reflection(subject: Subject) -> Iterator[Finding]:
     yield from _dangers(subject, "reflection")
 
 
-@rule("S103", "nested-loader", "error")
+@rule("S103", "nested-loader", "error", when=_needs_more)
 def nested_loader(subject: Subject) -> Iterator[Finding]:
     """A pickle refers to something that loads a further pickle, model or program.
 
@@ -88,7 +94,7 @@ def nested_loader(subject: Subject) -> Iterator[Finding]:
     yield from _dangers(subject, "loader")
 
 
-@rule("S104", "file-access", "error")
+@rule("S104", "file-access", "error", when=_needs_more)
 def file_access(subject: Subject) -> Iterator[Finding]:
     """A pickle refers to something that opens, writes or removes files.
 
@@ -102,7 +108,7 @@ def file_access(subject: Subject) -> Iterator[Finding]:
     yield from _dangers(subject, "files")
 
 
-@rule("S105", "network-access", "error")
+@rule("S105", "network-access", "error", when=_needs_more)
 def network_access(subject: Subject) -> Iterator[Finding]:
     """A pickle refers to something that opens network connections.
 
@@ -116,7 +122,7 @@ def network_access(subject: Subject) -> Iterator[Finding]:
     yield from _dangers(subject, "network")
 
 
-@rule("S106", "process-state", "error")
+@rule("S106", "process-state", "error", when=_needs_more)
 def process_state(subject: Subject) -> Iterator[Finding]:
     """A pickle refers to something that changes or ends the running process.
 
@@ -130,7 +136,7 @@ def process_state(subject: Subject) -> Iterator[Finding]:
     yield from _dangers(subject, "process")
 
 
-@rule("S107", "unlisted-library-call", "error")
+@rule("S107", "unlisted-library-call", "error", when=_needs_more)
 def unlisted_library_call(subject: Subject) -> Iterator[Finding]:
     """A pickle refers to a function of Python, torch or numpy that is not known to do nothing but make a value.
 
@@ -144,7 +150,7 @@ def unlisted_library_call(subject: Subject) -> Iterator[Finding]:
     yield from _dangers(subject, "library")
 
 
-@rule("S108", "extension-code", "error")
+@rule("S108", "extension-code", "error", when=_needs_more)
 def extension_code(subject: Subject) -> Iterator[Finding]:
     """A pickle refers to something by a number of copyreg's extension registry.
 
@@ -158,7 +164,7 @@ def extension_code(subject: Subject) -> Iterator[Finding]:
     yield from _dangers(subject, "extension")
 
 
-@rule("S109", "computed-call", "error")
+@rule("S109", "computed-call", "error", when=_needs_more)
 def computed_call(subject: Subject) -> Iterator[Finding]:
     """A pickle calls what it has itself computed, or has a call made that it does not name.
 
@@ -196,13 +202,13 @@ def state_injection(subject: Subject) -> Iterator[Finding]:
 
 
 def _names(subject: Subject, fits: Callable[[NameVerdict], bool]) -> Iterator[tuple[PickleVerdict, NameVerdict]]:
-    for verdict in with_nested(subject.verdicts):
+    for verdict in subject.all_verdicts:
         for name in verdict.names:
             if fits(name):
                 yield verdict, name
 
 
-@rule("S111", "unknown-function", "error")
+@rule("S111", "unknown-function", "error", when=_needs_more)
 def unknown_function(subject: Subject) -> Iterator[Finding]:
     """A pickle calls a function of a package of which nothing is known, or keeps it with arguments.
 
@@ -220,11 +226,11 @@ def unknown_function(subject: Subject) -> Iterator[Finding]:
             f"{name.name} is {done}, and nothing is known of it",
             member=verdict.member,
             offset=name.offset,
-            evidence={"global": name.name, "opcode": name.opcode},
+            evidence={"global": name.name, "opcode": name.opcode, "payload": verdict.payload},
         )
 
 
-@rule("S112", "unknown-class", "warning")
+@rule("S112", "unknown-class", "warning", when=_needs_more)
 def unknown_class(subject: Subject) -> Iterator[Finding]:
     """A pickle refers to a class of a package of which nothing is known.
 
@@ -248,7 +254,7 @@ def unknown_class(subject: Subject) -> Iterator[Finding]:
         )
 
 
-@rule("S113", "needs-classes", "note")
+@rule("S113", "needs-classes", "note", when=_needs_more)
 def needs_classes(subject: Subject) -> Iterator[Finding]:
     """A pickle holds more than tensors: classes of well-known libraries, which torch.load has to be told to allow.
 
@@ -259,20 +265,22 @@ def needs_classes(subject: Subject) -> Iterator[Finding]:
 
     Remedy: save ``model.state_dict()``, plain numbers and text; or load with ``torch.serialization.safe_globals``.
     """
-    for verdict in with_nested(subject.verdicts):
+    script = subject.checkpoint is not None and subject.checkpoint.format == "torchscript"
+    for verdict in subject.all_verdicts:
         known = [name for name in verdict.names if name.kind in ("class", "inert") and not name.allowed]
-        if known:
+        # the lists of numbers in a script's tables of source lines are torch.jit's own business
+        if known and not (script and all(name.name.startswith("torch.jit._pickle.build_") for name in known)):
             shown = ", ".join(f"{name.name} ({name.purpose})" if name.purpose else name.name for name in known[:4])
             rest = f" and {len(known) - 4:,} more" if len(known) > 4 else ""
             yield subject.finding(
                 f"{shown}{rest}",
                 member=verdict.member,
                 offset=known[0].offset,
-                evidence={"names": [name.name for name in known]},
+                evidence={"globals": [name.name for name in known]},
             )
 
 
-@rule("S114", "embedded-bytecode", "warning")
+@rule("S114", "embedded-bytecode", "warning", when=_needs_more)
 def embedded_bytecode(subject: Subject) -> Iterator[Finding]:
     """A pickle holds functions as bytecode.
 
@@ -283,18 +291,18 @@ def embedded_bytecode(subject: Subject) -> Iterator[Finding]:
 
     Remedy: keep functions in code, and only their names and numbers in the checkpoint.
     """
-    for verdict in with_nested(subject.verdicts):
+    for verdict in subject.all_verdicts:
         code = next((name for name in verdict.names if name.kind == "code"), None)
         if code is not None:
             yield subject.finding(
                 f"it holds a function as bytecode ({code.name})",
                 member=verdict.member,
                 offset=code.offset,
-                evidence={"global": code.name},
+                evidence={"global": code.name, "payload": verdict.payload},
             )
 
 
-@rule("S115", "unevaluated-pickle", "error")
+@rule("S115", "unevaluated-pickle", "error", when=_needs_more)
 def unevaluated_pickle(subject: Subject) -> Iterator[Finding]:
     """A pickle cannot be evaluated to its end.
 
@@ -307,14 +315,14 @@ def unevaluated_pickle(subject: Subject) -> Iterator[Finding]:
     Remedy: fetch the file again; if it is the same, do not load it.
     """
     problems = {pickle.member: pickle.problem for pickle in subject.pickles if pickle.problem}
-    for verdict in with_nested(subject.verdicts):
+    for verdict in subject.all_verdicts:
         if not verdict.complete:
             why = problems.get(verdict.member) or (subject.error.problem if subject.error is not None else "")
             seen = count(len(verdict.names), "name")
             yield subject.finding(
                 f"it cannot be evaluated to its end{f' ({why})' if why else ''}; before that it refers to {seen}",
                 member=verdict.member,
-                evidence={"names": [name.name for name in verdict.names]},
+                evidence={"names": [name.name for name in verdict.names], "payload": verdict.payload},
             )
 
 
@@ -388,7 +396,7 @@ def pickle_in_bytes(subject: Subject) -> Iterator[Finding]:
 
     Remedy: find out what reads it, and store the values themselves.
     """
-    for verdict in with_nested(subject.verdicts):
+    for verdict in subject.all_verdicts:
         if ": a byte string" in verdict.member:
             names = ", ".join(name.name for name in verdict.names[:3])
             yield subject.finding(f"a pickle that refers to {names}", member=verdict.member)
@@ -409,38 +417,25 @@ def polyglot(subject: Subject) -> Iterator[Finding]:
     if source is None:
         return
     head = source.peek(0, 512)
-    archive = _archive(source)
+    archive = subject.archive
     if archive is not None and archive.members:
-        first = min(member.header_offset for member in archive.members)
+        first = archive.placed[0][0].header_offset
         if not head.startswith(b"PK"):
             own = subject.checkpoint.title if subject.checkpoint is not None else "something else"
             yield subject.finding(
                 f"{own} to some, and to others a zip archive with {archive.members[0].name!r:.80}",
                 offset=first,
+                evidence={"payload": digest(of_bytes(source, first))},
             )
         elif first > 0:
             what = f"the archive begins at byte {first:,}; what stands before it begins like another"
-            yield subject.finding(what, offset=0)
+            yield subject.finding(what, offset=0, evidence={"payload": digest(of_bytes(source, first))})
     if subject.checkpoint is not None:
         for anomaly in subject.checkpoint.anomalies:
             if "the same bytes are a legacy file" in anomaly.what:
                 yield subject.finding(anomaly.what)
         if any(pickle.member.endswith(AS_PICKLE) for pickle in subject.coverage.pickles):
             yield subject.finding(f"{subject.checkpoint.title} to some, and to others a pickle", offset=0)
-
-
-class _NoArchive:
-    """Marks in a source's memo that it is no zip archive."""
-
-
-def _archive(source: Source) -> Archive | None:
-    if _NoArchive in source.memo:
-        return None
-    try:
-        return Archive.of(source)
-    except CkptError:
-        source.memo[_NoArchive] = True
-        return None
 
 
 # --- programs in other formats
@@ -454,6 +449,11 @@ def _checkpoints(subject: Subject) -> Iterator[tuple[str, Checkpoint]]:
     yield from subject.coverage.checkpoints
 
 
+def _has_program(subject: Subject) -> bool:
+    return any(checkpoint.format in _PROGRAM_FORMATS for _, checkpoint in _checkpoints(subject))
+
+
+_PROGRAM_FORMATS = frozenset({"torchscript", "onnx", "exported_program"})
 _GAP = r"(?:\s|\\|#[^\n]*\n)*"  # between two words of TorchScript may stand white space and comments
 _DOT = rf"{_GAP}\.{_GAP}"
 # patterns stay text until there is code to look at: compiling them takes longer than reading most files
@@ -485,7 +485,7 @@ def _code(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
             yield member.name, archive.open(member).read(0, member.size)
 
 
-@rule("S120", "torchscript-operator", "error")
+@rule("S120", "torchscript-operator", "error", when=_has_program)
 def torchscript_operator(subject: Subject) -> Iterator[Finding]:
     """TorchScript code calls an operator that reads or writes files, or calls other machines.
 
@@ -504,10 +504,10 @@ def torchscript_operator(subject: Subject) -> Iterator[Finding]:
                 found = {_plain(m[0]): m.start() for m in reversed([*re.finditer(_OPERATOR, text)])}
             else:
                 found = {m[0].decode(): m.start() for m in reversed([*re.finditer(_BYTECODE, code)])}
+            payload = digest([code]) if found else ""
             for operator, offset in sorted(found.items(), key=lambda item: item[1]):
-                yield subject.finding(
-                    f"the code uses {operator}", member=member, offset=offset, evidence={"name": operator}
-                )
+                evidence = {"name": operator, "payload": payload}
+                yield subject.finding(f"the code uses {operator}", member=member, offset=offset, evidence=evidence)
 
 
 def _plain(operator: str) -> str:
@@ -515,7 +515,7 @@ def _plain(operator: str) -> str:
     return re.sub(r"#[^\n]*\n|\s|\\", "", operator)
 
 
-@rule("S121", "custom-operator", "warning")
+@rule("S121", "custom-operator", "warning", when=_has_program)
 def custom_operator(subject: Subject) -> Iterator[Finding]:
     """TorchScript code or an ONNX graph calls an operator that is not torch's or ONNX's own.
 
@@ -561,7 +561,7 @@ _TORCH_OPERATORS = ("torch.ops.aten.", "torch.ops.prim.", "torch.ops.prims.", "t
 _WRITES = ("torch.ops.aten.from_file", "torch.ops.aten.save", "torch.ops.image.", "torch.ops.debugprims.")
 
 
-@rule("S122", "exported-program-code", "error")
+@rule("S122", "exported-program-code", "error", when=_has_program)
 def exported_program_code(subject: Subject) -> Iterator[Finding]:
     """An exported program has an expression or a target that is no part of a graph of tensors.
 
@@ -584,14 +584,16 @@ def exported_program_code(subject: Subject) -> Iterator[Finding]:
             targets: set[str] = set()
             for key, value in _strings(archive, member):
                 if key == "expr_str" and re.search(_UNLIKE_SYMPY, re.sub(_SYMBOL, "Symbol(", value)):
-                    yield subject.finding(f"a size is the expression {value!r:.120}", member=member.name)
+                    what = f"a size is the expression {value!r:.120}"
+                    yield subject.finding(what, member=member.name, evidence={"payload": digest([_bytes(value)])})
                 elif key in ("target", "as_operator") and value not in targets and _is_bad_target(value):
                     targets.add(value)
                     yield subject.finding(f"the graph calls {value}", member=member.name, evidence={"name": value})
                 elif _IMPORTING.search(value):
                     for named in _imported(value):
                         what = f"the structure of its inputs or outputs has {named:.200} imported"
-                        yield subject.finding(what, member=member.name, evidence={"name": named})
+                        evidence = {"name": named, "payload": digest([_bytes(value)])}
+                        yield subject.finding(what, member=member.name, evidence=evidence)
 
 
 _IMPORTING = re.compile(r"default_factory_module|__enum__|\\u00|\\x")
@@ -709,14 +711,14 @@ def climbing_path(subject: Subject) -> Iterator[Finding]:
     source = subject.file
     if source is None:
         return
-    archive = _archive(source)
+    archive = subject.archive
     if archive is not None:
         if any(mark in archive.listing for mark in _CLIMBING):
             for name in (member.name for member in archive.members):
                 if _climbs(name):
                     yield subject.finding(f"the archive has a member {name!r:.200}", member=name)
         for member in archive.members:
-            if _is_link(member):
+            if member.attributes and _is_link(member):
                 yield subject.finding("the archive has a symbolic link", member=member.name)
     elif tar.is_header(source.peek(0, tar.BLOCK)):
         for entry in tar.entries(source):
@@ -725,7 +727,10 @@ def climbing_path(subject: Subject) -> Iterator[Finding]:
             header = source.peek(entry.offset - tar.BLOCK, tar.BLOCK)
             if header[156:157] in (b"1", b"2"):
                 target = header[157:257].partition(b"\0")[0].decode("utf-8", "replace")
-                yield subject.finding(f"the archive has a link to {target!r:.200}", member=entry.name)
+                evidence = {"payload": digest([header[157:257]])}
+                yield subject.finding(
+                    f"the archive has a link to {target!r:.200}", member=entry.name, evidence=evidence
+                )
 
 
 def _links(subject: Subject) -> Iterator[Finding]:
@@ -780,22 +785,23 @@ def native_code(subject: Subject) -> Iterator[Finding]:
 
     Remedy: load the package only from who built it; better, compile the exported program yourself.
     """
-    source = subject.file
-    archive = _archive(source) if source is not None else None
+    archive = subject.archive
     if archive is None:
         return
-    named, tensors = re.search(_PROGRAM_NAMES, archive.listing.lower()) is not None, subject.tensor_members
-    for member in archive.members:
+    named = re.search(_PROGRAM_NAMES, archive.listing.lower()) is not None
+    others = set(subject.other_members)
+    for member in archive.members if named else subject.other_members:
         by_name = named and re.search(_PROGRAM_NAMES, member.name.lower()) is not None
         what = "a program or library, or what one is made of, by its name" if by_name else ""
-        if member.size > 64 and member.name not in tensors:
+        if member.size > 64 and member in others:
             try:
                 head = archive.open(member).peek(0, 4)
             except CkptError:
                 head = b""
             what = next((kind for magic, kind in _PROGRAMS if head.startswith(magic)), what)
         if what:
-            yield subject.finding(what, member=member.name, evidence={"bytes": member.size})
+            evidence = {"bytes": member.size, "payload": _content(archive, member)}
+            yield subject.finding(what, member=member.name, evidence=evidence)
 
 
 @rule("S125", "python-in-archive", "warning")
@@ -808,8 +814,7 @@ def python_in_archive(subject: Subject) -> Iterator[Finding]:
 
     Remedy: read it before you load the file.
     """
-    source = subject.file
-    archive = _archive(source) if source is not None else None
+    archive = subject.archive
     if archive is None or not any(f"{ending}\n" in archive.listing.lower() for ending in _PYTHON):
         return
     script = subject.checkpoint is not None and subject.checkpoint.format == "torchscript"
@@ -818,10 +823,19 @@ def python_in_archive(subject: Subject) -> Iterator[Finding]:
         if member.name.lower().endswith(_PYTHON) and not (script and inner.startswith("code/")):
             if member.name.lower().endswith(".pth") and not _is_path_file(archive, member.name):
                 continue
-            yield subject.finding("Python source or bytecode", member=member.name, evidence={"bytes": member.size})
+            evidence = {"bytes": member.size, "payload": _content(archive, member)}
+            yield subject.finding("Python source or bytecode", member=member.name, evidence=evidence)
 
 
 _PYTHON = (".py", ".pyc", ".pth")
+
+
+def _content(archive: Archive, member: Member) -> str:
+    """The digest of a member, "" where it cannot be read: a rule says so."""
+    try:
+        return digest(archive.open(member).chunks())
+    except CkptError:
+        return ""
 
 
 def _is_path_file(archive: Archive, name: str) -> bool:
@@ -865,9 +879,12 @@ def template_injection(subject: Subject) -> Iterator[Finding]:
     for place, key, value in chain(own, _templates(subject)):
         match = re.search(_TEMPLATE, value) if "{{" in value or "{%" in value else None
         if match is not None:
-            yield subject.finding(
-                f"{key} refers to {match[0]!r}", member=place, evidence={"name": key, "text": value[:200]}
-            )
+            evidence = {"name": key, "text": value[:200], "payload": digest([_bytes(value)])}
+            yield subject.finding(f"{key} refers to {match[0]!r}", member=place, evidence=evidence)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _texts(subject: Subject, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
@@ -913,10 +930,13 @@ def code_in_model(subject: Subject) -> Iterator[Finding]:
 
     Remedy: load it with ``safe_mode=True`` of a current Keras, or not at all.
     """
+    import json
+
     for place, content in _keras_configurations(subject):
         for part in _dicts_in(content):
             for what, name in _keras_code(part):
-                yield subject.finding(what, member=place, evidence={"name": name})
+                evidence = {"name": name, "payload": digest([json.dumps(part, sort_keys=True).encode()])}
+                yield subject.finding(what, member=place, evidence=evidence)
 
 
 def _keras_configurations(subject: Subject) -> Iterator[tuple[str, object]]:
@@ -924,7 +944,7 @@ def _keras_configurations(subject: Subject) -> Iterator[tuple[str, object]]:
     import json
 
     source = subject.file
-    archive = _archive(source) if source is not None and source.peek(0, 4) == b"PK\x03\x04" else None
+    archive = subject.archive if source is not None and source.peek(0, 4) == b"PK\x03\x04" else None
     member = archive.find("config.json") if archive is not None else None
     if archive is not None and member is not None and member.size <= JSON_LIMIT:
         # Keras reads this file alone before it makes the layers, so metadata.json may be missing
@@ -1020,7 +1040,8 @@ def remote_code(subject: Subject) -> Iterator[Finding]:
             wanted = part.get("auto_map")
             if isinstance(wanted, dict) and wanted:
                 named = ", ".join(shortened(f"{key}: {value}", 60) for key, value in list(wanted.items())[:3])
-                yield subject.finding(f"auto_map has {named} imported", member=name, evidence={"name": name})
+                evidence = {"name": name, "payload": digest([json.dumps(wanted, sort_keys=True).encode()])}
+                yield subject.finding(f"auto_map has {named} imported", member=name, evidence=evidence)
             if part.get("trust_remote_code") is True:
                 what = "it asks for remote code to be trusted"
                 yield subject.finding(what, member=name, evidence={"name": name})
@@ -1050,7 +1071,7 @@ def named_code(subject: Subject) -> Iterator[Finding]:
     )
     for place, named in dict.fromkeys(found):
         message = f"{named.key} is {named.name:.200}: {named.what}"
-        yield subject.finding(message, member=place, evidence={"name": named.name})
+        yield subject.finding(message, member=place, evidence={"name": named.name, "payload": named.payload})
 
 
 def _configurations(subject: Subject) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+import os
 from collections.abc import Iterator, Sequence
 
 from ckpt_tools.analysis.holding import state_shape
@@ -12,9 +12,9 @@ from ckpt_tools.analysis.summary import Subject as Model
 from ckpt_tools.analysis.summary import subject_of
 from ckpt_tools.analysis.trainability import Mistake
 from ckpt_tools.audit.findings import Finding
-from ckpt_tools.audit.rule import Rule, rule
-from ckpt_tools.audit.subject import Subject, numbers_of
-from ckpt_tools.checkpoint import Optimizer, TensorInfo, format_path
+from ckpt_tools.audit.rule import Rule, has_module, rule
+from ckpt_tools.audit.subject import Subject
+from ckpt_tools.checkpoint import Optimizer, TensorInfo, TrainingState, format_path
 from ckpt_tools.pickles.structure import value_at
 from ckpt_tools.report import count, listed, number
 
@@ -27,32 +27,47 @@ def _recorded(model: Model) -> dict[str, bool]:
     return {t.name: t.requires_grad for t in model.parameters if t.is_parameter and t.requires_grad is not None}
 
 
-def _head(parameters: Sequence[TensorInfo]) -> list[TensorInfo]:
-    """The parameters of the last layer."""
+_HEADS = ("fc", "head", "heads", "classifier", "lm_head", "logits")
+
+
+def _head(parameters: Sequence[TensorInfo], *, by_name: bool = False) -> list[TensorInfo]:
+    """The parameters of the last layer; where they stand *by_name*, of the one called like a head, if any."""
     layer = parameters[-1].name.rpartition(".")[0] if parameters else ""
+    if by_name:
+        layers = {tensor.name.rpartition(".")[0] for tensor in parameters}
+        called = [one for one in layers if one.rpartition(".")[2] in _HEADS]
+        layer = called[0] if len(called) == 1 else layer
     return [tensor for tensor in parameters if tensor.name.rpartition(".")[0] == layer]
 
 
 # --- mistakes that leave a trace
 
 
+def _has_mistakes(subject: Subject) -> bool:
+    return subject.model is not None and bool(subject.model.trainability.mistakes)
+
+
 def _mistakes(subject: Subject, *, on_modules: bool) -> Iterator[Finding]:
+    """A finding for what was done alike, however many parameters it was done to: it was one line of a loop."""
     model = subject.model
+    names = {tensor.name for tensor in model.parameters} if model is not None else set()
+    alike: dict[tuple[str, bool], list[Mistake]] = {}
     for mistake in model.trainability.mistakes if model is not None else ():
         if (mistake.attribute == "requires_grad") is on_modules:
-            yield subject.finding(
-                f"{mistake.attribute} = {mistake.value} {mistake.what}",
-                tensor=mistake.where if _is_parameter(model, mistake) else "",
-                member="" if _is_parameter(model, mistake) else mistake.where,
-                evidence={"where": mistake.where, "attribute": mistake.attribute},
-            )
+            what = f"{mistake.attribute} = {mistake.value} {mistake.what}"
+            alike.setdefault((what, mistake.where in names), []).append(mistake)
+    for (what, of_parameters), mistakes in alike.items():
+        places = [mistake.where for mistake in mistakes]
+        several = count(len(places), "parameter" if of_parameters else "module")
+        yield subject.finding(
+            f"{what} ({several}: {listed(places, 3)})" if len(places) > 1 else what,
+            tensor=places[0] if of_parameters else "",
+            member="" if of_parameters else places[0],
+            evidence={"where": places[:100], "attribute": mistakes[0].attribute},
+        )
 
 
-def _is_parameter(model: Model | None, mistake: Mistake) -> bool:
-    return model is not None and any(tensor.name == mistake.where for tensor in model.parameters)
-
-
-@rule("T101", "misspelt-requires-grad", "error")
+@rule("T101", "misspelt-requires-grad", "error", when=_has_mistakes)
 def misspelt_requires_grad(subject: Subject) -> Iterator[Finding]:
     """A parameter or module carries an attribute that is ``requires_grad`` misspelt.
 
@@ -66,7 +81,7 @@ def misspelt_requires_grad(subject: Subject) -> Iterator[Finding]:
     yield from _mistakes(subject, on_modules=False)
 
 
-@rule("T102", "no-op-freeze", "error")
+@rule("T102", "no-op-freeze", "error", when=_has_mistakes)
 def no_op_freeze(subject: Subject) -> Iterator[Finding]:
     """A module carries ``requires_grad`` as an attribute of its own.
 
@@ -111,8 +126,8 @@ def frozen_head(subject: Subject) -> Iterator[Finding]:
     """
     model = subject.model
     flags = _recorded(model) if model is not None else {}
-    head = [tensor.name for tensor in _head(model.parameters)] if model is not None else []
-    if flags and any(flags.values()) and head and not any(flags.get(name, True) for name in head):
+    head = [tensor.name for tensor in _head(model.parameters)] if model is not None and flags else []
+    if head and any(flags.values()) and not any(flags.get(name, True) for name in head):
         trainable = sum(flags.values())
         yield subject.finding(
             f"{listed(head)} {'are' if len(head) > 1 else 'is'} frozen, {count(trainable, 'parameter')} elsewhere not",
@@ -121,7 +136,7 @@ def frozen_head(subject: Subject) -> Iterator[Finding]:
         )
 
 
-@rule("T203", "batchnorm-in-train-mode", "warning")
+@rule("T203", "batchnorm-in-train-mode", "warning", when=has_module)
 def batchnorm_in_train_mode(subject: Subject) -> Iterator[Finding]:
     """BatchNorm layers whose parameters are frozen were saved in train mode.
 
@@ -132,7 +147,7 @@ def batchnorm_in_train_mode(subject: Subject) -> Iterator[Finding]:
 
     Remedy: put the frozen part into ``eval()`` after each ``model.train()``, or use ``FrozenBatchNorm2d``.
     """
-    module = subject.checkpoint.module if subject.checkpoint is not None else None
+    module = subject.module
     if module is None:
         return
     found = []
@@ -188,19 +203,22 @@ def head_not_stepped(subject: Subject) -> Iterator[Finding]:
     model = subject.model
     if model is None:
         return
-    words = {
-        name: [e for e in j.evidence if e.source == "optimizer"] for name, j in model.trainability.parameters.items()
-    }
-    stepped = [name for name, found in words.items() if any(e.verdict == "trainable" for e in found)]
+    judged = model.trainability.parameters
     head = [tensor.name for tensor in _head(model.parameters)]
-    reasons = [e.reason for name in head for e in words[name] if e.verdict == "frozen"]
-    if stepped and len(reasons) == len(head):
+    reasons = [e.reason for name in head for e in judged[name].evidence if (e.source, e.verdict) == _NOT_STEPPED]
+    if len(reasons) < len(head):
+        return
+    stepped = [name for name, found in judged.items() if any((e.source, e.verdict) == _STEPPED for e in found.evidence)]
+    if stepped:
         others = f"{count(len(stepped), 'other parameter')} {'were' if len(stepped) > 1 else 'was'} stepped"
         yield subject.finding(
             f"{listed(head)}: {reasons[0]}; {others}",
             tensor=head[0],
             evidence={"head": head, "stepped": len(stepped)},
         )
+
+
+_STEPPED, _NOT_STEPPED = ("optimizer", "trainable"), ("optimizer", "frozen")
 
 
 @rule("T302", "head-as-initialised", "warning", needs="values")
@@ -216,11 +234,12 @@ def head_as_initialised(subject: Subject) -> Iterator[Finding]:
     Remedy: check that the head was in the optimizer and that the loss went down.
     """
     model = subject.model
-    head = _head(model.parameters) if model is not None else []
+    by_name = subject.checkpoint is not None and subject.checkpoint.format in ("safetensors", "sharded")  # its writer
+    head = _head(model.parameters, by_name=by_name) if model is not None else []
     weight = next((t for t in head if len(t.shape) == 2 and t.numel >= ENOUGH and t.dtype.kind == "float"), None)
     if weight is None:
         return
-    found = numbers_of(weight)
+    found = subject.numbers_of(weight)
     bound = 1 / math.sqrt(weight.shape[1])
     if found is not None and found.minimum is not None and found.maximum is not None and found.std:
         peak = max(-found.minimum, found.maximum)
@@ -260,15 +279,18 @@ def _mismatches(optimizer: Optimizer, parameters: Sequence[TensorInfo]) -> Itera
     held = sum(len(group.params) for group in optimizer.groups)
     if held > len(parameters):
         yield f"it holds {count(held, 'parameter')}, the model has {len(parameters)}"
-    left = Counter(tensor.shape for tensor in parameters)
+    left: dict[tuple[int, ...], int] = {}
+    for tensor in parameters:
+        left[tensor.shape] = left.get(tensor.shape, 0) + 1
     foreign = []
     for index, state in optimizer.state.items():
         shape = state_shape(state)
         if shape is None:
             continue
-        if not left[shape]:
+        if not left.get(shape):
             foreign.append(f"{index} ({'×'.join(map(str, shape))})")
-        left[shape] -= 1
+        else:
+            left[shape] -= 1
     if foreign:
         yield f"state of shapes that no parameter has, or not as often: {listed(foreign, 4)}"
 
@@ -276,7 +298,11 @@ def _mismatches(optimizer: Optimizer, parameters: Sequence[TensorInfo]) -> Itera
 # --- how it was saved
 
 
-@rule("T401", "train-mode", "note")
+def _has_masks(subject: Subject) -> bool:
+    return "_mask\n" in subject.listing
+
+
+@rule("T401", "train-mode", "note", when=has_module)
 def train_mode(subject: Subject) -> Iterator[Finding]:
     """The pickled model was saved in train mode.
 
@@ -287,13 +313,13 @@ def train_mode(subject: Subject) -> Iterator[Finding]:
 
     Remedy: call ``model.eval()`` after loading; better, ship the state_dict.
     """
-    module = subject.checkpoint.module if subject.checkpoint is not None else None
+    module = subject.module
     if module is not None and module.training:
         modules = sum(bool(part.training) for _, part in module.walk())
         yield subject.finding(f"{count(modules, 'module')} in train mode", evidence={"modules": modules})
 
 
-@rule("T402", "unbaked-pruning", "warning")
+@rule("T402", "unbaked-pruning", "warning", when=_has_masks)
 def unbaked_pruning(subject: Subject) -> Iterator[Finding]:
     """Weights are stored as ``weight_orig`` and ``weight_mask``.
 
@@ -315,27 +341,49 @@ def unbaked_pruning(subject: Subject) -> Iterator[Finding]:
             )
 
 
+def _counts_steps(subject: Subject, run: TrainingState) -> bool:
+    """Whether name and file both count what they call steps: iterations and updates may be several to a step."""
+    key = str(run.step.path[-1]) if run.step is not None and run.step.path else ""
+    return "step" in os.path.basename(subject.path).lower() and "step" in key.lower()
+
+
 @rule("T403", "progress-disagrees", "warning")
 def progress_disagrees(subject: Subject) -> Iterator[Finding]:
-    """The epoch in the file, its scheduler and its name disagree.
+    """The epoch or the step in the file, its optimizer, its scheduler and its name disagree.
 
     Why: one of them is wrong, and a run resumed from the file repeats epochs or skips them, at the wrong learning
     rate.
 
-    Example: ``checkpoint_epoch=12.pt`` that holds epoch 3; a scheduler that was never stepped.
+    Example: ``checkpoint_epoch=12.pt`` that holds epoch 3; a scheduler that was never stepped; an Adam without any
+    state after ten epochs.
 
     Remedy: find out which is right before anything resumes from it.
     """
     checkpoint = subject.checkpoint
     run = checkpoint.training if checkpoint is not None else None
-    epoch = run.epoch.value if run is not None and run.epoch is not None else None
-    if checkpoint is None or run is None or isinstance(epoch, bool) or not isinstance(epoch, int):
+    if checkpoint is None or run is None:
         return
+    epoch = run.epoch.value if run.epoch is not None and type(run.epoch.value) is int else None
     for hint in name_hints(subject.path):
-        is_epoch = hint.label.rpartition("_")[2] == "epoch" and not hint.guess
-        if is_epoch and isinstance(hint.value, int) and abs(hint.value - epoch) > 1:
+        label = hint.label.rpartition("_")[2]
+        found = run.epoch if label == "epoch" else run.step if label == "step" and _counts_steps(subject, run) else None
+        if found is None or hint.guess or type(found.value) is not int or type(hint.value) is not int:
+            continue
+        if abs(hint.value - found.value) > 1:
             yield subject.finding(
-                f"the name says epoch {hint.value}, the file {epoch}", evidence={"name": hint.value, "epoch": epoch}
+                f"the name says {label} {hint.value}, the file {found.value}",
+                evidence={"name": hint.value, label: found.value},
+            )
+    if epoch is None:
+        return
+    for optimizer in run.optimizers:
+        options = [group.options for group in optimizer.groups if group.params]
+        keeps_state = any("betas" in one or one.get("momentum") for one in options)
+        if epoch > 0 and keeps_state and not optimizer.state:
+            where = format_path(optimizer.path) or "the optimizer"
+            yield subject.finding(
+                f"{where} holds no state, as one that was never stepped; the epoch is {epoch}",
+                evidence={"optimizer": where, "epoch": epoch},
             )
     for path in run.schedulers:
         last = value_at(checkpoint.values, (*path, "last_epoch"))

@@ -49,9 +49,13 @@ def container(source: Source | Folder, error: CkptError | None) -> Container | N
     head = source.peek(0, BLOCK)
     if is_header(head):
         return Container("tar", "tar archive", lambda: _in_tar(source))
+    packed = source
+    if head.startswith(_ZFILE):
+        at = _ZFILE_BYTES + head.startswith(b" ", _ZFILE_BYTES)
+        packed, head = source.slice(at, source.size - at, source.name), head[at:]
     for magic, name, begin in _COMPRESSIONS:
-        if head.startswith(magic) and _decompresses(source, begin):
-            return Container(name, f"file compressed with {name}", partial(_in_compressed, source, magic, begin))
+        if head.startswith(magic) and _decompresses(packed, begin):
+            return Container(name, f"file compressed with {name}", partial(_in_compressed, packed, magic, begin))
     return None
 
 
@@ -79,12 +83,17 @@ def _in_folder(folder: Folder) -> Iterator[tuple[str, Source]]:
 
 
 def _in_tar(source: Source) -> Iterator[tuple[str, Source]]:
+    sparse = ""
     for entry in entries(source):
+        if entry.sparse:
+            sparse = entry.name
         if entry.regular:
             if entry.offset + entry.size > source.size:
                 raise CorruptFile("the tar archive breaks off", path=source.name, member=entry.name)
             yield entry.name, source.slice(entry.offset, entry.size, entry.name)
     yield from _behind(source, tail(source))
+    if sparse:
+        raise UnsupportedFeature("the bytes of a sparse file are put together by who reads it", member=sparse)
 
 
 def _behind(source: Source, at: int) -> Iterator[tuple[str, Source]]:
@@ -194,9 +203,13 @@ _Begin = Callable[[], Any]
 """Makes what decompresses one stream."""
 _FEED = 1 << 16
 """Compressed bytes that are read at once."""
+_ZFILE = b"ZF0x"
+"""How files of joblib before 0.10 begin: with the length that they unpack to, and then a zlib stream."""
+_ZFILE_BYTES = 2 + len(hex(1 << 64))
 _COMPRESSIONS: tuple[tuple[bytes, str, _Begin], ...] = (
     (b"\x1f\x8b\x08", "gzip", _zlib(zlib.MAX_WBITS | 16)),
     (b"BZh", "bzip2", _module("bz2", "BZ2Decompressor")),
     (b"\xfd7zXZ\0", "xz", _module("lzma", "LZMADecompressor")),
+    (b"\x5d\0\0", "LZMA", _module("lzma", "LZMADecompressor")),
     (b"\x78", "zlib", _zlib(zlib.MAX_WBITS)),
 )

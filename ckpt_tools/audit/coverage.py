@@ -87,6 +87,38 @@ def cover(
     return Coverage(tuple(survey.regions), tuple(survey.pickles), tuple(survey.checkpoints), survey.storages)
 
 
+def in_tensors(checkpoint: Checkpoint) -> Iterator[Pickle]:
+    """The pickles that tensors of bytes are, as layers of Transformer Engine keep what they want to unpickle.
+
+    ``set_extra_state`` gets such a tensor whatever file it comes from, and hands its bytes to ``pickle.loads``.
+    """
+    seen: set[int] = set()
+    for tensor in all_tensors(checkpoint):
+        storage = tensor.storage
+        if len(tensor.shape) != 1 or tensor.dtype.name not in ("uint8", "int8") or id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        if storage is None or storage.missing or not tensor.contiguous or tensor.numel > MAX_INFLATED:
+            continue
+        place = storage.offset + tensor.storage_offset
+        source = storage.source.slice(place, tensor.numel, f"{checkpoint.path}: {tensor.name}")
+        try:
+            head = source.peek(0, 4)
+            if head == b"PK\x03\x04":
+                from ckpt_tools.formats import open_checkpoint  # rarely needed
+
+                found = list(open_checkpoint(source).pickles)
+            elif tensor.name.endswith("_extra_state") or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5"):
+                found = _pickles(source, "")
+            else:
+                continue
+        except CkptError:
+            continue
+        for pickle in found:
+            inner = f": {pickle.member}" if pickle.member else ""
+            yield replace(pickle, member=f"the bytes of {tensor.name or 'a tensor'}{inner}")
+
+
 def all_tensors(checkpoint: Checkpoint) -> Iterator[TensorInfo]:
     """Every tensor that the description has, parts included; one may come more than once."""
     for found in checkpoint.state_dicts:

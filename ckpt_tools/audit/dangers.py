@@ -13,6 +13,7 @@ modules and functions, and bytes that are pickles themselves are judged too.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -150,7 +151,7 @@ def _judge(pickle: Pickle, depth: int) -> PickleVerdict:
         if name.category != "injection"
     ]
     nested: list[PickleVerdict] = []
-    if not complete or refused or evaluation.opcodes & _BYTES:
+    if not complete or refused or _holds_bytes(evaluation):
         try:
             dangers += _deeds(evaluation)
         except LimitExceeded:
@@ -202,7 +203,9 @@ def _payload(
     deeds = {danger.offset: danger for danger in dangers if danger.offset not in named}
     made = [call for call in evaluation.calls if call.offset in deeds or _concerns(call, grave)]
     # what is changed or hidden stands among no call's arguments
-    hidden = deeds.keys() - {call.offset for call in made} or any(d.category == "injection" for d in dangers)
+    hidden = deeds.keys() - {call.offset for call in made} or any(
+        danger.category == "injection" or _IN_PLACE in danger.what for danger in dangers
+    )
     if not complete or hidden:
         yield from payload.everything(evaluation, stream)
     elif grave or deeds:
@@ -460,7 +463,13 @@ _METACLASSES = frozenset({"builtins.type", "abc.ABCMeta", "enum.EnumMeta", "enum
     f"enum.{name}" for name in ("Enum", "IntEnum", "Flag", "IntFlag", "StrEnum")
 )
 # what these give is shared with the whole process: a logger, a class, a method, what a module holds
-_SHARED = frozenset({"logging.getLogger", "builtins.type", "builtins.getattr", "operator.getitem", "_operator.getitem"})
+_SHARED = frozenset(
+    {
+        *("logging.getLogger", "builtins.type", "builtins.getattr", "operator.getitem", "_operator.getitem"),
+        *("uuid.SafeUUID", "inspect._ParameterKind", "re.RegexFlag", "zoneinfo.ZoneInfo"),
+        "torch.nn.backends.thnn._get_thnn_function_backend",
+    }
+)
 _PARTIALS = frozenset({"functools.partial", "_functools.partial"})
 _TENSORS = frozenset(name for name in ALLOWED_GLOBALS if "._rebuild_" in name or name.startswith("torch.nn."))
 _MEMBER = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -517,13 +526,24 @@ def _deeds(evaluation: Evaluation) -> Iterator[Danger]:
                 name = as_global(given)
                 if name is None or name.path != _BIT_GENERATOR:
                     yield Danger("computed", target, f"calls {_subject(given)}: {SAYS['computed']}", call.offset)
+        elif target == "_codecs.encode" and arguments[1:] != ("latin1",):
+            what = f"encodes text by {brief(arguments[1:])}, as no pickler does, so that nobody sees what it is"
+            yield Danger("computed", target, what, call.offset)
         elif target in _METACLASSES and len(arguments) != 1:
             yield Danger("reflection", target, "makes a class of what the stream gives", call.offset)
         yield from _odd_attributes(call)
         if not call.new and (address := _address(call)):
             what = f"is constructed with {address}, which it may open, fetch or import"
             yield Danger("loader", target, what, call.offset)
-        shared = target in _SHARED or target.startswith("typing.")
+        first = as_global(arguments[0]) if target in _CALL_THEIR_FIRST and arguments else None
+        if first is not None and first.path in INERT:
+            # what it gives has attributes set, and may be a class or a logger
+            what = f"makes a tensor by {first.path}, and changes what that gives: {SAYS['injection']}"
+            yield Danger("injection", target, what, call.offset)
+        if target == "numpy.dtype" and (what := _odd_type(call)):
+            yield Danger("injection", target, what, call.offset)
+        shared = target in _SHARED or target in ENUMERATIONS or target.startswith("typing.")
+        shared = shared or _WEIGHTS.fullmatch(target) is not None
         if shared and not (call.state is None and call.items is None and call.entries is None):
             what = f"gives something that is changed then: {SAYS['injection']}"
             yield Danger("injection", target, what, call.offset)
@@ -575,6 +595,61 @@ def _odd_attributes(call: Call) -> Iterator[Danger]:
             yield Danger("code", name, f"has the text {brief(text)} executed", call.offset)
 
 
+def _odd_type(call: Call) -> str:
+    """What is wrong with the fields of a type of numpy's, in words; "" where nothing is.
+
+    ``dtype.__setstate__`` believes them: a field behind the end is read from memory that is not the array's, and
+    objects that the flags do not tell of are pointers that the file gives.
+    """
+    state = call.state
+    if type(state) is not tuple or len(state) < 8:
+        return ""
+    _, _, base, _, fields, size, _, flags = state[:8]
+    if type(size) is not int or type(flags) is not int:
+        return ""
+    size = size if size > 0 else _type_size(call) or 0
+    parts: list[tuple[object, int, int]] = []
+    if isinstance(fields, dict):
+        for field in fields.values():
+            if type(field) is not tuple or len(field) < 2 or type(field[1]) is not int:
+                return "has a field that is none"
+            parts.append((field[0], field[1], 1))
+    if type(base) is tuple and len(base) == 2:
+        shape = base[1] if type(base[1]) is tuple else (base[1],)
+        if not all(type(length) is int and length >= 0 for length in shape):
+            return "is of a shape that is none"
+        parts.append((base[0], 0, math.prod(shape)))
+    for part, offset, count in parts:
+        length = _type_size(part)
+        if length is None:
+            continue
+        if offset < 0 or size < offset + length * count:
+            return f"has a field at byte {offset:,}, beyond its {size:,} bytes, by which numpy reads other memory"
+        if _has_objects(part) and not flags & 1:
+            return "has objects that its flags do not tell of, by which numpy takes bytes of the file for pointers"
+    return ""
+
+
+def _type_size(value: object) -> int | None:
+    """The bytes that an element of a type of numpy's takes; None where that does not stand here."""
+    if type(value) is not Call or value.target != "numpy.dtype" or not value.arguments:
+        return None
+    if type(value.state) is tuple and len(value.state) >= 8 and type(value.state[5]) is int and value.state[5] > 0:
+        return value.state[5]
+    digits = re.fullmatch(r"[<>|=]?[A-Za-z](\d{1,9})", str(value.arguments[0]))
+    if digits is None:
+        return None
+    return int(digits[1]) * (4 if "U" in digits[0] else 1)
+
+
+def _has_objects(value: object) -> bool:
+    """Whether a type of numpy's, as the stream makes it, is that of objects or tells that it has some."""
+    if type(value) is not Call or not value.arguments:
+        return False
+    told = type(value.state) is tuple and len(value.state) >= 8 and type(value.state[7]) is int and value.state[7] & 1
+    return bool(told) or str(value.arguments[0]).lstrip("<>|=").startswith(("O", "object"))
+
+
 def _address(call: Call) -> str:
     """The path, the address or the module that a class of a known package is constructed with; "" where none is.
 
@@ -586,9 +661,11 @@ def _address(call: Call) -> str:
     return next((brief(text) for text in texts if _ADDRESS.search(text)), "")
 
 
+# a path, the address of something to fetch, a module and its attribute, a repository, the name of a file
 _ADDRESS = re.compile(
-    r"://|^[/\\~]|^[A-Za-z]:[/\\]|^\w[\w.]*:[A-Za-z_]"
-    r"|\.(?:pt|pth|ckpt|bin|pkl|pickle|h5|onnx|ya?ml|json|toml|py|cfg|joblib|zip|tar|gz)$"
+    r"://|^[/\\~]|^[A-Za-z]:[/\\]|^\w[\w.]*:[A-Za-z_]|^[\w.-]+/[\w.-]+$"
+    r"|\.(?:pt|pth|ckpt|bin|pkl|pickle|h5|onnx|ya?ml|json|toml|py|cfg|joblib|zip|tar|gz|tgz|bz2|xz|7z|npy|npz|txt|csv"
+    r"|tsv|log|db|sqlite|xlsx?|xml|html?|safetensors|gguf|keras|nemo|mar|engine|tflite|parquet|feather|so|dll|model)$"
 )
 
 _FILLS = frozenset({"append", "extend", "add"})
@@ -641,7 +718,13 @@ def _handed_on(evaluation: Evaluation) -> Iterator[Danger]:
     functions = {id(value) for value in values(evaluation) if _is_function(value)}
     if not functions:
         return
-    carriers = {id(value) for value in values(evaluation) if _has_function(value, functions)}
+    carriers: set[int] = set()
+    for value in values(evaluation):
+        if _has_function(value, functions):
+            carriers.add(id(value))
+            if type(value) is Call and (replaced := _replaced(value, functions)):
+                what = f"has its {replaced} set to {_IN_PLACE}: {SAYS['computed']}"
+                yield Danger("computed", value.class_name or "an object", what, value.offset)
     budget = Budget(evaluation.end - evaluation.start)
     for call in evaluation.calls:
         target = call.target
@@ -649,7 +732,9 @@ def _handed_on(evaluation: Evaluation) -> Iterator[Danger]:
             continue
         if (fits := _HARMLESS_CALLS.get(target)) is not None and fits(call):
             continue
-        constructs = target.partition(".")[0] in _OWN and target not in INERT_LIBRARY
+        top = target.partition(".")[0]
+        constructs = top in _OWN or (bool(entry(target, LIBRARIES)) and top not in _PLAIN_DUNDERS)
+        constructs = constructs and target not in INERT_LIBRARY and target not in MAKERS
         if target in _CALL_THEIR_FIRST:
             # what it calls first may keep what it is given, as SimpleNamespace does, and be asked for methods then
             first = as_global(call.arguments[0]) if call.arguments else None
@@ -670,6 +755,25 @@ def _has_function(value: object, functions: set[int]) -> bool:
     state = value.state
     parts = state if type(state) is tuple and len(state) == 2 else (state,)
     return any(id(item) in functions for part in parts if isinstance(part, dict) for item in part.values())
+
+
+def _replaced(call: Call, functions: set[int]) -> str:
+    """The method, of those that other objects call while they are restored, that a function stands for; or ""."""
+    state = call.state
+    parts = state if type(state) is tuple and len(state) == 2 else (state,)
+    for part in parts:
+        if isinstance(part, dict):
+            for name in _CALLED_WHEN_RESTORED:
+                if id(part.get(name)) in functions:
+                    return name
+    return ""
+
+
+_IN_PLACE = "a function, which is called in place of the method"
+# optimizers ask their state and defaults, files and handles are closed by __del__
+_CALLED_WHEN_RESTORED = (
+    *("get", "setdefault", "items", "keys", "values", "pop", "close", "remove", "insert", "detach", "teardown"),
+)
 
 
 def _bytecode(evaluation: Evaluation) -> Iterator[Danger]:
@@ -896,6 +1000,12 @@ _NAMING = re.compile(rb"[ci][\w.]+\n[\w.]+\n|[\x82-\x84\x93]")
 """The opcodes by which a pickle names something."""
 
 
+def _holds_bytes(evaluation: Evaluation) -> bool:
+    """Whether a stream has byte strings, which before protocol 3 are text that is encoded."""
+    encodes = any(name.path == "_codecs.encode" for name in evaluation.globals.values())
+    return encodes or bool(evaluation.opcodes & _BYTES)
+
+
 def _nested(pickle: Pickle, evaluation: Evaluation, depth: int, dangers: list[Danger]) -> Iterator[PickleVerdict]:
     """The verdicts for pickles in the byte strings of a stream.
 
@@ -915,10 +1025,14 @@ def _nested(pickle: Pickle, evaluation: Evaluation, depth: int, dangers: list[Da
         if not verdicts or any(verdict.answer == "unknown" for verdict in verdicts):
             what = "has torch.load read bytes that are not what it wrote"
             dangers.append(Danger("loader", "torch.storage._load_from_bytes", what, call.offset))
-    if not evaluation.opcodes & _BYTES:
+    if not _holds_bytes(evaluation):
         return
     for value in values(evaluation):
-        if isinstance(value, bytes):
+        if type(value) is Call:
+            if value.target != "_codecs.encode" or id(value) in loaded:
+                continue
+            place = f" at byte {value.offset:,}"
+        elif isinstance(value, bytes):
             if len(value) < 4 or id(value) in loaded:
                 continue
             place = ""
@@ -928,6 +1042,10 @@ def _nested(pickle: Pickle, evaluation: Evaluation, depth: int, dangers: list[Da
             continue
         source = _source(value, pickle)
         if source is not None:
+            if source.peek(0, 4) == b"PK\x03\x04":
+                where = f"{pickle.member}: a byte string{place}"
+                yield from (verdict for verdict in _loaded(source, where, depth) if verdict.names)
+                continue
             marked = source.peek(0, 4).startswith(_MARKS)
             if not marked and isinstance(value, bytes) and not _NAMING.search(value):
                 continue

@@ -16,7 +16,7 @@ from ckpt_tools.audit.cache import Cache
 from ckpt_tools.audit.containers import MAX_MEMBERS, Container, container
 from ckpt_tools.audit.coverage import Coverage, Opening
 from ckpt_tools.audit.findings import Finding, Location, Severity
-from ckpt_tools.audit.inputs import MODEL_SUFFIXES, Target, below, targets
+from ckpt_tools.audit.inputs import MODEL_SUFFIXES, Target, below, promises_model, targets
 from ckpt_tools.audit.policy import Options, Policy, matches, suggestion, version
 from ckpt_tools.audit.results import UNREAD, Audited, Bytes
 from ckpt_tools.audit.rule import Condition, Rule
@@ -282,7 +282,7 @@ def judged(subject: Subject, *, named: bool = True) -> Audited:
 
 def _is_no_model(subject: Subject) -> bool:
     """Whether neither its name nor anything in it has to do with models."""
-    return not subject.path.lower().endswith(MODEL_SUFFIXES) and not subject.pickles
+    return not (promises_model(subject.path) or subject.pickles or subject.named_code)
 
 
 @lru_cache(maxsize=4)

@@ -92,6 +92,13 @@ KNOWN_DANGERS: dict[str, Category] = _table(
     numpy.lib.function_base numpy.lib.shape_base numpy.lib.utils numpy.lib._utils_impl numpy.compat
     numpy.core._internal numpy._core._internal numpy.core.function_base numpy.lib.npyio numpy.lib._npyio_impl
     numpy.ctypeslib numpy._core._methods numpy.core._methods numpy._distributor_init numpy._configtool
+    torch.fx.operator_schemas torch_geometric.nn.sequential torch_geometric.nn.Sequential torch_geometric.template
+    ultralytics.nn.tasks models.yolo
+    click dotenv execnet typer fire virtualenv sphinx nox tox hatch poetry conda ansible salt papermill nbclient
+    nbformat snakemake prefect apscheduler huey dramatiq trio anyio git interpreters jsonargparse.CLI
+    jsonargparse.auto_cli jsonargparse._cli sacred.Experiment sacred.experiment accelerate.commands deepspeed.launcher
+    gym.make gym.envs.registration.make gym.envs.registration.load gymnasium.make gymnasium.envs.registration.make
+    gymnasium.envs.registration.load_env_creator
     """,
     reflection="""
     builtins.getattr builtins.setattr builtins.delattr builtins.hasattr builtins.vars builtins.dir builtins.globals
@@ -109,6 +116,7 @@ KNOWN_DANGERS: dict[str, Category] = _table(
     cloudpickle.cloudpickle._class_setstate
     typing_extensions.get_type_hints typing_extensions.evaluate_forward_ref typing_extensions.ForwardRef
     typing_extensions.NamedTuple typing_extensions.TypedDict networkx.utils
+    numpy.lib.user_array numpy.lib._user_array_impl lightning_utilities.core.imports
     zope six wrapt decorator werkzeug.utils django.utils pydoc_data hydra omegaconf.OmegaConf
     """,
     loader="""
@@ -130,6 +138,16 @@ KNOWN_DANGERS: dict[str, Category] = _table(
     detectron2.checkpoint fairseq.checkpoint_utils fairseq.hub_utils diffusers.pipelines.pipeline_utils
     transformers.pipelines transformers.utils.hub timm.models._hub timm.models._helpers speechbrain.inference
     pytorch_lightning.utilities.cloud_io lightning.fabric.utilities.cloud_io lightning_fabric.utilities.cloud_io
+    joblib.numpy_pickle_compat transformers.models.rag.retrieval_rag transformers.RagRetriever
+    transformers.models.transfo_xl.tokenization_transfo_xl transformers.TransfoXLTokenizer
+    transformers.models.deprecated.transfo_xl.tokenization_transfo_xl monai.apps speechbrain.pretrained
+    mmengine.infer mmdet.apis llama_cpp ctransformers gguf.GGUFReader gguf.gguf_reader vllm.LLM vllm.entrypoints TTS.api
+    stanza.Pipeline stanza.pipeline sentence_transformers.SentenceTransformer sentence_transformers.CrossEncoder
+    lightgbm.Booster lightgbm.Dataset xgboost.Booster xgboost.DMatrix nltk.data nltk.download nltk.downloader
+    nltk.load spacy.load gensim.utils statsmodels.iolib.smpickle fastai.learner.load_learner
+    fastai.learner.load_model allennlp.models.archival allennlp.models.load_archive esm.pretrained
+    stable_baselines3.common.save_util paddle.load paddle.jit paddle.hub networkx.read_gpickle dgl.load_graphs
+    open_clip.create_model open_clip.create_model_and_transforms clip.load whisper.load_model
     """,
     files="""
     builtins.open builtins.file io _io _pyio codecs shutil tempfile glob fileinput filecmp tarfile zipfile gzip bz2
@@ -145,8 +163,11 @@ KNOWN_DANGERS: dict[str, Category] = _table(
     pandas.io pandas.read_csv pandas.read_table pandas.read_json pandas.read_html pandas.read_xml pandas.read_excel
     pandas.read_hdf pandas.read_sql pandas.read_parquet pandas.read_feather pandas.read_orc pandas.read_fwf
     pandas.read_sas pandas.read_spss pandas.read_stata pandas.read_clipboard pandas.read_gbq
+    pandas.ExcelWriter pandas.ExcelFile torch_geometric.data.database torch_geometric.data.SQLiteDatabase
+    torch_geometric.data.RocksDatabase torch_geometric.data.OnDiskDataset mmengine.logging.logger mmengine.MMLogger
     PIL.Image.open PIL.ImageFont PIL.ImageFile PIL.ImageShow PIL.ImageGrab filelock partd networkx.readwrite
     transformers.integrations.integration_utils.NeptuneCallback
+    diskcache sqlitedict MDAnalysis.Universe igraph.Graph.Read igraph.Graph.Read_Pickle igraph.Graph.Read_Picklez
     cv2 imageio skimage.io scipy.io h5py zarr netCDF4 pyarrow fastparquet soundfile librosa
     """,
     network="""
@@ -171,8 +192,13 @@ KNOWN_DANGERS: dict[str, Category] = _table(
 
 RESTORED: frozenset[str] = _names("""
     wandb comet_ml neptune clearml tensorboard tensorboardX tensorflow keras tf_keras ray xgboost.core
-    lightgbm.basic datasets h5py pyarrow jaxlib numba safetensors.torch joblib yaml ruamel hydra sklearn.datasets
+    lightgbm.basic datasets h5py pyarrow jaxlib numba safetensors.torch yaml ruamel hydra sklearn.datasets
     pandas.io pandas.compat.pickle_compat torchaudio torchtext huggingface_hub cloudpickle
+    joblib.numpy_pickle joblib.memory joblib.parallel joblib.logger torch_geometric.nn.sequential
+    ultralytics.nn.tasks models.yolo
+    lightgbm.Booster lightgbm.Dataset xgboost.Booster xgboost.DMatrix
+    sentence_transformers.SentenceTransformer sentence_transformers.CrossEncoder
+    transformers.models.transfo_xl.tokenization_transfo_xl transformers.models.rag.retrieval_rag
 """)
 """Of the packages among them, those whose objects programs really keep, restored by their state without a call.
 
@@ -529,6 +555,7 @@ SUSPECT_WORDS: frozenset[str] = _names("""
     ProcessPoolExecutor ForkingPickler _DataPipeSerializationWrapper _IterDataPipeSerializationWrapper
     _MapDataPipeSerializationWrapper NamedTemporaryFile TemporaryDirectory TarFile ZipFile FileHandler
     create_subprocess_exec subimport dynamic_subimport _make_skeleton_class CloudpickleWrapper
+    LazyModule LazyLoader LazyImport
 """)
 """Names that mean the same wherever they are imported to: a module that imports ``Popen`` hands it on."""
 

@@ -26,6 +26,23 @@ _WEIGHTS = ("model.", "model-", "pytorch_model.", "pytorch_model-", "adapter_mod
 CONFIGURATIONS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 TEMPLATES = ("tokenizer_config.json", "processor_config.json", "chat_template.json", "chat_template.jinja")
 """Files that Transformers reads beside the weights: for what to import, and for templates."""
+OTHER_CONFIGURATIONS = (
+    *("generation_config.json", "adapter_config.json", "modules.json", "config.yaml", "config.yml"),
+    *("model_config.yaml", "hparams.yaml", "hyperparams.yaml"),
+)
+"""Those that Hydra, NeMo, PEFT, Lightning and SpeechBrain read."""
+TEXTS = (".json", ".yaml", ".yml")
+"""Names of configurations, wherever they lie."""
+
+
+TOKENIZERS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+"""Models of SentencePiece, which hold no weights."""
+
+
+def promises_model(path: str) -> bool:
+    """Whether a file has a name that weights have."""
+    name = os.path.basename(path).lower()
+    return name.endswith(MODEL_SUFFIXES) and name not in TOKENIZERS
 
 
 def has_companions(path: str) -> bool:
@@ -76,12 +93,14 @@ def _leads_nowhere(path: str) -> Target:
     return Target(path, error=NotFound("is a link that leads nowhere", path=path))
 
 
-def below(folder: str, taken: frozenset[str] = frozenset()) -> Iterator[Target]:
+def below(folder: str, taken: frozenset[str] | None = None) -> Iterator[Target]:
     """Every file below *folder* that is not among *taken*; a folder that is one checkpoint comes as such.
 
-    What else lies in such a folder is left to who audits it, as only the description tells which files it is
-    made of. Links to folders are followed, but no folder is entered twice.
+    With *taken*, even if that is none, *folder* itself does not: it has come. What else lies in such a folder is left
+    to who audits it, as only the description tells which files it is made of. Links to folders are followed, but no
+    folder is entered twice.
     """
+    again, taken = taken is not None, taken or frozenset()
     homes = {os.path.dirname(path) for path in taken}
     entered: set[str] = set()
     pending: list[os.DirEntry[str] | str] = [folder]
@@ -93,7 +112,7 @@ def below(folder: str, taken: frozenset[str] = frozenset()) -> Iterator[Target]:
                 if os.path.realpath(path) in entered:
                     continue
                 entered.add(os.path.realpath(path))
-                if path not in homes and (path != folder or not taken) and is_checkpoint_folder(path):
+                if path not in homes and not (again and path == folder) and is_checkpoint_folder(path):
                     yield Target(path)
                     continue
                 with os.scandir(path) as found:

@@ -77,6 +77,13 @@ def of_texts(calls: Iterable[Call]) -> Iterator[bytes]:
             yield _told(leaf)
 
 
+def of_value(value: object) -> Iterator[bytes]:
+    """The names and texts in *value*, which configures something."""
+    for leaf in _leaves([value]):
+        if isinstance(leaf, str | Global):
+            yield _told(leaf)
+
+
 def of_code(calls: Collection[Call], stream: Source | None) -> Iterator[bytes]:
     """The code that *calls* make code objects of: bytes, names, constants; not the file and line where it stood."""
     made = {id(call) for call in calls}

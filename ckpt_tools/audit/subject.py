@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ckpt_tools.analysis.checksums import Checksums
 from ckpt_tools.analysis.summary import Subject as Model
 from ckpt_tools.analysis.summary import subject_of
-from ckpt_tools.audit.coverage import Coverage, Opening, cover
+from ckpt_tools.audit.configured import Named, named_code
+from ckpt_tools.audit.coverage import Coverage, Opening, cover, in_tensors
 from ckpt_tools.audit.dangers import PickleVerdict, judge, with_nested
 from ckpt_tools.audit.findings import Finding, Location
+from ckpt_tools.audit.inputs import TEXTS, has_companions
 from ckpt_tools.audit.policy import Options
 from ckpt_tools.checkpoint import Checkpoint, Module, Pickle, StateDict, TensorInfo, format_path
 from ckpt_tools.errors import CkptError, NotFound
 from ckpt_tools.formats import open_checkpoint
 from ckpt_tools.formats.archive import Archive, Member
+from ckpt_tools.formats.json_text import JSON_LIMIT
 from ckpt_tools.sources import FileSource, Folder, Source, is_url, open_source
 
 if TYPE_CHECKING:
@@ -117,7 +122,10 @@ class Subject:
     @cached_property
     def coverage(self) -> Coverage:
         """What of the file has been looked at."""
-        return cover(self.source, self.checkpoint, self.error)
+        seen = cover(self.source, self.checkpoint, self.error)
+        may_be = any(storage.dtype is None or storage.dtype.itemsize == 1 for storage in seen.storages)
+        kept = tuple(in_tensors(self.checkpoint)) if self.checkpoint is not None and may_be else ()
+        return replace(seen, pickles=(*seen.pickles, *kept)) if kept else seen
 
     @cached_property
     def other_members(self) -> tuple[Member, ...]:
@@ -140,6 +148,24 @@ class Subject:
     def all_verdicts(self) -> tuple[PickleVerdict, ...]:
         """`verdicts`, each followed by those of the pickles in its byte strings."""
         return tuple(with_nested(self.verdicts))
+
+    @cached_property
+    def companions(self) -> Folder | None:
+        """The folder from which Transformers and others read further files with it; None where they read none."""
+        if isinstance(self.source, Folder):
+            return self.source
+        wanted = has_companions(self.path) and not self.is_remote  # a file at a URL is that file
+        return self.source.folder() if wanted else None
+
+    @cached_property
+    def named_code(self) -> tuple[Named, ...]:
+        """What the file, if it is no model but a configuration, has called that does harm."""
+        file = self.file
+        if self.checkpoint is not None or file is None or not self.path.lower().endswith(TEXTS):
+            return ()
+        text = file.read(0, min(file.size, JSON_LIMIT))
+        encoding = "utf-16" if text.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
+        return tuple(dict.fromkeys(named_code(text.decode(encoding, "replace"))))
 
     @cached_property
     def state_dicts(self) -> tuple[StateDict, ...]:

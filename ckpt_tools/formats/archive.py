@@ -13,6 +13,7 @@ from functools import cached_property
 from operator import attrgetter
 from struct import Struct
 from typing import Any, NamedTuple
+from zlib import crc32
 
 from ckpt_tools.errors import CorruptFile, UnsupportedFeature
 from ckpt_tools.sources import Inflated, Source
@@ -26,6 +27,8 @@ _LOCATOR64 = Struct("<4sLQL")
 LOCAL = Struct("<4s5H3L2H")
 """signature, version, flags, method, time, date, crc, compressed size, size, name length, extra length"""
 
+_KIND = Struct("<2H")
+"""what an extra field is, and the length of what follows"""
 STREAMED = 0x8
 """The bit in a member's flags by which its sizes and checksum stand after its bytes, not in the header before them."""
 
@@ -173,6 +176,11 @@ class Archive:
         """All names, each on a line: what none of them has is seen at one look."""
         return "\n".join(["", *(member.name for member in self.members), ""])
 
+    @cached_property
+    def endings(self) -> frozenset[str]:
+        """What the names end with from their last dot on, in lower case."""
+        return frozenset([name[name.rindex(".") :].lower() for name in self.listing.splitlines() if "." in name])
+
     @property
     def root(self) -> str:
         """The first entry's outermost folder, with its slash, as torch takes it; "" of an empty archive."""
@@ -235,6 +243,30 @@ class Archive:
         if not self._is_descriptor(position, self.directory_offset - position):
             yield _between(position), position, self.directory_offset - position
         yield from self._notes()
+
+    def aliases(self) -> Iterator[tuple[Member, str]]:
+        """Members that some readers know by a name other than that in their headers, with that name.
+
+        It stands in the extra field 0x7075 (APPNOTE 4.6.9), which Python's zipfile goes by since 3.12 and torch does
+        not. Packers write it for names that ASCII does not have, and then it says the same.
+        """
+        if self.directory_size == len(self.members) * _CENTRAL.size + len(self.listing) - 1 - len(self.members):
+            return
+        data, at = self.source.read(self.directory_offset, self.directory_size), 0
+        for member in self.members:
+            name_size, extra_size, comment_size = _CENTRAL.unpack_from(data, at)[6:9]
+            start = at + _CENTRAL.size
+            name = data[start : start + name_size]
+            extra = data[start + name_size : start + name_size + extra_size]
+            at = start + name_size + extra_size + comment_size
+            place = 0
+            while place + 4 <= len(extra) and name.isascii():
+                kind, length = _KIND.unpack_from(extra, place)
+                body = extra[place + 4 : place + 4 + length]
+                other = body[5:].decode("utf-8", "surrogateescape")
+                if kind == 0x7075 and body[:5] == b"\1" + crc32(name).to_bytes(4, "little") and other != member.name:
+                    yield member, other
+                place += 4 + length
 
     def _is_descriptor(self, start: int, size: int) -> bool:
         """Whether bytes are none, or the checksum and the sizes that may follow a member's bytes."""

@@ -127,10 +127,14 @@ def _has_objects(descr: object) -> bool:
         if isinstance(part, str):
             if "O" in part or "object" in part:
                 return True
+        elif isinstance(part, bytes):
+            pending.append(part.decode("latin-1"))
         elif isinstance(part, tuple):
             pending += part[:1]
         elif isinstance(part, list):
             pending += [field[1] for field in part if isinstance(field, tuple) and len(field) > 1]
+        elif isinstance(part, dict):  # which numpy before 1.17 takes: fields by name, or lists of names and formats
+            pending += [form for value in part.values() for form in (value if isinstance(value, list) else [value])]
     return False
 
 

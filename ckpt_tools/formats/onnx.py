@@ -233,9 +233,12 @@ def read(source: Source) -> Checkpoint:
 
 
 class Mention(NamedTuple):
-    """What a node refers to: an operator as ``domain::type``, or the *file* of a tensor among its attributes."""
+    """What a node refers to: an operator as ``domain::type``, or the *file* of a tensor among its attributes.
 
-    kind: Literal["operator", "file"]
+    A *key* is one under which a tensor's external data has something that the standard knows nothing of.
+    """
+
+    kind: Literal["operator", "file", "key"]
     text: str
     offset: int
 
@@ -251,6 +254,9 @@ _LEADS: dict[str, dict[int, str]] = {
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: ""},
 }
+
+
+_EXTERNAL = ("offset", "length", "checksum", "basepath")
 
 
 def mentions(source: Source) -> tuple[Mention, ...]:
@@ -279,6 +285,8 @@ def _mentions(source: Source) -> Iterator[Mention]:
                 key, value = message.pair(part)
                 if key == "location":
                     yield Mention("file", value, part.start)
+                elif key not in _EXTERNAL:
+                    yield Mention("key", key, part.start)
             elif inner is not None:
                 pending.append((inner, part.start, part.end))
             elif kind == "node" and part.number in names:

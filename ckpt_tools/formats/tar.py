@@ -29,12 +29,15 @@ class Entry(NamedTuple):
     offset: int
     size: int
     regular: bool
+    sparse: bool = False
+    """Whether its bytes are put together from pieces, so that they are not those that stand here."""
 
 
 def entries(source: Source) -> Iterator[Entry]:
     """The entries in order, up to the first block that is no header, as Python's tarfile reads them."""
     position = 0
     renamed: dict[str, str] = {}
+    common: dict[str, str] = {}
     for _ in range(MAX_ENTRIES):
         header = source.peek(position, BLOCK)
         if not is_header(header):
@@ -47,20 +50,28 @@ def entries(source: Source) -> Iterator[Entry]:
         position = start + (0 if kind in _BARE else -(-size // BLOCK) * BLOCK)
         if kind in (b"x", b"g"):  # pax: records for the next header, or for all
             records = _pax(source.peek(start, size)) if size <= _MAX_PAX else {}
-            renamed = records if kind == b"x" else renamed
+            if kind == b"x":
+                renamed = records
+            else:
+                common |= records
             continue
         if kind == b"L":  # GNU: the next entry's name
             renamed = {"path": _name(source.peek(start, min(size, _MAX_PAX)))}
             continue
         prefix = _name(header[345:500]) if header[257:263] == b"ustar\0" else ""
-        name = renamed.get("path") or (f"{prefix}/" if prefix else "") + _name(header[:100])
+        own = (f"{prefix}/" if prefix else "") + _name(header[:100])
+        name = renamed.get("path") or common.get("path") or own
         if kind in _BARE:
             size = 0
         elif renamed.get("size", "").isdecimal():
             size = int(renamed["size"][:20])
             position = start + -(-size // BLOCK) * BLOCK
+        elif common.get("size", "").isdecimal():
+            size = int(common["size"][:20])  # the next header stands where this one's own size has it all the same
+        sparse = kind == b"S" or "sparse" in renamed or "sparse" in common
         renamed = {}
-        yield Entry(name.rstrip("/"), start, size, kind not in _SPECIAL)  # tarfile reads unknown kinds as files
+        regular = kind not in _SPECIAL  # tarfile reads unknown kinds as files
+        yield Entry(name.rstrip("/"), start, size, regular, sparse)
     raise LimitExceeded(f"a tar archive of more than {MAX_ENTRIES:,} entries", path=source.name)
 
 
@@ -105,6 +116,9 @@ def _pax(data: bytes) -> dict[str, str]:
             break
         record, data = data[len(digits) + 1 : int(digits)], data[int(digits) :]
         key, _, value = record.rstrip(b"\n").partition(b"=")
+        if key.startswith(b"GNU.sparse."):
+            found["sparse"] = ""
+            key = {b"GNU.sparse.name": b"path"}.get(key, key)
         if key in (b"path", b"size"):
             found[key.decode()] = value.decode("utf-8", "surrogateescape")
     return found

@@ -15,7 +15,7 @@ from struct import Struct
 
 from ckpt_tools.checkpoint import Anomaly, Checkpoint, GlobalUse, Pickle, Refusal, Storage, TensorInfo
 from ckpt_tools.dtypes import BY_STORAGE
-from ckpt_tools.errors import CkptError, CorruptFile
+from ckpt_tools.errors import CkptError, CorruptFile, UnsupportedFeature
 from ckpt_tools.formats import torch_legacy
 from ckpt_tools.formats.base import HEAD_BYTES, Format
 from ckpt_tools.formats.tar import BLOCK, entries, is_header
@@ -66,6 +66,10 @@ class Tar:
             )
         if not entry.regular:
             raise CorruptFile("the member is no regular file", path=self.source.name, member=name)
+        if entry.sparse:
+            raise UnsupportedFeature(
+                "the member is a sparse file, which torch never wrote", path=self.source.name, member=name
+            )
         if entry.offset + entry.size > self.source.size:
             missing = entry.offset + entry.size - self.source.size
             raise CorruptFile(

@@ -99,7 +99,11 @@ def evaluate(data: Buffer, start: int = 0) -> Evaluation:
     collecting = gc.isenabled()
     gc.disable()  # nothing becomes garbage meanwhile, and looking for it takes a third of the time
     try:
-        return machine.run()
+        result = machine.run()
+        if _arrays_between(result):
+            result.end = result.start  # which is not known
+            raise CorruptFile("the bytes of arrays stand between its opcodes, as joblib writes them")
+        return result
     except (_Short, struct_error):
         kind, problem = Truncated, "the pickle breaks off"
     except IndexError:
@@ -123,6 +127,18 @@ def evaluate(data: Buffer, start: int = 0) -> Evaluation:
     failure = kind(problem, offset=machine.at)
     failure.partial = machine.result  # type: ignore[attr-defined]
     raise failure from None
+
+
+def _arrays_between(result: Evaluation) -> bool:
+    """Whether joblib's unpickler would read bytes of arrays from the stream, and opcodes only behind them.
+
+    What was read as opcodes, up to some STOP, is none of it then (joblib/numpy_pickle.py: NumpyUnpickler.load_build).
+    """
+    for old in (False, True):
+        wrapper = result.globals.get(("joblib.numpy_pickle", "NumpyArrayWrapper", old))
+        if wrapper is not None and wrapper.uses:
+            return True
+    return False
 
 
 class _Short(Exception):

@@ -6,6 +6,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from tests.audit.cases import Case, Cases, Make, made
+from tests.hostile.third_search import sparse
 
 GENERATOR = np.random.default_rng(0)
 WEIGHTS = GENERATOR.normal(0, 0.02, (16, 32)).astype(np.float32)
@@ -32,6 +33,12 @@ CASES: Cases = {
     "N101": Case(of(fc__weight=spoilt(np.nan)), of(fc__weight=WEIGHTS), "1 of 512 values are NaN", tensor="fc.weight"),
     "N102": Case(
         of(fc__weight=spoilt(-np.inf)), of(fc__weight=WEIGHTS), "1 of 512 values are infinite", tensor="fc.weight"
+    ),
+    "N109": Case(
+        made(sparse(1 << 40)),
+        made(sparse(3)),
+        "an index of it is 1,099,511,627,776, where there are 4",
+        tensor="weight",
     ),
     "N103": Case(
         of(fc__weight=np.zeros((4, 4), np.float32)),

@@ -21,6 +21,7 @@ from tests.hostile.attacks import (
     tensors,
     zipped,
 )
+from tests.hostile.third_search import keras
 
 ATTACKS = {attack.name: attack for attack in attacks()}
 GOOD = made(checkpoint(tensors(), ZEROS))
@@ -129,6 +130,15 @@ CASES: Cases = {
         "auto_map has AutoModel: modeling.Net imported",
         "config.json",
     ),
+    "S130": Case(
+        _model_folder('{"loss": {"_target_": "os.system"}}'),
+        _model_folder(
+            '{"optimizer": {"_target_": "torch.optim.AdamW"}, "data": {"_target_": "torchvision.datasets.MNIST"},'
+            ' "order": {"_target_": "collections.OrderedDict"}, "target": "test.csv", "compile": "torch.compile"}'
+        ),
+        "_target_ is os.system: it runs code or programs",
+        "config.json",
+    ),
     "S128": Case(
         made(checkpoint(stream({"x": call(name("_codecs:encode"), "x", "latin1")}, protocol=2))),
         GOOD,
@@ -139,6 +149,74 @@ CASES: Cases = {
 }
 
 MORE: dict[str, tuple[Case, ...]] = {
+    "S127": (
+        attacked("a module named by Keras", "it refers to the module os", "config.json", GOOD),
+        Case(
+            made(keras({"class_name": "StringLookup", "config": {"vocabulary": "/etc/passwd"}}), "model.keras"),
+            # a list is the words themselves, and functions of builtins are those of Keras
+            made(
+                keras(
+                    {
+                        "class_name": "StringLookup",
+                        "config": {"vocabulary": ["a", "b"], "initializer": {"module": "keras.initializers"}},
+                        "activation": {"module": "builtins", "class_name": "function", "config": "relu"},
+                    }
+                ),
+                "model.keras",
+            ),
+            "a layer reads its vocabulary from '/etc/passwd'",
+            "config.json",
+        ),
+    ),
+    "S129": (
+        # CVE-2025-66448, CVE-2026-5241
+        Case(
+            _model_folder('{"vision_config": {"auto_map": {"AutoModel": "nobody/x--net.Net"}}}'),
+            _model_folder('{"trust_remote_code": false}'),
+            "auto_map has AutoModel: nobody/x--net.Net imported",
+            "config.json",
+        ),
+        Case(
+            _model_folder('{"trust_remote_code": true}'),
+            _model_folder("{}"),
+            "it asks for remote code to be trusted",
+            "config.json",
+        ),
+    ),
+    "S130": (
+        Case(
+            made(checkpoint(stream({"hyper_parameters": {"_instantiator": "mypackage.run"}}, protocol=2))),
+            made(
+                checkpoint(
+                    stream(
+                        {
+                            "hyper_parameters": {
+                                "_instantiator": "lightning.pytorch.cli.instantiate_module",
+                                "_class_path": "mypackage.Net",
+                            }
+                        },
+                        protocol=2,
+                    )
+                )
+            ),
+            "_instantiator is mypackage.run: it is imported, and called with the class",
+            "",
+        ),
+        Case(
+            made(b"x: !!python/object/apply:os.system ['true']\n", "model.yaml"),
+            made(b"x: !!python/object:argparse.Namespace {a: 1}\ny: !!python/tuple [1]\n", "model.yaml"),
+            "python is os.system",
+            "",
+        ),
+    ),
+    "S126": (
+        Case(
+            made(gguf("{{ ()['_' * 2 ~ 'class' ~ '_' * 2] }}"), "model.gguf"),
+            made(gguf("{{ m.name.replace('_', ' ') + '_' + x }}{% set ns = namespace(a=1) %}"), "model.gguf"),
+            "tokenizer.chat_template refers to",
+            "",
+        ),
+    ),
     "S119": (
         attacked("an archive before the archive", "the archive begins at byte", "", GOOD),
         attacked("a legacy file with an archive behind it", "to others a zip archive", "", GOOD),
@@ -197,7 +275,6 @@ MORE: dict[str, tuple[Case, ...]] = {
         Case(_folder(ATTACKS["a shard above the folder"]), fixture("sharded/safetensors"), "outside its folder"),
     ),
     "S124": (attacked("a library in a package", "a Linux program or library", "p/data/aotinductor/model/x.so", GOOD),),
-    "S127": (attacked("a module named by Keras", "it refers to the module os", "config.json", GOOD),),
     "S117": (
         attacked("a second pickle", "a pickle of 28 bytes that is not part of the checkpoint", "pickle 2"),
         attacked("a pickle after a legacy file", "it refers to os.system", "after the end", GOOD),

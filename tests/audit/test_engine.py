@@ -78,6 +78,21 @@ def test_every_file_below_a_folder_is_looked_at(tree: Path) -> None:
     ]
 
 
+def test_a_folder_that_cannot_be_read_comes_once_and_its_files_after_it(tmp_path: Path) -> None:
+    (tmp_path / "__0_0.distcp").write_bytes(stream(call("os:system", "true")))  # without a .metadata
+    results = list(audit([str(tmp_path)]))
+    assert [result.path for result in results] == [str(tmp_path), str(tmp_path / "__0_0.distcp")]
+    assert [result.failure for result in results] == ["", ""]
+    assert results[1].answer == "dangerous"
+
+
+def test_models_of_tokenizers_are_none(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02" * 20)
+    shutil.copy(GOOD, tmp_path / "model.pt")
+    results = {os.path.basename(result.path): bool(result.skipped) for result in audit([str(tmp_path)])}
+    assert results == {"model.pt": False, "tokenizer.model": True}
+
+
 def test_what_is_named_is_never_skipped(tree: Path) -> None:
     (result,) = audit([str(tree / "README.md")])
     assert [finding.code for finding in result.findings] == ["I101"]

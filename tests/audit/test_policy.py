@@ -260,7 +260,7 @@ def test_versions(text: str, expected: tuple[int, int] | None) -> None:
         ("model/frozen_backbone.pt", {"frozen": ("backbone.*",)}, "P210", "no parameter is called backbone.*"),
         ("zip/tensor.pt", {"min_parameters": 1}, "P206", "its parameters cannot be counted: there is no model in it"),
         ("zip/tensor.pt", {"frozen": ("*",)}, "P210", "nobody can tell what is frozen: there is no model in it"),
-        ("zip/tensor.pt", {"digest": "0" * 64}, "P212", "the weights' digest is not to be had (there is no model in"),
+        ("zip/values.pt", {"digest": "0" * 64}, "P212", "the weights' digest is not to be had (there is no model in"),
     ],
 )
 def test_what_is_not_there_is_not_as_asked(

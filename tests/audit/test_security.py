@@ -13,6 +13,7 @@ from tests.audit.cases import FIXTURES, Case
 from tests.audit.cases_security import ATTACKS, MORE
 from tests.hostile.assembler import SYSTEM, ZEROS, call, checkpoint, name, new, stacked, stream, tensors
 from tests.hostile.second_search import field, node
+from tests.hostile.third_search import external
 
 FURTHER = [pytest.param(code, case, id=f"{code}-{i}") for code, cases in MORE.items() for i, case in enumerate(cases)]
 
@@ -137,6 +138,29 @@ def test_a_template_beside_weights_is_looked_at_and_none_beside_a_file_in_memory
         told = BY_CODE["S126"].findings(Subject.open(str(tmp_path / file)))
         assert [finding.location.member for finding in told] == found
     assert [*BY_CODE["S126"].findings(subject(b"\x02\0\0\0\0\0\0\0{}", "model.safetensors"))] == []
+
+
+def test_external_data_that_is_a_link_out_of_the_folder(tmp_path: Path) -> None:
+    # CVE-2026-34447; but caches of a hub are links throughout
+    model = external((b"location", b"w.bin"), (b"length", b"4"))
+    (tmp_path / "blobs").mkdir()
+    for place, target in (("away", tmp_path / "secret"), ("cache", tmp_path / "blobs/0a1b"), ("within", Path("own"))):
+        folder = tmp_path / place
+        folder.mkdir()
+        (folder / "model.onnx").write_bytes(model)
+        (folder / target).write_bytes(b"1234")
+        (folder / "w.bin").symlink_to(target)
+    found = {
+        place: [
+            finding.message for finding in BY_CODE["S123"].findings(Subject.open(str(tmp_path / place / "model.onnx")))
+        ]
+        for place in ("away", "cache", "within")
+    }
+    assert found == {
+        "away": [f"a file of tensors is a link to {str(tmp_path / 'secret')!r}"],
+        "cache": [],
+        "within": [],
+    }
 
 
 def test_a_scripts_tables_of_source_lines_need_no_classes() -> None:

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.hostile import attacks, second_search
+from tests.hostile import attacks, second_search, third_search
 
 ROOT = Path(__file__).resolve().parents[2]
 ANSWERS = ("found", "not examined", "clean")
@@ -147,14 +147,29 @@ def _all(*makers: Callable[[], list[attacks.Attack]]) -> Callable[[], list[attac
 
 
 GROUPS = {
-    "names": _all(attacks.named, second_search.advisories),
+    "names": _all(attacks.named, second_search.advisories, third_search.advisories),
     "ways to call": _all(attacks.spellings, second_search.said_otherwise),
     "broken streams": attacks.broken,
-    "containers": _all(attacks.containers, second_search.archives, second_search.reserved, second_search.polyglots),
+    "containers": _all(
+        attacks.containers,
+        second_search.archives,
+        second_search.reserved,
+        second_search.polyglots,
+        third_search.elsewhere,
+    ),
     "unreadable formats": attacks.unread,
-    "other than pickles": _all(attacks.elsewhere, second_search.programs, second_search.graphs),
+    "other than pickles": _all(
+        attacks.elsewhere,
+        second_search.programs,
+        second_search.graphs,
+        third_search.configurations,
+        third_search.programs,
+        third_search.held,
+    ),
     "combinations": _all(attacks.gadgets, second_search.filled),
-    "objects restored": _all(second_search.restored, second_search.compiled),
+    "objects restored": _all(
+        second_search.restored, second_search.compiled, third_search.constructed, third_search.joblib
+    ),
 }
 
 

@@ -220,9 +220,42 @@ def test_entries_are_those_of_tarfile() -> None:
     name = "a/" * 60 + "long"
     for format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT):
         data = pack({"short": b"x" * 1000, name: b"y", "empty": b"", "last": b"z" * 512}, format)
-        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-            expected = [(m.name, m.offset_data, m.size, m.isreg()) for m in archive.getmembers()]
-        assert [tuple(entry) for entry in entries(MemorySource(data, "a.tar"))] == expected
+        assert found(data) == of_tarfile(data)
+
+
+def found(data: bytes) -> list[tuple[object, ...]]:
+    return [tuple(entry) for entry in entries(MemorySource(data, "a.tar"))]
+
+
+def of_tarfile(data: bytes) -> list[tuple[object, ...]]:
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        return [(m.name, m.offset_data, m.size, m.isreg(), m.issparse()) for m in archive.getmembers()]
+
+
+@pytest.mark.parametrize("records", [{"path": "../x"}, {"size": "2000"}, {"size": "0"}, {"path": "a", "size": "7"}])
+def test_records_for_all_entries_count_as_in_tarfile(records: dict[str, str]) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, pax_headers=records) as archive:
+        for name in ("first", "second"):
+            info = tarfile.TarInfo(name)
+            info.size = 1000
+            archive.addfile(info, io.BytesIO(b"x" * 1000))
+    assert found(buffer.getvalue()) == of_tarfile(buffer.getvalue())
+
+
+def test_a_sparse_file_is_no_file_as_it_stands() -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, data in WHOLE.items():
+            info = tarfile.TarInfo(name)
+            if name == "pickle":
+                data = b"1\n0\n%d\n".ljust(512, b"\0") % len(data) + data
+                info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": name}
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    assert [entry[4] for entry in found(buffer.getvalue())] == [name == "pickle" for name in WHOLE]
+    with pytest.raises(CkptError, match="sparse"):
+        open_checkpoint(buffer.getvalue())
 
 
 def test_other_archives_are_not_taken() -> None:

@@ -44,6 +44,7 @@ from tests.hostile.assembler import (
     zipped,
 )
 from tests.hostile.second_search import second_search
+from tests.hostile.third_search import third_search
 
 # --- names that do harm
 
@@ -1263,7 +1264,8 @@ def gadgets() -> list[Attack]:
 
 def attacks() -> list[Attack]:
     """All of them; the names differ."""
-    return [*named(), *spellings(), *broken(), *containers(), *unread(), *elsewhere(), *gadgets(), *second_search()]
+    first = [*named(), *spellings(), *broken(), *containers(), *unread(), *elsewhere(), *gadgets()]
+    return [*first, *second_search(), *third_search()]
 
 
 _BY_NAME = {attack.name: attack for attack in attacks()}

@@ -523,7 +523,7 @@ def archives() -> list[Attack]:
         Attack("a pickle behind a file of xz", lzma.compress(BENIGN) + EVIL, "S101", ".xz"),
         Attack("a pickle behind a zlib stream", zlib.compress(BENIGN) + EVIL, "S101", ".z"),
         Attack("compressed twice", gzip.compress(bz2.compress(evil), mtime=0), "S101", ".gz"),
-        Attack("LZMA of old", lzma.compress(EVIL, format=lzma.FORMAT_ALONE), "I101", ".pkl", answer=""),
+        Attack("LZMA of old", lzma.compress(EVIL, format=lzma.FORMAT_ALONE), "S101", ".pkl"),
         Attack("LZ4", b"\x04\x22\x4d\x18" + EVIL, "I105", ".pkl", answer=""),
         Attack("Zstandard", b"\x28\xb5\x2f\xfd" + EVIL, "I105", ".pkl", answer=""),
         Attack("RAR", b"Rar!\x1a\x07\x01\x00" + EVIL, "I105", ".bin", answer=""),
@@ -845,7 +845,7 @@ def advisories() -> list[Attack]:
             "S101",
             ("GHSA-6ggj-6f2q-f7mx",),
         ),
-        "a session of aiohttp": (call("aiohttp.client:ClientSession"), "S105", ("GHSA-hgrh-qx5j-jfwx",)),
+        "a session of aiohttp": (call("aiohttp.client:ClientSession"), "S105", ()),
     }
     found = [
         Attack(f"published: {way}", stream(value), code, cites=cites) for way, (value, code, cites) in cases.items()

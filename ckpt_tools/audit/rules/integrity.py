@@ -47,7 +47,8 @@ def not_a_checkpoint(subject: Subject) -> Iterator[Finding]:
 
     Remedy: fetch the file itself.
     """
-    yield from _error(subject, NotACheckpoint)
+    if not subject.named_code:  # of a configuration that is told
+        yield from _error(subject, NotACheckpoint)
     checkpoint = subject.checkpoint
     archive = _archive(subject) if checkpoint is not None and checkpoint.format == "archive" else None
     if archive is None or checkpoint is None:
@@ -231,8 +232,12 @@ def header_mismatch(subject: Subject) -> Iterator[Finding]:
     Remedy: do not trust the file; pack it again from what you know to be in it.
     """
     archive = _archive(subject)
-    for member in archive.members if archive is not None and not archive.is_plain else ():
-        assert archive is not None
+    if archive is None:
+        return
+    for member, other in archive.aliases():
+        what = f"an extra field has another name, {other!r:.200}, by which Python knows it since 3.12"
+        yield subject.finding(what, member=member.name, evidence={"name": other})
+    for member in archive.members if not archive.is_plain else ():
         differences = list(_differences(member, archive.local(member)))
         if differences:
             yield subject.finding(

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ckpt_tools.analysis.counting import looks_like_buffer
+from ckpt_tools.audit.coverage import all_tensors
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.checkpoint import StateDict, TensorInfo, format_path
+from ckpt_tools.contents import to_numpy
 from ckpt_tools.report import count, listed, number
 
 if TYPE_CHECKING:
@@ -273,6 +275,70 @@ def out_of_keeping(subject: Subject) -> Iterator[Finding]:
                 )
 
 
+@rule("N109", "index-out-of-range", "error", needs="values")
+def index_out_of_range(subject: Subject) -> Iterator[Finding]:
+    """A sparse or nested tensor refers to elements that it does not have.
+
+    Why: torch.load does not look at the indices unless it is told to, and what makes the tensor dense writes or reads
+    beyond its memory (CVE-2025-62164).
+
+    Example: the index 1,099,511,627,776 in a sparse tensor of four rows.
+
+    Remedy: do not load the file; ask its author for dense tensors.
+    """
+    seen: set[int] = set()
+    for tensor in all_tensors(subject.checkpoint) if subject.checkpoint is not None else ():
+        if tensor.parts and id(tensor) not in seen and (what := _out_of_range(tensor)):
+            yield subject.finding(what, tensor=tensor.name)
+        seen.add(id(tensor))
+
+
+def _out_of_range(tensor: TensorInfo) -> str:
+    """What the parts of *tensor* refer to that is not there, in words; "" where they are as they must be."""
+    if not (tensor.layout.startswith("sparse") or tensor.layout == "nested"):
+        return ""
+    parts = dict(tensor.parts)
+    if any(part.dtype.name not in ("int32", "int64") for label, part in parts.items() if label in _INDICES):
+        return "its indices are no integers"
+    if any(part.storage is None for label, part in parts.items() if label in _INDICES):
+        return ""  # on the device that has none
+    values = {label: to_numpy(part).astype("int64") for label, part in parts.items() if label in _INDICES}
+    if tensor.layout == "nested":
+        sizes, strides, offsets = values["sizes"], values["strides"], values["offsets"].reshape(-1)
+        if min((array.min() for array in (sizes, strides, offsets) if array.size), default=0) < 0:
+            return "a size, a stride or an offset of it is negative"
+        ends = offsets + ((sizes - 1) * strides).sum(axis=-1) if sizes.size else offsets
+        last = int(ends.max()) if ends.size and bool(sizes.all()) else -1
+        held = parts["buffer"].numel
+        return f"it refers to element {last:,} of {held:,}" if last >= held else ""
+    if tensor.layout == "sparse_coo":
+        for size, row in zip(tensor.shape, values["indices"], strict=False):
+            if row.size and not (row.min() >= 0 and row.max() < size):
+                wrong = row.min() if row.min() < 0 else row.max()
+                return f"an index of it is {int(wrong):,}, where there are {size:,}"
+        return ""
+    compressed, plain = (values[label] for label in values)
+    steps = compressed[..., 1:] - compressed[..., :-1]
+    if compressed.size and (compressed.min() < 0 or compressed.max() > plain.shape[-1] or steps.min(initial=0) < 0):
+        return "its compressed indices do not rise from 0 to the number of its values"
+    blocks = parts["values"].shape[-2:] if tensor.layout in ("sparse_bsr", "sparse_bsc") else (1, 1)
+    rows = tensor.layout in ("sparse_csr", "sparse_bsr")
+    size = tensor.shape[-1] // blocks[1] if rows else tensor.shape[-2] // blocks[0]
+    if plain.size and not (plain.min() >= 0 and plain.max() < size):
+        wrong = plain.min() if plain.min() < 0 else plain.max()
+        return f"an index of it is {int(wrong):,}, where there are {size:,}"
+    return ""
+
+
+_INDICES = frozenset(
+    {
+        *("indices", "crow_indices", "col_indices", "ccol_indices", "row_indices"),
+        *("sizes", "strides", "offsets"),
+    }
+)
+"""The parts that say where the values of the others belong."""
+
+
 def _peak(numbers: Statistics) -> float:
     return float(max(abs(numbers.minimum or 0), abs(numbers.maximum or 0)))
 
@@ -286,4 +352,5 @@ RULES: tuple[Rule, ...] = (
     dead_batchnorm,
     near_overflow,
     out_of_keeping,
+    index_out_of_range,
 )

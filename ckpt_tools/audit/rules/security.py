@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from itertools import chain
 
-from ckpt_tools.audit.coverage import AS_PICKLE
+from ckpt_tools.audit import configured
+from ckpt_tools.audit.coverage import AS_PICKLE, Opening
 from ckpt_tools.audit.dangers import Danger, NameVerdict, PickleVerdict, classify
 from ckpt_tools.audit.findings import Finding
-from ckpt_tools.audit.gadgets import Category
-from ckpt_tools.audit.inputs import CONFIGURATIONS, TEMPLATES, has_companions
+from ckpt_tools.audit.gadgets import KNOWN_DANGERS, Category
+from ckpt_tools.audit.inputs import CONFIGURATIONS, OTHER_CONFIGURATIONS, TEMPLATES
 from ckpt_tools.audit.payload import digest, of_bytes
 from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import Subject
@@ -22,7 +24,7 @@ from ckpt_tools.formats.archive import Archive, Member
 from ckpt_tools.formats.json_text import JSON_LIMIT
 from ckpt_tools.pickles.weights_only import SINCE
 from ckpt_tools.report import count, shortened
-from ckpt_tools.sources import Folder, Source
+from ckpt_tools.sources import Source
 
 # --- what the pickles do
 
@@ -30,6 +32,10 @@ from ckpt_tools.sources import Folder, Source
 def _needs_more(subject: Subject) -> bool:
     """Whether a pickle does more than to make tensors."""
     return any(verdict.answer != "tensors only" for verdict in subject.all_verdicts)
+
+
+def _may_inject(subject: Subject) -> bool:
+    return _needs_more(subject) or _has_program(subject)
 
 
 def _dangers(subject: Subject, category: Category) -> Iterator[Finding]:
@@ -176,18 +182,27 @@ def computed_call(subject: Subject) -> Iterator[Finding]:
     yield from _dangers(subject, "computed")
 
 
-@rule("S110", "state-injection", "error", when=_needs_more)
+@rule("S110", "state-injection", "error", when=_may_inject)
 def state_injection(subject: Subject) -> Iterator[Finding]:
     """A pickle changes a class, a function, a module or a tensor's memory instead of an object of its own.
 
     Why: the change holds for the whole process: what is called later, by anyone, is what the file has put there.
 
     Example: BUILD on ``numpy.size`` (modelscan issue 330); items set on ``torch.serialization._package_registry``;
-    ``__class__`` among an object's slots; items set on a tensor (CVE-2026-24747).
+    ``__class__`` among an object's slots; items set on a tensor (CVE-2026-24747); ``__class__`` among the external data
+    of an ONNX model, whose keys onnx sets as attributes up to 1.20 (CVE-2026-34445).
 
     Remedy: do not load the file. Ask its author for the weights as safetensors.
     """
     yield from _dangers(subject, "injection")
+    for place, checkpoint in _checkpoints(subject):
+        if checkpoint.format == "onnx" and isinstance(checkpoint.source, Source):
+            from ckpt_tools.formats import onnx
+
+            for mention in onnx.mentions(checkpoint.source):
+                if mention.kind == "key" and mention.text.startswith("_"):
+                    what = f"the external data of a tensor has its {mention.text!r:.80} set"
+                    yield subject.finding(what, member=place, offset=mention.offset)
 
 
 def _names(subject: Subject, fits: Callable[[NameVerdict], bool]) -> Iterator[tuple[PickleVerdict, NameVerdict]]:
@@ -468,7 +483,8 @@ def _code(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
     archive = Archive.of(checkpoint.source)
     left = CODE_LIMIT
     for member in archive.members:
-        path = member.name.removeprefix(archive.root)
+        # torch finds members whatever the case of their names
+        path = member.name.lower().removeprefix(archive.root.lower())
         if (path.startswith("code/") and path.endswith(".py")) or path in ("bytecode.pkl", "mobile_debug_handles.pkl"):
             left -= member.size
             if left < 0:
@@ -490,7 +506,7 @@ def torchscript_operator(subject: Subject) -> Iterator[Finding]:
     """
     for _, checkpoint in _checkpoints(subject):
         for member, code in _code(checkpoint):
-            if member.endswith(".py"):
+            if member.lower().endswith(".py"):
                 text = code.decode("utf-8", "replace")
                 found = {_plain(m[0]): m.start() for m in reversed([*re.finditer(_OPERATOR, text)])}
             else:
@@ -512,13 +528,14 @@ def custom_operator(subject: Subject) -> Iterator[Finding]:
 
     Why: what it does is in a library that must be loaded beforehand, and cannot be seen from the file.
 
-    Example: ``ops.mylib.fused_attention(…)``; ``PyOp`` of ``ai.onnx.contrib``, which calls a function of Python.
+    Example: ``ops.mylib.fused_attention(…)``; ``PyOp`` of ``ai.onnx.contrib``, which calls a function of Python;
+    ``EPContext`` of ``com.microsoft``, which holds or names what another compiler made of the graph.
 
     Remedy: make sure of the library that the operator comes from.
     """
     for _, checkpoint in _checkpoints(subject):
         for member, code in _code(checkpoint):
-            if member.endswith(".py"):
+            if member.lower().endswith(".py"):
                 for namespace in sorted(set(re.findall(_CUSTOM, code.decode("utf-8", "replace")))):
                     yield subject.finding(
                         f"the code uses operators of {namespace}", member=member, evidence={"name": namespace}
@@ -530,7 +547,8 @@ def custom_operator(subject: Subject) -> Iterator[Finding]:
             own = onnx.functions(checkpoint.source)
             for mention in onnx.mentions(checkpoint.source):
                 name = mention.text
-                if mention.kind == "operator" and not name.startswith(_OF_ONNX) and name not in own:
+                known = name.startswith(_OF_ONNX) and name not in _OPAQUE
+                if mention.kind == "operator" and not known and name not in own:
                     yield subject.finding(
                         f"the graph uses the operator {name:.200}",
                         member=place,
@@ -539,6 +557,8 @@ def custom_operator(subject: Subject) -> Iterator[Finding]:
                     )
 
 
+_OPAQUE = ("com.microsoft::EPContext", "com.microsoft::PythonOp", "com.microsoft::PythonOpGrad")
+"""What another compiler made of a graph, or a function of Python's by its name."""
 _OF_ONNX = ("ai.onnx::", "ai.onnx.ml::", "ai.onnx.training::", "ai.onnx.preview.training::", "com.microsoft::")
 
 
@@ -553,9 +573,11 @@ def exported_program_code(subject: Subject) -> Iterator[Finding]:
     """An exported program has an expression or a target that is no part of a graph of tensors.
 
     Why: torch.export.load has sympy evaluate the expressions for sizes, which is Python's ``eval``, and looks up
-    the targets of calls by attribute, from torch on.
+    the targets of calls by attribute, from torch on. What stands for a defaultdict or a member of an enumeration
+    among the inputs has its module imported.
 
-    Example: ``"expr_str": "__import__('os').system('…')"``; ``"target": "torch.hub.load"``.
+    Example: ``"expr_str": "__import__('os').system('…')"``; ``"target": "torch.hub.load"``;
+    ``"default_factory_module": "os"``.
 
     Remedy: do not load the program.
     """
@@ -564,27 +586,61 @@ def exported_program_code(subject: Subject) -> Iterator[Finding]:
             continue
         archive = Archive.of(checkpoint.source)
         for member in archive.members:
-            if not member.name.endswith(".json") or member.size > JSON_LIMIT:
+            if not member.name.lower().endswith(".json") or member.size > JSON_LIMIT:
                 continue
             targets: set[str] = set()
             for key, value in _strings(archive, member):
                 if key == "expr_str" and re.search(_UNLIKE_SYMPY, re.sub(_SYMBOL, "Symbol(", value)):
                     what = f"a size is the expression {value!r:.120}"
                     yield subject.finding(what, member=member.name, evidence={"payload": digest([_bytes(value)])})
-                elif key == "target" and value not in targets and _is_bad_target(value):
+                elif key in ("target", "as_operator") and value not in targets and _is_bad_target(value):
                     targets.add(value)
                     yield subject.finding(f"the graph calls {value}", member=member.name, evidence={"name": value})
+                elif _IMPORTING.search(value):
+                    for named in _imported(value):
+                        what = f"the structure of its inputs or outputs has {named:.200} imported"
+                        evidence = {"name": named, "payload": digest([_bytes(value)])}
+                        yield subject.finding(what, member=member.name, evidence=evidence)
+
+
+_IMPORTING = re.compile(r"default_factory_module|__enum__|\\u00|\\x")
+_MAX_TEXTS = 4
+"""How deep JSON may lie in the texts of JSON: a treespec in a model, its contexts, and what stands in these."""
+
+
+def _imported(text: str, depth: int = 0) -> Iterator[str]:
+    """What does harm of that which ``torch.utils._pytree`` imports for a treespec."""
+    import json
+
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    for part in _dicts_in(content):
+        module, name = part.get("default_factory_module"), part.get("default_factory_name")
+        if "__enum__" in part and isinstance(part.get("fqn"), str):
+            module, _, name = str(part["fqn"]).partition(":")
+        if isinstance(module, str) and isinstance(name, str) and classify(module, name, False, made=True)[1]:
+            yield f"{module}.{name}"
+    if depth < _MAX_TEXTS:
+        for _, inner in _texts_in(content):
+            if _IMPORTING.search(inner):
+                yield from _imported(inner, depth + 1)
 
 
 def _strings(archive: Archive, member: Member) -> Iterator[tuple[str, str]]:
     """Every text in a JSON member under its key, whatever escapes either is written with."""
+    yield from _texts_in(_json(archive, member))
+
+
+def _json(archive: Archive, member: Member) -> object:
+    """What is in a JSON member. Raises `CorruptFile` where that cannot be read."""
     import json  # few files have any
 
     try:
-        content = json.loads(archive.open(member).read(0, member.size))
+        return json.loads(archive.open(member).read(0, member.size))
     except (ValueError, RecursionError) as error:
         raise CorruptFile(f"it is no JSON that can be read: {error!s:.80}", member=member.name) from None
-    yield from _texts_in(content)
 
 
 def _texts_in(content: object) -> Iterator[tuple[str, str]]:
@@ -598,6 +654,18 @@ def _texts_in(content: object) -> Iterator[tuple[str, str]]:
             pending += reversed(value.items())
         elif isinstance(value, list):
             pending += ((key, item) for item in reversed(value))
+
+
+def _dicts_in(content: object) -> Iterator[dict[object, object]]:
+    """Every object in what was read of JSON."""
+    pending = [content]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            yield value
+            pending += reversed(value.values())
+        elif isinstance(value, list):
+            pending += reversed(value)
 
 
 def _is_bad_target(target: str) -> bool:
@@ -617,10 +685,16 @@ def climbing_path(subject: Subject) -> Iterator[Finding]:
     key, a program.
 
     Example: a member ``../../.bashrc``; a link in a tar archive; ``/etc/passwd`` as the external data of an ONNX
-    model; a shard index that names ``../other/model.safetensors``.
+    model; a shard index that names ``../other/model.safetensors``; a chat template that is called ``../../x``, which
+    is the file that Transformers saves it in (CVE-2026-9856); external data that is a link to elsewhere
+    (CVE-2026-34447).
 
     Remedy: do not unpack or load the file.
     """
+    for place, key, text in _templates(subject) if subject.companions is not None else ():
+        called = text if key == "name" else key
+        if _climbs(called):
+            yield subject.finding(f"a chat template is called {called!r:.200}", member=place)
     error = subject.error
     if error is not None and ("outside its folder" in error.problem or "outside the model's" in error.problem):
         yield subject.finding(error.problem, member=error.member or "")
@@ -640,6 +714,7 @@ def climbing_path(subject: Subject) -> Iterator[Finding]:
                         member=place,
                         offset=mention.offset,
                     )
+    yield from _links(subject)
     source = subject.file
     if source is None:
         return
@@ -665,6 +740,22 @@ def climbing_path(subject: Subject) -> Iterator[Finding]:
                 )
 
 
+def _links(subject: Subject) -> Iterator[Finding]:
+    """Files of tensors that are links out of the model's folder, but for those into the cache of a hub."""
+    if subject.checkpoint is None or subject.is_remote:
+        return
+    names: set[str] = set()
+    if isinstance(subject.source, Opening):
+        names = {source.name for source in subject.source.opened.values()}
+    if any(checkpoint.format == "onnx" for _, checkpoint in _checkpoints(subject)):  # its external data
+        names |= {storage.source.name for storage in subject.coverage.storages}
+    for name in sorted(names - {subject.path}):
+        if os.path.islink(name):
+            target, folder = os.path.realpath(name), os.path.realpath(os.path.dirname(name))
+            if not target.startswith(os.path.join(folder, "")) and os.path.basename(os.path.dirname(target)) != "blobs":
+                yield subject.finding(f"a file of tensors is a link to {target!r:.200}", member=os.path.basename(name))
+
+
 _CLIMBING = ("..", "\n/", "\\", ":")  # one of which stands in every list of names with one that climbs
 
 
@@ -685,7 +776,28 @@ _PROGRAMS = (
     (b"\xca\xfe\xba\xbe", "a macOS program or library"),
     (b"#!", "a script"),
 )
-_PROGRAM_NAMES = r"(?m)\.(?:so(?:\.\d+)*|dll|dylib|exe|pyd|sh|bat|cmd|ps1|cubin|ptx)$"
+
+
+_MAGICS = tuple(magic for magic, _ in _PROGRAMS)
+
+
+def _has_texts(subject: Subject) -> bool:
+    """Whether there is text that programs read: in the metadata, or beside the model."""
+    return subject.companions is not None or any(checkpoint.metadata for _, checkpoint in _checkpoints(subject))
+
+
+def _may_name_code(subject: Subject) -> bool:
+    held = any(configured.may_name(checkpoint) for _, checkpoint in _checkpoints(subject))
+    return held or _has_texts(subject) or bool(subject.named_code)
+
+
+_PROGRAM_ENDINGS = frozenset(
+    {
+        *(".so", ".dll", ".dylib", ".exe", ".pyd", ".sh", ".bat", ".cmd", ".ps1", ".cubin", ".ptx", ".fatbin"),
+        *(".hsaco", ".spv", ".o", ".c", ".cc", ".cpp", ".cxx", ".cu", ".hip"),
+    }
+)
+_PROGRAM_NAMES = rf"(?:{'|'.join(map(re.escape, _PROGRAM_ENDINGS))}|\.so(?:\.\d+)+|_(?:compile|linker)_flags\.json)$"
 
 
 @rule("S124", "native-code", "error")
@@ -693,27 +805,33 @@ def native_code(subject: Subject) -> Iterator[Finding]:
     """The archive holds a program or a compiled library.
 
     Why: torch loads the libraries of packages that AOTInductor made, and machine code does what it likes from the
-    moment it is loaded. It cannot be audited here.
+    moment it is loaded. Where there is none, torch compiles the source in the package, by a command that stands in the
+    package, too. It cannot be audited here.
 
-    Example: ``data/aotinductor/model/….so`` in a ``.pt2`` package.
+    Example: ``data/aotinductor/model/….so`` in a ``.pt2`` package; ``….cpp`` with ``…_compile_flags.json``.
 
     Remedy: load the package only from who built it; better, compile the exported program yourself.
     """
     archive = subject.archive
     if archive is None:
         return
-    named = re.search(_PROGRAM_NAMES, archive.listing.lower()) is not None
-    others = set(subject.other_members)
+    listing = archive.listing.lower()
+    # what the pattern fits, at less cost
+    named = not _PROGRAM_ENDINGS.isdisjoint(archive.endings) or ".so." in listing or "_flags.json" in listing
+    tensors = set(archive.members).difference(subject.other_members) if named else ()
     for member in archive.members if named else subject.other_members:
-        what = "a program or library, by its name" if named and re.search(_PROGRAM_NAMES, member.name.lower()) else ""
-        if member.size > 64 and member in others:
+        by_name = named and re.search(_PROGRAM_NAMES, member.name.lower()) is not None
+        what = "a program or library, or what one is made of, by its name" if by_name else ""
+        if member.size > 64 and member not in tensors:
             try:
                 head = archive.open(member).peek(0, 4)
             except CkptError:
                 head = b""
-            what = next((kind for magic, kind in _PROGRAMS if head.startswith(magic)), what)
+            if head.startswith(_MAGICS):
+                what = next(kind for magic, kind in _PROGRAMS if head.startswith(magic))
         if what:
-            yield subject.finding(what, member=member.name, evidence={"bytes": member.size})
+            evidence = {"bytes": member.size, "payload": _content(archive, member)}
+            yield subject.finding(what, member=member.name, evidence=evidence)
 
 
 @rule("S125", "python-in-archive", "warning")
@@ -727,13 +845,13 @@ def python_in_archive(subject: Subject) -> Iterator[Finding]:
     Remedy: read it before you load the file.
     """
     archive = subject.archive
-    if archive is None or not any(f"{ending}\n" in archive.listing for ending in _PYTHON):
+    if archive is None or archive.endings.isdisjoint(_PYTHON):
         return
     script = subject.checkpoint is not None and subject.checkpoint.format == "torchscript"
     for member in archive.members:
-        inner = member.name.removeprefix(archive.root)
-        if member.name.endswith(_PYTHON) and not (script and inner.startswith("code/")):
-            if member.name.endswith(".pth") and not _is_path_file(archive, member.name):
+        inner = member.name.lower().removeprefix(archive.root.lower())
+        if member.name.lower().endswith(_PYTHON) and not (script and inner.startswith("code/")):
+            if member.name.lower().endswith(".pth") and not _is_path_file(archive, member.name):
                 continue
             evidence = {"bytes": member.size, "payload": _content(archive, member)}
             yield subject.finding("Python source or bytecode", member=member.name, evidence=evidence)
@@ -762,10 +880,15 @@ def _is_path_file(archive: Archive, name: str) -> bool:
 _TEMPLATE = (
     r"__\w+__|['\"]__|(?i:\\x5f|\\u005f|\\137|%c)"
     r"|\bcycler\b|\blipsum\b|\bself\._|\.mro\b|\|\s*attr\b|\bos\b\s*\."
+    # underscores that are put together with something, or taken from how a function or the template is shown
+    r"|['\"]_+['\"]\s*(?:\*|[~+,]\s*['\"]_)|\d\s*\*\s*['\"]_"
+    r"|['\"]_?(?:class|mro|subclasses|globals|builtins|getattribute)_?['\"]\s*[~+]"
+    r"|[~+]\s*['\"]_?(?:class|mro|subclasses|globals|builtins|getattribute)_?['\"]"
+    r"|\b(?:raise_exception|strftime_now|namespace|joiner|range|self)\s*\|"
 )
 
 
-@rule("S126", "template-injection", "error")
+@rule("S126", "template-injection", "error", when=_has_texts)
 def template_injection(subject: Subject) -> Iterator[Finding]:
     """A chat template reaches for Python's internals.
 
@@ -796,14 +919,9 @@ def _bytes(text: str) -> bytes:
 
 def _texts(subject: Subject, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Those of the files *names* that lie with a model, where Transformers reads them, with what is in them."""
-    if isinstance(subject.source, Folder):
-        folder: Folder | None = subject.source
-    else:
-        wanted = has_companions(subject.path) and not subject.is_remote  # a file at a URL is that file
-        folder = subject.source.folder() if wanted else None
-    if folder is None:
-        return
-    for name in names:
+    folder = subject.companions
+    for name in names if folder is not None else ():
+        assert folder is not None
         try:
             file = folder.open(name)
             if file.size <= JSON_LIMIT:
@@ -814,9 +932,9 @@ def _texts(subject: Subject, names: tuple[str, ...]) -> Iterator[tuple[str, str]
 
 def _templates(subject: Subject) -> Iterator[tuple[str, str, str]]:
     """The texts beside a model that may be templates: the file, the key and the text of each."""
-    import json
-
     for name, content in _texts(subject, TEMPLATES):
+        import json  # few files have any
+
         try:
             whole = content if name.endswith(".jinja") else json.loads(content)
         except (ValueError, RecursionError):
@@ -829,36 +947,73 @@ def code_in_model(subject: Subject) -> Iterator[Finding]:
     """A Keras model has a layer that is code, or that opens files.
 
     Why: a Lambda layer holds the bytecode of a function, or names one of any module, and Keras makes it when it
-    loads the model (CVE-2024-3660, CVE-2025-1550, CVE-2025-8747). A lookup layer whose vocabulary is a path reads that
-    file, or fetches it (CVE-2025-12058).
+    loads the model (CVE-2024-3660, CVE-2025-1550, CVE-2025-8747); a TFSMLayer loads another model, which TensorFlow
+    runs (CVE-2026-1462). A lookup layer whose vocabulary is a path reads that file, or fetches it (CVE-2025-12058).
 
-    Example: ``"class_name": "Lambda"`` in the ``config.json`` of a ``.keras`` archive; ``"module": "os"``;
-    ``"vocabulary": "/etc/passwd"``.
+    Example: ``"class_name": "Lambda"`` in the ``config.json`` of a ``.keras`` archive, or of the folder that it was
+    unpacked to; ``"module": "os"``; ``"vocabulary": "/etc/passwd"``.
 
     Remedy: load it with ``safe_mode=True`` of a current Keras, or not at all.
     """
+    import json
+
+    for place, content in _keras_configurations(subject):
+        for part in _dicts_in(content):
+            for what, name in _keras_code(part):
+                evidence = {"name": name, "payload": digest([json.dumps(part, sort_keys=True).encode()])}
+                yield subject.finding(what, member=place, evidence=evidence)
+
+
+def _keras_configurations(subject: Subject) -> Iterator[tuple[str, object]]:
+    """What describes the layers of a Keras model, in an archive or in the folder of its weights."""
+    import json
+
     source = subject.file
-    if source is None or source.peek(0, 4) != b"PK\x03\x04":
-        return
-    archive = subject.archive
+    archive = subject.archive if source is not None and source.peek(0, 4) == b"PK\x03\x04" else None
     member = archive.find("config.json") if archive is not None else None
-    if archive is None or member is None or archive.find("metadata.json") is None or member.size > JSON_LIMIT:
-        return
-    for key, value in _strings(archive, member):
-        if key in ("class_name", "registered_name") and value.rpartition(".")[2].rpartition(">")[2] in _CODE_LAYERS:
-            # its code is elsewhere in the same text
-            evidence = {"name": value, "payload": digest(archive.open(member).chunks())}
-            yield subject.finding(f"a layer of the class {value}", member=member.name, evidence=evidence)
-        elif key == "module" and value.partition(".")[0] not in _KERAS and classify(value, "Unknown", True)[1]:
-            yield subject.finding(f"it refers to the module {value:.200}", member=member.name, evidence={"name": value})
-        elif key in ("config", "registered_name", "function", "function_name") and value in _LOADERS:
-            yield subject.finding(f"it refers to the function {value}", member=member.name, evidence={"name": value})
-        elif key == "vocabulary":
-            what = f"a layer reads its vocabulary from {value!r:.200}"
-            yield subject.finding(what, member=member.name, evidence={"name": value})
+    if archive is not None and member is not None and member.size <= JSON_LIMIT:
+        # Keras reads this file alone before it makes the layers, so metadata.json may be missing
+        names = archive.listing.lower()
+        if any(f"\n{own}" in names for own in _OF_KERAS) or subject.path.lower().endswith(".keras"):
+            yield member.name, _json(archive, member)
+    for name, content in _texts(subject, ("config.json",)):
+        try:
+            text = json.loads(content)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(text, dict) and isinstance(text.get("class_name"), str):
+            yield name, text
 
 
-_CODE_LAYERS = ("Lambda", "TorchModuleWrapper", "__lambda__")
+def _keras_code(part: dict[object, object]) -> Iterator[tuple[str, str]]:
+    """What of one object of a Keras configuration runs code or opens files, in words, and its name."""
+    for key in ("class_name", "registered_name"):
+        value = part.get(key)
+        if isinstance(value, str) and value.rpartition(".")[2].rpartition(">")[2] in _CODE_LAYERS:
+            yield f"a layer of the class {value:.200}", value
+    module, cls, config = part.get("module"), part.get("class_name"), part.get("config")
+    if module == "builtins":
+        # older releases look a name up among Python's own, current ones among those of Keras
+        own = next((name for name in (cls, config) if isinstance(name, str) and _is_dangerous_builtin(name)), "")
+        if own:
+            yield f"it refers to Python's {own}", own
+    elif isinstance(module, str) and module.partition(".")[0] not in _KERAS and classify(module, "Unknown", True)[1]:
+        yield f"it refers to the module {module:.200}", module
+    for key in ("config", "registered_name", "function", "function_name"):
+        value = part.get(key)
+        if isinstance(value, str) and value in _LOADERS:
+            yield f"it refers to the function {value}", value
+    vocabulary = part.get("vocabulary")
+    if isinstance(vocabulary, str):  # a list is the words themselves
+        yield f"a layer reads its vocabulary from {vocabulary!r:.200}", vocabulary
+
+
+def _is_dangerous_builtin(name: str) -> bool:
+    return f"builtins.{name}" in KNOWN_DANGERS or name == "__import__"
+
+
+_OF_KERAS = ("metadata.json\n", "model.weights.")
+_CODE_LAYERS = ("Lambda", "TorchModuleWrapper", "TFSMLayer", "__lambda__")
 _LOADERS = (
     *("get_file", "load_model", "load_weights", "load_img", "save_model", "save_weights", "load_from_saved_model"),
     *("deserialize_keras_object", "enable_unsafe_deserialization", "extract_archive"),
@@ -886,14 +1041,16 @@ def recent_global(subject: Subject) -> Iterator[Finding]:
             )
 
 
-@rule("S129", "remote-code", "warning")
+@rule("S129", "remote-code", "warning", when=_has_texts)
 def remote_code(subject: Subject) -> Iterator[Finding]:
     """A model's folder names Python files that its loader is to import.
 
     Why: Transformers imports what ``auto_map`` names, from the folder or from another repository, if it is told to
-    trust remote code. The weights may be safetensors, and the model runs code all the same.
+    trust remote code, and some releases of it and of vLLM without (CVE-2025-66448, CVE-2026-5241). The weights may be
+    safetensors, and the model runs code all the same.
 
-    Example: ``"auto_map": {"AutoModel": "modeling.Net"}`` in ``config.json``.
+    Example: ``"auto_map": {"AutoModel": "modeling.Net"}`` in ``config.json``, for the model or a part of it;
+    ``"trust_remote_code": true`` there.
 
     Remedy: load it without ``trust_remote_code``, or read the files that it names, at that revision.
     """
@@ -904,11 +1061,50 @@ def remote_code(subject: Subject) -> Iterator[Finding]:
             text = json.loads(content)
         except (ValueError, RecursionError):
             continue
-        wanted = text.get("auto_map") if isinstance(text, dict) else None
-        if isinstance(wanted, dict) and wanted:
-            named = ", ".join(shortened(f"{key}: {value}", 60) for key, value in list(wanted.items())[:3])
-            evidence = {"name": name, "payload": digest([json.dumps(wanted, sort_keys=True).encode()])}
-            yield subject.finding(f"auto_map has {named} imported", member=name, evidence=evidence)
+        for part in _dicts_in(text):
+            wanted = part.get("auto_map")
+            if isinstance(wanted, dict) and wanted:
+                named = ", ".join(shortened(f"{key}: {value}", 60) for key, value in list(wanted.items())[:3])
+                evidence = {"name": name, "payload": digest([json.dumps(wanted, sort_keys=True).encode()])}
+                yield subject.finding(f"auto_map has {named} imported", member=name, evidence=evidence)
+            if part.get("trust_remote_code") is True:
+                what = "it asks for remote code to be trusted"
+                yield subject.finding(what, member=name, evidence={"name": name})
+
+
+@rule("S130", "named-code", "error", when=_may_name_code)
+def named_code(subject: Subject) -> Iterator[Finding]:
+    """A configuration names something to call that runs code, or fetches it.
+
+    Why: Hydra calls whatever stands under ``_target_`` (CVE-2025-23304, CVE-2026-22584), Lightning imports and calls
+    the ``_instantiator`` among the hyperparameters of a checkpoint, which weights_only takes (CVE-2026-58659),
+    Transformers fetches and runs the attention that ``_attn_implementation_internal`` names (CVE-2026-4372).
+
+    Example: ``_target_: os.system`` in the ``model_config.yaml`` of a ``.nemo`` archive, in the metadata of a
+    safetensors file, or in the ``config.json`` beside the weights; ``!!python/object/apply:os.system``.
+
+    Remedy: do not load the model with the program that reads this.
+    """
+    found = chain(
+        (("", named) for named in subject.named_code),
+        ((place, named) for place, text in _configurations(subject) for named in configured.named_code(text)),
+        (
+            (place, named)
+            for place, checkpoint in _checkpoints(subject)
+            if configured.may_name(checkpoint)
+            for named in configured.named_in(checkpoint.values)
+        ),
+    )
+    for place, named in dict.fromkeys(found):
+        message = f"{named.key} is {named.name:.200}: {named.what}"
+        yield subject.finding(message, member=place, evidence={"name": named.name, "payload": named.payload})
+
+
+def _configurations(subject: Subject) -> Iterator[tuple[str, str]]:
+    """The texts by which programs configure a model: those beside it, and those among its metadata."""
+    yield from _texts(subject, (*CONFIGURATIONS, *OTHER_CONFIGURATIONS))
+    for place, checkpoint in _checkpoints(subject):
+        yield from ((place, value) for value in checkpoint.metadata.values() if isinstance(value, str))
 
 
 RULES: tuple[Rule, ...] = (
@@ -941,4 +1137,5 @@ RULES: tuple[Rule, ...] = (
     code_in_model,
     recent_global,
     remote_code,
+    named_code,
 )

@@ -126,6 +126,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
+def one_line(text: str) -> str:
+    """*text* as `printable`, on one line: a name of several could otherwise write lines of its own into a log, where
+    programs such as GitHub's runner look for commands.
+    """
+    return printable(text).replace("\n", "\\n")
+
+
 def sparkline(histogram: Sequence[int]) -> str:
     """A histogram as text, a character a bin: a space where it is empty, else one of eight heights."""
     top = max(histogram, default=0)

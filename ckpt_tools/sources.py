@@ -311,6 +311,25 @@ class Folder:
             raise NotFound(f"is no path: {error}", path=self.name) from None
 
 
+def matching(pattern: str) -> list[str]:
+    """The paths that match a glob, in order; each once, though ``**`` follows links to folders, maybe in circles."""
+    import glob  # shells have mostly done this
+
+    paths = sorted(glob.glob(pattern, recursive=True))
+    seen: set[tuple[str, str]] = set()
+    folders: dict[str, str] = {}
+    kept: set[str] = set()
+    for path in sorted(paths, key=len):
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        place = (folders[folder], name)
+        if place not in seen:
+            seen.add(place)
+            kept.add(path)
+    return [path for path in paths if path in kept]
+
+
 def is_url(target: object) -> bool:
     """Whether *target* is a URL, or several that fsspec chains with ``::``; `ckpt_tools.remote` opens those."""
     return isinstance(target, str) and "://" in target

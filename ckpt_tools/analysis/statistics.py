@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckpt_tools.analysis.checksums import Checksums
-from ckpt_tools.analysis.streaming import Span, in_order, in_source, in_storage_order, spans
+from ckpt_tools.analysis.streaming import Span, in_order, in_storage_order, spans
 from ckpt_tools.checkpoint import TensorInfo
 from ckpt_tools.contents import numpy_dtype
 from ckpt_tools.dtypes import DType
@@ -210,23 +210,21 @@ def _jobs(works: dict[object, _Work], checked: bool) -> Iterator[Callable[[], _P
         reason = ""
         try:
             _accumulator(tensor)
-            whole = in_source(tensor) if checked else None
             for span in spans(tensor):
-                place = (whole[0], whole[1] + span.start) if whole is not None else None
-                yield partial(_read, tensor, span, idle, place)
+                yield partial(_read, tensor, span, idle, checked)
         except UnsupportedFeature as error:
             reason = error.problem
         yield partial(_End, reason)
 
 
-def _read(tensor: TensorInfo, span: Span, idle: list[_Scratch], place: tuple[str, int] | None) -> _Part:
+def _read(tensor: TensorInfo, span: Span, idle: list[_Scratch], checked: bool) -> _Part:
     try:
         scratch = idle.pop()
     except IndexError:
         scratch = _Scratch()
     sums = _accumulator(tensor)
     buffer = scratch.buffer.data[: BLOCK * tensor.dtype.itemsize]
-    crc = 0
+    crc, place = 0, span.place if checked else None
     with np.errstate(all="ignore"):  # NaN and infinities are counted, not warned of
         for start, block in span.blocks(buffer):
             if place is not None:

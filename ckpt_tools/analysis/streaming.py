@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import chain, islice
 from math import prod
 from typing import NamedTuple, TypeVar
 
@@ -23,13 +24,23 @@ SPAN = 4 << 20
 
 
 class Span(NamedTuple):
-    """*nbytes* bytes of a tensor from byte *start* of its elements: *data*, or where they lie in a local file."""
+    """*nbytes* bytes of a tensor from byte *start* of its elements: *data*, or where they lie in a local file.
+
+    *offset* is their place in the file *path*; without one in the source *name*, "" where they lie otherwise.
+    """
 
     start: int
     nbytes: int
     data: bytes = b""
     path: str = ""
     offset: int = 0
+    name: str = ""
+
+    @property
+    def place(self) -> tuple[str, int] | None:
+        """The outermost source, by name, in which the bytes lie just as they are here, and where."""
+        name = self.path or self.name
+        return (name, self.offset) if name else None
 
     def blocks(self, buffer: memoryview) -> Iterator[tuple[int, memoryview]]:
         """The bytes in pieces that fit *buffer*, which is overwritten, each with its start within the elements."""
@@ -112,15 +123,18 @@ def spans(tensor: TensorInfo, nbytes: int = SPAN) -> Iterator[Span]:
     storage = tensor.storage
     if storage is not None and tensor.nbytes > max(storage.nbytes, EXPANDED_BYTES):
         raise UnsupportedFeature(f"{tensor.name} repeats {storage.nbytes:,} bytes to {tensor.nbytes:,}")
-    place = in_file(tensor)
+    stored = _as_they_lie(tensor)
+    place = stored.locate(0) if stored is not None else None
     if place is not None:
         path, offset = place
         for start in range(0, tensor.nbytes, nbytes):
             yield Span(start, min(nbytes, tensor.nbytes - start), path=path, offset=offset + start)
         return
+    places = list(stored.extents(0, stored.size)) if stored is not None else []
+    name, offset = (places[0][0].name, places[0][1]) if len(places) == 1 else ("", 0)
     start = 0
     for chunk in chunks(tensor):
-        yield Span(start, len(chunk), chunk)
+        yield Span(start, len(chunk), chunk, offset=offset + start, name=name)
         start += len(chunk)
 
 
@@ -128,13 +142,6 @@ def in_file(tensor: TensorInfo) -> tuple[str, int] | None:
     """The local file in which the bytes of *tensor* lie just as `contents.chunks` gives them, and where."""
     found = _as_they_lie(tensor)
     return found.locate(0) if found is not None else None
-
-
-def in_source(tensor: TensorInfo) -> tuple[str, int] | None:
-    """The name of the outermost source in which the bytes of *tensor* lie so, local or not, and where."""
-    found = _as_they_lie(tensor)
-    places = list(found.extents(0, found.size)) if found is not None else []
-    return (places[0][0].name, places[0][1]) if len(places) == 1 else None
 
 
 def _as_they_lie(tensor: TensorInfo) -> Source | None:
@@ -179,6 +186,11 @@ def in_order(jobs: Iterable[Callable[[], T]], threads: int) -> Iterator[T]:
 
     *jobs* is iterated in the caller's thread. The first error of a job is raised in its turn.
     """
+    if threads > 1:
+        waiting = iter(jobs)
+        first = list(islice(waiting, 2))
+        jobs = chain(first, waiting)
+        threads = min(threads, len(first))
     if threads < 2:
         for job in jobs:
             yield job()

@@ -11,6 +11,7 @@ from ckpt_tools.atomic import replacing
 from ckpt_tools.audit.inputs import CONFIGURATIONS, TEMPLATES, has_companions
 from ckpt_tools.audit.policy import Options
 from ckpt_tools.audit.results import Audited
+from ckpt_tools.errors import CkptError
 from ckpt_tools.records import record
 from ckpt_tools.sources import FileSource
 
@@ -53,7 +54,10 @@ class Cache:
             return
         import json
 
-        os.makedirs(os.path.dirname(self._file(key)), exist_ok=True)
+        try:
+            os.makedirs(os.path.dirname(self._file(key)), exist_ok=True)
+        except OSError as error:
+            raise CkptError(f"cannot be written: {error.strerror}", path=self.folder) from None
         with replacing(self._file(key)) as file:
             file.write(json.dumps(result.data()).encode("ascii"))
 

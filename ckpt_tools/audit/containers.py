@@ -63,7 +63,10 @@ def _is_of_torch(source: Source) -> bool:
         return True
 
 
-_OF_TORCH = ("/data.pkl", "/constants.pkl", "/model.json", "/archive_format")
+_OF_TORCH = (
+    *("/data.pkl", "/constants.pkl", "/model.json", "/archive_format"),
+    *("/.format_version", "/.storage_alignment", "/.data/serialization_id", "/byteorder"),  # whose data.pkl may be gone
+)
 
 
 def _in_folder(folder: Folder) -> Iterator[tuple[str, Source]]:

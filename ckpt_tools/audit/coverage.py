@@ -213,6 +213,9 @@ class _Survey:
 
     def _gap(self, source: Source, start: int, end: int, label: str, where: str) -> None:
         """Bytes that no format leads to: pickles in them are evaluated; zeros are padding."""
+        end = min(end, source.size)  # a length that is damaged may reach further
+        if start >= end:
+            return
         padding = 0
         for chunk in source.slice(start, end - start, source.name).chunks(size=1 << 16):
             padding += len(chunk) - len(chunk.lstrip(b"\0"))

@@ -17,12 +17,13 @@ from ckpt_tools.audit.containers import MAX_MEMBERS, Container, container
 from ckpt_tools.audit.coverage import Coverage, Opening
 from ckpt_tools.audit.findings import Finding, Location, Severity
 from ckpt_tools.audit.inputs import MODEL_SUFFIXES, Target, below, targets
-from ckpt_tools.audit.policy import Options, Policy, matches, suggestion
+from ckpt_tools.audit.policy import Options, Policy, matches, suggestion, version
 from ckpt_tools.audit.results import UNREAD, Audited, Bytes
 from ckpt_tools.audit.rule import Condition, Rule
 from ckpt_tools.audit.rules import BY_CODE, FAMILIES, RULES
 from ckpt_tools.audit.subject import Subject
-from ckpt_tools.errors import CkptError, NotACheckpoint
+from ckpt_tools.errors import CkptError, NotACheckpoint, UnsupportedFeature
+from ckpt_tools.formats import open_checkpoint
 from ckpt_tools.report import listed
 from ckpt_tools.sources import Folder
 
@@ -43,11 +44,11 @@ def audit(
     """Audit everything that *paths* name; the results come in the order of the files.
 
     With *jobs* above 1 that many processes work; with None one for each core where there are many files and this
-    process can be forked; with *dask*, the address of a scheduler, a cluster. Raises `CkptError` where the policy
-    names no rule that there is.
+    process can be forked; with *dask*, the address of a scheduler, a cluster. Raises `CkptError` for what
+    the policy names and there is not: a rule, a version of torch, the checkpoint to compare with.
     """
     options = options or Options()
-    check_codes(options.policy)
+    check(options.policy)
     found: Iterator[Target] = (target for path in paths for target in targets(path))
     if jobs is None:
         first = list(islice(found, MANY))
@@ -65,6 +66,15 @@ def audit(
     for target, group in outcomes:
         results = [Audited(target.path, failure=f"{target.path}: {group}")] if isinstance(group, CkptError) else group
         yield from results if baseline is None else map(baseline.without_known, results)
+
+
+def check(policy: Policy) -> None:
+    """Raise `CkptError` for what no file could be held against: codes, a version, a base that there are not."""
+    check_codes(policy)
+    if policy.torch is not None and version(policy.torch) is None:
+        raise CkptError(f"torch is {policy.torch!r:.100}, no version such as 2.4", path=policy.source or None)
+    if policy.base is not None:
+        open_checkpoint(policy.base)
 
 
 def check_codes(policy: Policy) -> None:
@@ -255,7 +265,7 @@ def judged(subject: Subject, *, named: bool = True) -> Audited:
             if not policy.per_path_ignores or policy.counts(rule.code, subject.path):
                 _ask(rule, severity, subject, found)
     reasons = [_waiver(finding, subject.options) for finding in found]
-    if isinstance(error, NotACheckpoint) and not (found or subject.pickles):
+    if isinstance(error, NotACheckpoint | UnsupportedFeature) and not (found or subject.pickles):
         return Audited(subject.path, size=subject.size, skipped=error.problem)  # nor was the rule asked that says so
     return Audited(
         subject.path,
@@ -312,7 +322,7 @@ def _ask(rule: Rule, severity: Severity, subject: Subject, found: list[Finding])
                 f"{rule.code} {rule.name} could not look at everything: {error.problem}",
                 Location(subject.path, error.member or "", error.offset),
                 {"rule": rule.code},
-                error.remedy or unread.remedy,
+                error.remedy or f"look at it by hand, or leave {rule.code} out for this file",
             )
         )
 
@@ -325,7 +335,7 @@ def _waiver(finding: Finding, options: Options) -> str:
             and matches(finding.location.path, waiver.path)
             and matches(finding.location.member, waiver.member)
             and matches(finding.location.tensor, waiver.tensor)
-            and fnmatchcase(finding.about, waiver.name)
+            and all(fnmatchcase(name, waiver.name) for name in finding.names)
             and not waiver.expired(options.today)
         ):
             return waiver.reason

@@ -55,6 +55,12 @@ class Finding:
         return next((str(self.evidence[key]) for key in ("global", "name") if key in self.evidence), "")
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """All that it is about: several globals, or `about` alone."""
+        several = self.evidence.get("globals")
+        return tuple(map(str, several)) if isinstance(several, list | tuple) and several else (self.about,)
+
+    @property
     def payload(self) -> str:
         """A digest of what would do harm, "" where it is about nothing that does."""
         return str(self.evidence.get("payload", ""))

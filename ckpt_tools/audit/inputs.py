@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import PurePath
 
 from ckpt_tools.errors import CkptError, NotFound
 from ckpt_tools.formats import is_checkpoint_folder
 from ckpt_tools.records import record
-from ckpt_tools.sources import is_url
+from ckpt_tools.sources import is_url, matching
 
 MODEL_SUFFIXES = (
     ".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".pkl", ".pickle", ".pt2", ".npz", ".npy", ".gguf", ".onnx",
@@ -34,7 +35,9 @@ def has_companions(path: str) -> bool:
 
 @record
 class Target:
-    """One file or one folder. *named* is false where it was only met in a folder; *error* says why there is none."""
+    """One file or one folder. *named* is false where it was only met in a folder, or by a glob; *error* says why there
+    is none.
+    """
 
     path: str
     named: bool = True
@@ -43,19 +46,34 @@ class Target:
 
 def targets(path: str) -> Iterator[Target]:
     """What *path* (a file, a folder, a glob, a URL, ``-``) stands for, in a stable order."""
-    if path == "-" or is_url(path) or os.path.lexists(path):
-        matches = [path]
+    if path != "-" and not is_url(path) and os.path.isdir(path):
+        yield from below(path)
+    elif path == "-" or is_url(path) or os.path.lexists(path):
+        yield Target(path)
+    elif matches := matching(path):
+        yield from _matched(matches)
     else:
-        import glob  # shells have mostly done this
-
-        matches = sorted(glob.glob(path, recursive=True))
-    if not matches:
         yield Target(path, error=NotFound("no such file", path=path))
+
+
+def _matched(matches: Iterable[str]) -> Iterator[Target]:
+    """What matches a glob. A glob names no file, so that what is no model is skipped as it is in a folder."""
+    folders: set[str] = set()  # a folder that matches stands for all below it, whatever of that matches too
     for match in matches:
-        if match != "-" and not is_url(match) and os.path.isdir(match):
+        place = os.path.normpath(match)
+        if any(os.fspath(folder) in folders for folder in PurePath(place).parents):
+            continue
+        if os.path.isdir(match):
+            folders.add(place)
             yield from below(match)
-        else:
-            yield Target(match)
+        elif os.path.exists(match):
+            yield Target(match, named=False)
+        elif match.lower().endswith(MODEL_SUFFIXES):
+            yield _leads_nowhere(match)
+
+
+def _leads_nowhere(path: str) -> Target:
+    return Target(path, error=NotFound("is a link that leads nowhere", path=path))
 
 
 def below(folder: str, taken: frozenset[str] = frozenset()) -> Iterator[Target]:
@@ -85,7 +103,7 @@ def below(folder: str, taken: frozenset[str] = frozenset()) -> Iterator[Target]:
                 if path not in taken:
                     yield Target(path, named=False)
             elif entry.is_symlink() and path.lower().endswith(MODEL_SUFFIXES):
-                yield Target(path, error=NotFound("is a link that leads nowhere", path=path))
+                yield _leads_nowhere(path)
         except OSError as error:
             yield Target(path, error=NotFound(f"cannot be read: {error.strerror}", path=path))
         except CkptError as error:

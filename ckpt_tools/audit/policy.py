@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from fnmatch import fnmatchcase
@@ -26,6 +27,10 @@ KINDS = (
     "state_dict", "state_dicts", "model", "program", "training", "optimizer", "tensor", "tensors", "archive", "object",
 )  # fmt: skip
 """What a checkpoint may be; see `Checkpoint.kind`."""
+
+UNEXAMINED = frozenset({"I102", "I103", "I104", "I105"})
+"""The rules that tell that a model, or a part of it, could not be examined. Whoever selects other rules gets them too:
+a file in which those could not look would pass for clean. Only what ignores them leaves them out."""
 
 _FILES = ("ckpt-tools.toml", "pyproject.toml")
 
@@ -79,7 +84,8 @@ class Requirement:
 class Policy:
     """The settings. *source* is the file they come from, "" for none.
 
-    *select* and *ignore* hold codes or prefixes of codes; the longer match wins, and nothing selected is all.
+    *select* and *ignore* hold codes or prefixes of codes; the longer match wins, and nothing selected is all. The
+    rules `UNEXAMINED` need not be selected.
     """
 
     source: str = ""
@@ -97,7 +103,7 @@ class Policy:
         """Whether rule *code* is asked for at all, or in the file at *path*."""
         wanted = max((len(prefix) for prefix in self.select if code.startswith(prefix)), default=-1)
         unwanted = max((len(prefix) for prefix in self.ignore if code.startswith(prefix)), default=-1)
-        if (wanted < 0 and self.select) or unwanted >= max(wanted, 0):
+        if (wanted < 0 and self.select and code not in UNEXAMINED) or unwanted >= max(wanted, 0):
             return False
         return path is None or not any(
             matches(path, glob) and code.startswith(codes) for glob, codes in self.per_path_ignores.items() if codes
@@ -176,6 +182,12 @@ def load(path: str) -> Policy:
     if base is not None and not is_url(base):
         values["base"] = os.path.join(os.path.dirname(path), base)
     return Policy(source=path, **values)
+
+
+def version(text: str) -> tuple[int, int] | None:
+    """The first two numbers of a version such as 2.4, 2.14.1 or 2.5.0a0+cu121; None where it is none."""
+    match = re.fullmatch(r"(\d{1,4})\.(\d{1,4})(?:\.[\w.+]*)?", text)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -259,12 +271,14 @@ def _count(value: Any, where: str) -> int:
 
 def _among(known: Iterable[str]) -> _Reader:
     """A list of words that are all *known*."""
+    some = sorted(known)
+    names = f"; there are {', '.join(some)}" if len(some) < 30 else ""
 
     def read(value: Any, where: str) -> tuple[str, ...]:
         words = _texts(value, where)
         for word in words:
             if word not in known:
-                raise _Mistake(f"{where} has {word!r:.100}, which there is not{suggestion(word, known)}")
+                raise _Mistake(f"{where} has {word!r:.100}, which there is not{suggestion(word, known) or names}")
         return words
 
     return read
@@ -282,11 +296,10 @@ def _bytes(value: Any, where: str) -> int:
     """``2_000_000`` or ``"2 MB"``."""
     if not isinstance(value, str):
         return _count(value, where)
-    number, _, unit = value.strip().partition(" ")
-    try:
-        return int(float(number) * _UNITS[unit or "B"])
-    except (ValueError, KeyError, OverflowError):
-        raise _Mistake(f'{where} is no size such as "2 GB": {value!r:.100}') from None
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+    if match is None or (match[2] or "B") not in _UNITS:
+        raise _Mistake(f'{where} is no size such as "2 GB": {value!r:.100}')
+    return int(float(match[1]) * _UNITS[match[2] or "B"])
 
 
 def _shape(value: Any, where: str) -> tuple[int, ...]:
@@ -344,9 +357,14 @@ def _waivers(value: Any, where: str) -> tuple[Waiver, ...]:
 
 
 def _requirements(value: Any, where: str) -> tuple[Requirement, ...]:
-    return tuple(
-        Requirement(**_read(item, _REQUIRE, where)) for item in (value if isinstance(value, list) else [value])
-    )
+    made = []
+    for item in value if isinstance(value, list) else [value]:
+        required = Requirement(**_read(item, _REQUIRE, where))
+        low, high = required.min_parameters, required.max_parameters
+        if low is not None and high is not None and low > high:
+            raise _Mistake(f"{where} has a min-parameters of {low:,}, above its max-parameters of {high:,}")
+        made.append(required)
+    return tuple(made)
 
 
 _WAIVER: Mapping[str, tuple[str, _Reader]] = {

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from ckpt_tools.audit.dangers import NameVerdict, PickleVerdict
 from ckpt_tools.audit.findings import SEVERITIES, Finding
 from ckpt_tools.audit.results import Audited, summed
-from ckpt_tools.report import Block, Facts, Report, Table, count, listed, size
+from ckpt_tools.report import Block, Facts, Report, Table, count, listed, one_line, size
 
+ALIKE = 3
+"""More pickles than this that need the same classes share a line."""
 FEW = 10
 """Up to so many files are each shown, with or without findings."""
 
@@ -55,7 +57,7 @@ def _one(result: Audited, hints: bool) -> Report:
         ordered = sorted(result.findings, key=lambda finding: SEVERITIES.index(finding.severity))
         blocks.append(Table("", columns, [_row(finding, hints) for finding in ordered]))
     if result.waived:
-        rows = [(f.code, f.name, _place(f), f.message, reason) for f, reason in result.waived]
+        rows = [(f.code, f.name, _place(f), one_line(f.message), one_line(reason)) for f, reason in result.waived]
         blocks.append(Table("Waived", ("code", "rule", "where", "finding", "reason"), rows))
     return Report(result.path, result.data, blocks, _verdict(result))
 
@@ -77,13 +79,13 @@ def _findings(numbers: dict[str, int]) -> str:
 
 
 def _row(finding: Finding, hints: bool) -> tuple[str, ...]:
-    row = (finding.severity, f"{finding.code} {finding.name}", _place(finding), finding.message)
+    row = (finding.severity, f"{finding.code} {finding.name}", _place(finding), one_line(finding.message))
     return (*row, _hint(finding.remedy)) if hints else row
 
 
 def _hint(remedy: str) -> str:
     """A remedy as a sentence of its own, with code between single backticks."""
-    text = remedy.replace("``", "`")
+    text = one_line(remedy).replace("``", "`")
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "`")) or not text else ".")
 
 
@@ -94,15 +96,22 @@ def _place(finding: Finding) -> str:
         parts.append(f"byte {place.offset:,}")
     if place.tensor:
         parts.append(place.tensor)
-    return ", ".join(parts)
+    return one_line(", ".join(parts))
 
 
 def _pickles(verdicts: Sequence[PickleVerdict]) -> Iterator[tuple[str, str]]:
-    """A line for each pickle, the gravest first; those with tensors only on one."""
-    for answer in ("dangerous", "unknown", "needs classes"):
+    """A line for each pickle, the gravest first; those with tensors only on one, and many that need the same."""
+    for answer in ("dangerous", "unknown"):
         for verdict in verdicts:
             if verdict.answer == answer:
                 yield verdict.member, f"{answer}: {_why(verdict)}"
+    needing: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        if verdict.answer == "needs classes":
+            needing.setdefault(_why(verdict), []).append(verdict.member)
+    for why, members in needing.items():
+        for label in [count(len(members), "pickle")] if len(members) > ALIKE else members:
+            yield label, f"needs classes: {why}"
     plain = [verdict.member for verdict in verdicts if verdict.answer == "tensors only"]
     if plain:
         yield plain[0] if len(plain) == 1 else count(len(plain), "pickle"), "tensors only"

@@ -78,7 +78,8 @@ def _page(check: Check) -> str:
 
 @cache
 def _remedy(check: Check) -> str:
-    return " ".join(_section(_page(check), "Remedy").split())
+    text = " ".join(_section(_page(check), "Remedy").split()).replace("``", "`")
+    return text[:1].upper() + text[1:]
 
 
 def _section(page: str, title: str) -> str:

@@ -14,7 +14,7 @@ from ckpt_tools.audit.coverage import Coverage, Opening, cover
 from ckpt_tools.audit.dangers import PickleVerdict, judge, with_nested
 from ckpt_tools.audit.findings import Finding, Location
 from ckpt_tools.audit.policy import Options
-from ckpt_tools.checkpoint import Checkpoint, Module, Pickle, StateDict, TensorInfo
+from ckpt_tools.checkpoint import Checkpoint, Module, Pickle, StateDict, TensorInfo, format_path
 from ckpt_tools.errors import CkptError, NotFound
 from ckpt_tools.formats import open_checkpoint
 from ckpt_tools.formats.archive import Archive, Member
@@ -163,19 +163,30 @@ class Subject:
         return "\n".join(["", *(name for found in self.state_dicts for name in found.entries), ""])
 
     @cached_property
+    def loose(self) -> StateDict:
+        """The tensors that stand in no state_dict, under where they stand: a lone one, those of a list."""
+        found = self.checkpoint.loose if self.checkpoint is not None else ()
+        return StateDict((), "other", {format_path(path): tensor for path, tensor in found})
+
+    @cached_property
     def statistics(self) -> tuple[tuple[TensorInfo, Statistics | None], ...]:
-        """Each of `tensors` with its numbers, from one pass over the bytes; None where it has no numbers."""
+        """Each of `tensors` and `loose` with its numbers, from one pass over the bytes; None where it has none."""
         from ckpt_tools.analysis.statistics import Statistics, statistics_of
 
-        threads = 2 if self.size > SMALL else 1
-        numbers = statistics_of(self.tensors, threads=threads, checksums=self._read)
+        tensors = (*self.tensors, *self.loose.tensors)
+        numbers = statistics_of(tensors, threads=2 if self.size > SMALL else 1, checksums=self._read)
         found = (one if isinstance(one, Statistics) else None for one in numbers)
-        return tuple(zip(self.tensors, found, strict=True))
+        return tuple(zip(tensors, found, strict=True))
 
     @property
     def module(self) -> Module | None:
         """The ``nn.Module`` that is pickled in it."""
         return self.checkpoint.module if self.checkpoint is not None else None
+
+    def numbers_of(self, tensor: TensorInfo) -> Statistics | None:
+        """The numbers of a tensor that is, under whatever name, among `tensors`; None where it has none."""
+        place = _elements(tensor)
+        return next((numbers for other, numbers in self.statistics if _elements(other) == place), None)
 
     @cached_property
     def _read(self) -> Checksums | None:
@@ -208,9 +219,6 @@ class Subject:
         return open_checkpoint(base) if base else None
 
 
-def numbers_of(tensor: TensorInfo) -> Statistics | None:
-    """The numbers of one tensor, which need not be the file's; None where it has none. Imports numpy."""
-    from ckpt_tools.analysis.statistics import Statistics, statistics
-
-    found = statistics(tensor)
-    return found if isinstance(found, Statistics) else None
+def _elements(tensor: TensorInfo) -> object:
+    """What is the same for all names of a tensor."""
+    return id(tensor.storage), tensor.dtype.name, tensor.storage_offset, tensor.shape, tensor.stride

@@ -61,10 +61,10 @@ def cli() -> None:
 
 
 def tell(text: str) -> None:
-    """Write a line to standard error; what a file gives in it, its name too, steers no terminal."""
-    from ckpt_tools.report import printable
+    """Write one line to standard error; what a file gives in it, its name too, steers no terminal and no log."""
+    from ckpt_tools.report import one_line
 
-    click.echo(f"ckpt: {printable(text)}", err=True)
+    click.echo(f"ckpt: {one_line(text)}", err=True)
 
 
 def main() -> None:

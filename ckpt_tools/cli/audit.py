@@ -27,7 +27,12 @@ def _codes(texts: Iterable[str]) -> tuple[str, ...]:
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--select", multiple=True, metavar="CODES", help="Only these rules, by code or prefix: S,I101.")
+@click.option(
+    "--select",
+    multiple=True,
+    metavar="CODES",
+    help="Only these rules, by code or prefix: S,I301; and what could not be examined.",
+)
 @click.option("--ignore", multiple=True, metavar="CODES", help="Not these rules, by code or prefix.")
 @click.option(
     "--fail-on", type=click.Choice(SEVERITIES), help="The mildest severity that makes the exit code 1. [default: error]"
@@ -94,11 +99,22 @@ def audit(
     options = Options(policy, not no_values, baseline=known, cache=cache)
     results: list[Audited] = []
     coming = _kept(run_audit(paths, options, jobs=jobs, dask=dask), results)
-    if format == "text" and output is None:
-        emit_each(for_people(coming, hints=fix_hints), command="audit")
-    else:
-        reports = list(for_people(coming, hints=fix_hints)) if format in _FOR_PEOPLE else for_machines(coming)
-        emit(reports, command="audit", format=format, output=output)
+    try:
+        if format == "text" and output is None:
+            emit_each(for_people(coming, hints=fix_hints), command="audit")
+        else:
+            if format in _FOR_PEOPLE:
+                # who opens a page wants to know first what it comes to; where results stream, that comes last
+                *rest, last = for_people(coming, hints=fix_hints)
+                reports = [last, *rest] if format != "text" else [*rest, last]
+            else:
+                reports = for_machines(coming)
+            emit(reports, command="audit", format=format, output=output)
+    except BrokenPipeError:
+        # unlike those of other commands this exit code is a verdict, and there is none on what was not looked at
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        tell("the report was not read to its end")
+        sys.exit(2)
     if write_baseline and baseline is not None:
         baselines.write(baseline, results)
     code = exit_code(results, policy.fail_on)
@@ -114,7 +130,7 @@ def _kept(coming: Iterable[Audited], results: list[Audited]) -> Iterator[Audited
     for result in coming:
         results.append(result)
         if result.failure:
-            tell(f"{result.failure}")
+            tell(result.failure)
         if watched and len(results) % 50 == 0:
             name = os.path.basename(result.path)[:40]
             print(f"\raudit: {len(results):,} files, now {name!a}\x1b[K", end="", file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ from ckpt_tools.convert.plan import Names
 from ckpt_tools.convert.run import FORMATS, carry_out, check_folder, prepare, report, work
 from ckpt_tools.convert.source_text import ClassSource, check_sources, sources_in, write_sources
 from ckpt_tools.dtypes import BY_NAME
-from ckpt_tools.report import listed, printable
+from ckpt_tools.report import listed, one_line
 
 MANY = 8
 """Things left behind for one reason from which on they share a line."""
@@ -172,7 +172,7 @@ def convert(
     _tell_what_is_left(story.data["left_behind"])
     for source in sources:
         tell(f"source of {source.class_name}: {source.path}")
-    click.echo(printable(story.verdict).replace("\n", "\\n"))
+    click.echo(one_line(story.verdict))
 
 
 def _end_tidily() -> None:

@@ -16,7 +16,7 @@ from ckpt_tools.errors import Ambiguous, CkptError, NotACheckpoint, NotFound
 from ckpt_tools.formats import looks_like_checkpoint, open_checkpoint
 from ckpt_tools.render import render
 from ckpt_tools.report import Report, listed
-from ckpt_tools.sources import is_url
+from ckpt_tools.sources import is_url, matching
 
 
 def output_options(*formats: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -69,12 +69,7 @@ def expand(path: str) -> Iterator[str]:
 
     Raises `NotFound` where it names nothing, `NotACheckpoint` for a folder without any.
     """
-    if path == "-" or is_url(path) or os.path.lexists(path):
-        matches = [path]
-    else:
-        import glob
-
-        matches = _once(sorted(glob.glob(path, recursive=True)))
+    matches = [path] if path == "-" or is_url(path) or os.path.lexists(path) else matching(path)
     if not matches:
         raise NotFound("no such file", path=path)
     for match in matches:
@@ -82,22 +77,6 @@ def expand(path: str) -> Iterator[str]:
             yield from _in_folder(match)
         else:
             yield match
-
-
-def _once(paths: Sequence[str]) -> list[str]:
-    """*paths* without those that reach a place again by a link to a folder, which ``**`` follows, maybe in circles."""
-    seen: set[tuple[str, str]] = set()
-    folders: dict[str, str] = {}
-    kept: set[str] = set()
-    for path in sorted(paths, key=len):
-        folder, name = os.path.split(path)
-        if folder not in folders:
-            folders[folder] = os.path.realpath(folder)
-        place = (folders[folder], name)
-        if place not in seen:
-            seen.add(place)
-            kept.add(path)
-    return [path for path in paths if path in kept]
 
 
 def the_one(path: str) -> Checkpoint:
@@ -144,7 +123,8 @@ def emit(reports: Sequence[Report], *, command: str, format: str, output: str | 
         with replacing(output) as file:
             file.write(render(reports, format, command=command).encode("utf-8", "backslashreplace"))
         return
-    _write(render(reports, format, command=command, **_look()))
+    # other programs take UTF-8, whatever the terminal's encoding
+    _write(render(reports, format, command=command, **_look()), None if format == "text" else "utf-8")
 
 
 def check_place(path: str, *written: str) -> None:
@@ -166,8 +146,8 @@ def _look() -> dict[str, Any]:
     return {"width": _width(terminal), "color": color}
 
 
-def _write(text: str) -> None:
-    sys.stdout.buffer.write(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+def _write(text: str, encoding: str | None = None) -> None:
+    sys.stdout.buffer.write(text.encode(encoding or sys.stdout.encoding or "utf-8", "backslashreplace"))
     sys.stdout.flush()
 
 

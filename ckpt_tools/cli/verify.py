@@ -179,7 +179,7 @@ def verify(
     results: list[Verification] = []
     for result in verify_each(map(job, found)):
         if isinstance(result, CkptError):
-            tell(f"{result}")
+            tell(str(result))
             code = 2
         else:
             results.append(result)

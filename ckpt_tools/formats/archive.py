@@ -268,7 +268,10 @@ class Archive:
             yield "behind the directory", position, end_at - position
         behind = end_at + _END.size
         if behind < source.size:
-            yield "in the comment of the archive", behind, source.size - behind
+            declared = int.from_bytes(source.peek(behind - 2, 2), "little")
+            is_comment = behind + declared == source.size
+            where = "in the comment of the archive" if is_comment else "behind the end of the archive"
+            yield where, behind, source.size - behind
 
 
 _SHORT_EXTRA = 68

@@ -293,10 +293,13 @@ def _zip(source: Source, head: bytes) -> _Problem | None:
     except CorruptFile as error:
         error.remedy = error.remedy or _AGAIN
         return error
+    if explained := explain_zip(names):
+        return explained
+    endings = {name.partition("/")[2] for name in names}
+    if endings & {".format_version", ".data/serialization_id", "byteorder"} and "archive_format" not in endings:
+        return CorruptFile("a PyTorch zip archive without its data.pkl", remedy=_AGAIN)
     files = (name for name in names if not name.endswith("/"))
-    return explain_zip(names) or NotACheckpoint(
-        f"a zip archive without a checkpoint in it: {_listed(files)}", remedy=_WRONG_FILE
-    )
+    return NotACheckpoint(f"a zip archive without a checkpoint in it: {_listed(files)}", remedy=_WRONG_FILE)
 
 
 def _hdf5(source: Source, head: bytes) -> _Problem | None:
@@ -404,8 +407,9 @@ def _magic(source: Source, head: bytes) -> _Problem | None:
 
 
 def _web_page(source: Source, head: bytes) -> _Problem | None:
-    text = _decoded(source.peek(0, _LOOK))
-    if text is None or not re.match(r"<(!doctype\s+html|html|head|body)\b", text[_prolog(text) :], re.I):
+    start = source.peek(0, _LOOK)
+    text = _decoded(start) or start.decode("latin-1")  # some pages are in the encodings of before UTF-8
+    if not re.match(r"<(!doctype\s+html|html|head|body)\b", text[_prolog(text) :], re.I):
         return None
     title = re.search(r"<title[^<>]{0,200}>([^<]{1,1000})", text, re.I)
     return NotACheckpoint(

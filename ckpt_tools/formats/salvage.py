@@ -59,8 +59,9 @@ def explain(source: Source) -> CorruptFile:
     whole, cut, reached = _walk(source, end, sizes)
     missing = sum(size for key, size in sizes.items() if key not in whole)
     where = f"; storage {brief(cut)} is cut" if cut is not None else ""
+    least = max(reached + missing, source.size + 1)  # if nothing else is, the end of the directory is missing
     problem = CorruptFile(
-        f"a truncated PyTorch zip archive: {source.size:,} bytes are there of at least {reached + missing:,}; "
+        f"a truncated PyTorch zip archive: {source.size:,} bytes are there of at least {least:,}; "
         f"its pickle is whole and names {count(len(sizes), 'storage')}, of which {len(whole):,} are complete{where}",
         path=source.name,
         remedy=remedy,

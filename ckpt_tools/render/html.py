@@ -72,6 +72,7 @@ def render(reports: Sequence[Report], command: str, width: int, color: bool) -> 
     return environment.get_template("page.html").render(
         reports=[(report, list(_grouped(report.blocks))) for report in reports],
         command=command,
+        number=sum(report.title != command for report in reports),
         version=VERSION,
         style=Markup((page / "page.css").read_text("utf-8")),
         script=Markup(script),

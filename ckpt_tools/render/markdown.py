@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from ckpt_tools.render.text import plain
-from ckpt_tools.report import Block, Facts, Report, printable
+from ckpt_tools.report import Block, Facts, Report, one_line, printable
 
+_PIPE = "\\|"  # which ends a cell, in code too
 _ESCAPES = str.maketrans({c: "\\" + c for c in "\\`*_{}[]<>#|~"})
 
 
@@ -18,9 +19,9 @@ def render(reports: Sequence[Report], command: str, width: int, color: bool) -> 
 
 
 def _report(report: Report) -> str:
-    parts = [f"## {_escape(report.title)}"]
+    parts = [f"## {_escape(one_line(report.title))}"]
     if report.verdict:
-        parts.append(_escape(report.verdict))
+        parts.append(_escape(one_line(report.verdict)))
     parts += [text for block in report.blocks if (text := _block(block))]
     return "\n\n".join(parts) + "\n"
 
@@ -51,4 +52,10 @@ def _cell(text: str) -> str:
 
 
 def _escape(text: str) -> str:
-    return printable(text).translate(_ESCAPES)
+    """*text* as it stands, but for what stands between backticks, which is code."""
+    parts = printable(text).replace("``", "`").split("`")
+    if len(parts) % 2 == 0 or not all(part.strip() for part in parts[1::2]):  # a backtick that is part of a name
+        return printable(text).translate(_ESCAPES)
+    return "".join(
+        f"`{part.replace('|', _PIPE)}`" if at % 2 else part.translate(_ESCAPES) for at, part in enumerate(parts)
+    )

@@ -15,6 +15,7 @@ from ckpt_tools.report import (
     Table,
     Tree,
     number,
+    one_line,
     printable,
     shade,
     sparkline,
@@ -33,7 +34,7 @@ def render(reports: Sequence[Report], command: str, width: int, color: bool) -> 
 
 
 def _report(report: Report, width: int, color: bool) -> str:
-    parts = [_bold(printable(report.title), color) + (f": {printable(report.verdict)}" if report.verdict else "")]
+    parts = [_bold(one_line(report.title), color) + (f": {one_line(report.verdict)}" if report.verdict else "")]
     parts += [text for block in report.blocks if (text := _block(block, width, color))]
     return "\n\n".join(parts) + "\n"
 
@@ -54,10 +55,10 @@ def _block(block: Block, width: int, color: bool) -> str:
 
 
 def _facts(block: Facts, width: int) -> list[str]:
-    label_width = max((len(label) for label, _ in block.rows), default=0)
+    label_width = max((len(one_line(label)) for label, _ in block.rows), default=0)
     lines: list[str] = []
     for label, value in block.rows:
-        start = f"  {printable(label):<{label_width}}  "
+        start = f"  {one_line(label):<{label_width}}  "
         for line in printable(value).splitlines() or [""]:
             lines += _wrapped(line, width, start, " " * len(start))
             start = " " * len(start)
@@ -145,11 +146,16 @@ def _fit(rows: list[list[str]], names: Sequence[str], texts: Sequence[int], used
     words = {i: [len(word) + 1 for row in rows for word in row[i].split() if len(word) <= LONGEST_WORD] for i in texts}
     wanted = dict(widths)
     for least, whole in (*((least, True) for least in MIN_CELLS), (MIN_CELLS[-1], False)):
-        for i in sorted(texts, key=lambda i: -wanted[i]):
-            excess = 2 * len(used) + sum(wanted.values()) - max(width, MIN_WIDTH)
-            if excess > 0:  # words stay whole as long as that is enough
-                floor = max(least, len(names[i]), max(words[i], default=0) if whole else 0)
-                wanted[i] = min(wanted[i], max(wanted[i] - excess, floor))
+        # words stay whole as long as that is enough
+        floors = {i: max(least, len(names[i]), max(words[i], default=0) if whole else 0) for i in texts}
+        excess = 2 * len(used) + sum(wanted.values()) - max(width, MIN_WIDTH)
+        while excess > 0 and (wide := [i for i in texts if wanted[i] > floors[i]]):
+            # the widest gives way, down to the next, so that no column pays for all of them
+            widest, *others = sorted(wide, key=lambda i: -wanted[i])
+            next_to_it = wanted[others[0]] if others else 0
+            step = min(excess, wanted[widest] - max(floors[widest], min(next_to_it, wanted[widest] - 1)))
+            wanted[widest] -= step
+            excess -= step
     for i in texts:
         if wanted[i] < widths[i]:
             for row in rows:

@@ -54,7 +54,7 @@ CASES: Cases = {
         "torch_zip (PyTorch zip archive (torch.save)), not safetensors",
     ),
     "P202": Case(
-        asked(MODEL, kinds=("state_dict",)), asked(MLP, kinds=("state_dict",)), "it holds a model, not a state_dict"
+        asked(MODEL, kinds=("state_dict",)), asked(MLP, kinds=("state_dict",)), "its kind is model, not state_dict"
     ),
     "P203": Case(
         asked("zip/numpy.pt", globals=("numpy.*",)),
@@ -70,7 +70,7 @@ CASES: Cases = {
     "P207": Case(asked(MLP, keys=("fc9.*",)), asked(MLP, keys=("fc1.*",)), "no tensor is called fc9.*"),
     "P208": Case(
         asked(MLP, shapes={"fc2.bias": (10,)}),
-        asked(MLP, shapes={"fc2.bias": (3,), "fc1.weight": (-1, 4), "absent": (1,)}),
+        asked(MLP, shapes={"fc2.bias": (3,), "fc1.weight": (-1, 4)}),
         "its shape is [3], not [10]",
         tensor="fc2.bias",
     ),

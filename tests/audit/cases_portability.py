@@ -56,7 +56,7 @@ CASES: Cases = {
     "F106": Case(
         saved(without(lambda nn: nn.GELU(), "approximate")),
         saved(without(lambda nn: nn.GELU(), "approximate"), "1.11.0"),
-        "GELU lacks approximate, in 0",
+        "GELU lacks approximate: module 0",
     ),
     "F107": Case(fixture("training/adam.pt"), fixture("training/misspelt.pt"), "of Adam's state, at optimizer"),
     "F108": Case(

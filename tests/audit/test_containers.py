@@ -226,3 +226,20 @@ def test_a_folder_at_a_url_is_walked(tmp_path: Path) -> None:
         path.unlink()
     (tmp_path / "README.md").write_bytes(b"# Models\n")
     assert exit_code(audit([url]), "error") == exit_code(audit([str(tmp_path)]), "error") == 2
+
+
+def test_an_archive_of_torch_without_its_pickle_is_not_clean(tmp_path: Path) -> None:
+    without = packed([(name, data) for name, data in contents() if not name.endswith("data.pkl")])
+    (result,) = audited(tmp_path / "m.pt", without)
+    assert [(finding.code, finding.message) for finding in result.findings] == [
+        ("I103", "a PyTorch zip archive without its data.pkl")
+    ]
+
+
+def test_a_member_that_is_not_what_its_name_promises_is_told(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 123\n"
+    members = [("a/good.pt", MLP), ("a/README.md", b"# Models\n"), ("a/lfs.pt", pointer), ("a/none.pth", b"")]
+    for name, data in (("m.zip", packed(members)), ("m.tar", tarred(*members))):
+        results = audited(tmp_path / name, data)
+        found = [(f.code, f.message.partition(",")[0]) for result in results for f in result.findings]
+        assert found == [("I101", "a Git LFS pointer"), ("I101", "an empty file")]

@@ -11,6 +11,7 @@ import numpy
 import pytest
 
 from ckpt_tools.audit.coverage import Region
+from ckpt_tools.audit.engine import judged
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.sources import MemorySource
 from tests.audit.archives import MLP, contents, packed, with_member
@@ -258,6 +259,26 @@ def test_the_comment_of_an_archive_is_looked_at(comment: bytes, how: str) -> Non
     last = found.coverage.regions[-1]
     assert (last.offset + last.size, last.how) == (len(commented(comment)), how)
     assert ("os.system" in {str(use) for pickle in found.pickles for use in pickle.globals}) == (how == "examined")
+
+
+@pytest.mark.parametrize(
+    ("data", "where"),
+    [
+        (commented(bytes(range(1, 60))), "bytes in the comment of the archive"),
+        (packed(contents()) + bytes(range(1, 60)), "bytes behind the end of the archive"),
+    ],
+)
+def test_what_follows_an_archive_is_its_comment_or_is_not(data: bytes, where: str) -> None:
+    assert [region.what for region in subject(data).coverage.unread] == [where]
+
+
+def test_a_length_beyond_the_end_of_the_file_hides_nothing() -> None:
+    data = bytearray(with_member("mlp/extra.pkl", CALL))
+    last = data.rfind(b"PK\3\4")
+    data[last + 28 : last + 30] = b"\xff\xff"  # of the extra field in the local header
+    found = judged(subject(bytes(data)))
+    assert {"I102", "I203"} & {finding.code for finding in found.findings}
+    assert not found.failure
 
 
 def test_bytes_of_a_member_behind_its_tensor_are_looked_at() -> None:

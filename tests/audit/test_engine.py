@@ -191,6 +191,18 @@ def test_globs_and_what_is_not_there(tree: Path) -> None:
     assert exit_code(results, "error") == 2
 
 
+def test_what_a_glob_matches_comes_once_and_need_be_no_model(tree: Path) -> None:
+    (tree / "models" / "deep").mkdir()
+    shutil.copy(GOOD, tree / "models" / "deep" / "c.pt")
+    (tree / "models" / "deep" / "up").symlink_to(tree / "models")
+    everything = list(audit([str(tree / "models")]))
+    for pattern in ("models/**", "models*/**", "mod*"):
+        assert short(list(audit([str(tree / pattern)])), tree) == short(everything, tree)
+    found = [os.path.relpath(target.path, tree) for target in targets(str(tree / "**" / "*.pt"))]
+    assert found == ["__pycache__/x.pt", "models/b.pt", "models/deep/c.pt"]
+    assert [(r.path, bool(r.skipped)) for r in audit([str(tree / "*.md")])] == [(str(tree / "README.md"), True)]
+
+
 def test_links_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     shutil.copy(GOOD, tmp_path / "real" / "a.pt")
@@ -227,6 +239,24 @@ def test_nothing_examined_is_a_failure() -> None:
     assert exit_code([], "error") == 2
     assert exit_code([Audited("README", skipped="text")], "error") == 2
     assert exit_code([Audited("a.pt"), Audited("b.pt", failure="no such file")], "error") == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"7z\xbc\xaf\x27\x1c" + bytes(50), "I105"),
+        (b"PK\3\4", "I103"),
+        (with_member("mlp/x.dat", bytes(range(256))), "I102"),
+    ],
+)
+def test_a_file_that_no_rule_could_look_into_is_never_clean(tmp_path: Path, content: bytes, code: str) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    for family in "SNFTP":
+        results = list(audit([str(path)], Options(Policy(select=(family,)))))
+        assert ([finding.code for finding in results[0].findings], exit_code(results, "error")) == ([code], 1)
+    results = list(audit([str(path)], Options(Policy(ignore=("I105",)))))
+    assert exit_code(results, "error") == (2 if code == "I105" else 1)
 
 
 def test_what_was_not_read_fails_whatever_its_severity(tmp_path: Path) -> None:
@@ -295,10 +325,33 @@ def test_globals_of_pickles_in_byte_strings_are_locked_and_asked_for_too(tmp_pat
 
 
 def test_a_rule_that_cannot_look_at_everything_says_so() -> None:
-    policy = Policy(select=("P",), requirements=(Requirement(min_parameters=1),))
-    (result,) = audit([str(FIXTURES / "zip/nested_dicts.pt")], Options(policy))
+    policy = Policy(select=("P",), requirements=(Requirement(sha256="0" * 64),))
+    (result,) = audit([str(FIXTURES / "sharded/safetensors")], Options(policy))
     assert [finding.code for finding in result.findings] == ["I102"]
-    assert result.findings[0].message.startswith("P206 parameter-count could not look at everything: it holds")
+    assert "P212" in result.findings[0].message
+    assert "leave P212 out" in result.findings[0].remedy
+
+
+def test_a_waiver_by_name_needs_all_the_names_of_a_finding(tmp_path: Path) -> None:
+    path = tmp_path / "model.pkl"
+    path.write_bytes(stream([call("collections:deque", []), call("argparse:Namespace")]))
+    for name, waived in (("argparse.*", []), ("*.[dN]e*", []), ("[ac]*", ["S113"])):
+        (result,) = audit([str(path)], Options(Policy(waivers=(Waiver("S113", "plain", name=name),))))
+        assert [finding.code for finding, _ in result.waived] == waived
+
+
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [
+        (Policy(base="nowhere.pt"), "nowhere.pt: cannot be read"),
+        (Policy(torch="newest"), "torch is 'newest', no version such as 2.4"),
+        (Policy(select=("X",)), "select names 'X', which is no rule"),
+    ],
+)
+def test_what_no_file_could_be_held_against_is_an_error(policy: Policy, says: str) -> None:
+    with pytest.raises(CkptError) as caught:
+        list(audit([GOOD], Options(policy)))
+    assert says in str(caught.value)
 
 
 def test_a_fault_of_ours_does_not_stop_the_others(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from ckpt_tools.audit.engine import check_codes
-from ckpt_tools.audit.policy import Policy, Requirement, Waiver, find, load, matches
+from ckpt_tools.audit.policy import Policy, Requirement, Waiver, find, load, matches, version
+from ckpt_tools.audit.rules import BY_CODE
 from ckpt_tools.errors import CkptError
+from tests.audit.cases import asked
 
 FULL = """
 [audit]
@@ -112,6 +114,11 @@ def test_all_of_it(tmp_path: Path) -> None:
         ("require = { shapes = { a = [-2] } }", "audit.require.shapes.a is no list of sizes"),
         ('require = { sha256 = "abc" }', "audit.require.sha256 is no SHA-256"),
         ("require = [3]", "[audit.require] is no table"),
+        ('require = { kinds = ["weights"] }', "there are archive, model, object, optimizer, program, state_dict, "),
+        (
+            "require = { min-parameters = 3, max-parameters = 2 }",
+            "a min-parameters of 3, above its max-parameters of 2",
+        ),
     ],
 )
 def test_what_is_not_understood_is_an_error(tmp_path: Path, text: str, says: str) -> None:
@@ -157,18 +164,25 @@ def test_the_nearest_file_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("select", "ignore", "counted"),
     [
-        ((), (), {"S101", "S201", "I101"}),
+        ((), (), {"S101", "S201", "I201"}),
         (("S",), (), {"S101", "S201"}),
-        ((), ("S",), {"I101"}),
+        ((), ("S",), {"I201"}),
         (("S1",), ("S",), {"S101"}),
         (("S",), ("S1",), {"S201"}),
         (("S101",), ("S101",), set()),
-        ((), ("S1",), {"S201", "I101"}),
+        ((), ("S1",), {"S201", "I201"}),
     ],
 )
 def test_the_longer_prefix_counts(select: tuple[str, ...], ignore: tuple[str, ...], counted: set[str]) -> None:
     policy = Policy(select=select, ignore=ignore)
-    assert {code for code in ("S101", "S201", "I101") if policy.counts(code, "model.pt")} == counted
+    assert {code for code in ("S101", "S201", "I201") if policy.counts(code, "model.pt")} == counted
+
+
+@pytest.mark.parametrize(
+    ("ignore", "counted"), [((), True), (("I102",), True), (("I1",), False), (("I103",), False), (("I",), False)]
+)
+def test_what_could_not_be_examined_is_told_whatever_is_selected(ignore: tuple[str, ...], counted: bool) -> None:
+    assert Policy(select=("S",), ignore=ignore).counts("I103", "model.pt") is counted
 
 
 def test_rules_are_ignored_by_path() -> None:
@@ -224,3 +238,40 @@ def test_codes_that_there_are_not_are_refused(code: str) -> None:
 @pytest.mark.parametrize("base", ["/models/base.pt", "https://example.com/base.pt"])
 def test_a_base_may_stand_anywhere(tmp_path: Path, base: str) -> None:
     assert load(written(tmp_path, f'[audit]\nbase = "{base}"\n')).base == base
+
+
+@pytest.mark.parametrize(("text", "nbytes"), [('"1.5 GB"', 1_500_000_000), ('"2GB"', 2 * 10**9), ('"3"', 3), ("7", 7)])
+def test_sizes(tmp_path: Path, text: str, nbytes: int) -> None:
+    (required,) = load(written(tmp_path, f"[audit]\nrequire = {{ max-size = {text} }}\n")).requirements
+    assert required.max_size == nbytes
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("2.4", (2, 4)), ("2.14.1", (2, 14)), ("2.5.0a0+cu121", (2, 5)), ("2", None), ("2.x", None)]
+)
+def test_versions(text: str, expected: tuple[int, int] | None) -> None:
+    assert version(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "required", "code", "says"),
+    [
+        ("zip/mlp.pt", {"shapes": {"fc9.bias": (1,)}}, "P208", "no tensor is called fc9.bias"),
+        ("model/frozen_backbone.pt", {"frozen": ("backbone.*",)}, "P210", "no parameter is called backbone.*"),
+        ("zip/tensor.pt", {"min_parameters": 1}, "P206", "its parameters cannot be counted: there is no model in it"),
+        ("zip/tensor.pt", {"frozen": ("*",)}, "P210", "nobody can tell what is frozen: there is no model in it"),
+        ("zip/tensor.pt", {"digest": "0" * 64}, "P212", "the weights' digest is not to be had (there is no model in"),
+    ],
+)
+def test_what_is_not_there_is_not_as_asked(
+    tmp_path: Path, file: str, required: dict[str, object], code: str, says: str
+) -> None:
+    (found,) = BY_CODE[code].findings(asked(file, **required)(tmp_path))
+    assert says in found.message
+
+
+def test_parameters_that_are_not_frozen_for_one_reason_are_one_finding(tmp_path: Path) -> None:
+    (found,) = BY_CODE["P210"].findings(asked("model/cnn.pt", frozen=("*",))(tmp_path))
+    told = "it is trainable: requires_grad=True in the file (5 parameters: features.0.weight, features.1.weight, "
+    assert found.message.startswith(told)
+    assert len(found.evidence["parameters"]) == 5

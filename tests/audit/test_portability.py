@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from ckpt_tools.audit.rules.portability import NEEDED, benign_names, missing_attribute, old_names
+from ckpt_tools.audit.rules.portability import (
+    NEEDED,
+    benign_names,
+    missing_attribute,
+    old_names,
+    oversize_storage,
+    wrapper_prefixes,
+)
+from ckpt_tools.audit.subject import Subject
 from tests.audit.cases_portability import named, saved, without
 
 torch = pytest.importorskip("torch")
@@ -60,3 +68,31 @@ def test_names_that_come_up_as_missing_and_are_harmless(tmp_path: Path) -> None:
     assert [f.message for f in old_names.findings(named("encoder.LayerNorm.gamma")(tmp_path))] == [
         "1 key in LayerNorm's form in BERT's first files (gamma for weight): encoder.LayerNorm.gamma"
     ]
+
+
+@pytest.mark.parametrize("around", [lambda view: view, lambda view: [view], lambda view: {"w": view}])
+def test_a_view_of_a_large_storage_is_found_wherever_it_stands(tmp_path: Path, around) -> None:
+    big = torch.zeros(40_000, 2)
+    torch.save(around(big[:10]), tmp_path / "view.pt")
+    (found,) = oversize_storage.findings(Subject.open(str(tmp_path / "view.pt")))
+    assert found.evidence == {"slack": 319_920, "used": 80}
+
+
+def test_the_counter_of_an_averaged_model_has_no_prefix(tmp_path: Path) -> None:
+    subject = named("n_averaged", "module.fc.weight", "module.fc.bias")(tmp_path)
+    (found,) = wrapper_prefixes.findings(subject)
+    assert found.message == "all 2 keys but n_averaged begin with module."
+    assert not list(wrapper_prefixes.findings(named("other", "module.fc.weight")(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "fires"), [("model.pt", True), ("run.ckpt", True), ("pytorch_model.bin", False), ("m.safetensors", False)]
+)
+def test_the_body_of_a_language_model_is_no_wrapper(tmp_path: Path, name: str, fires: bool) -> None:
+    keys = ("model.embed_tokens.weight", "model.layers.0.mlp.weight")
+    path = tmp_path / name
+    if name.endswith(".safetensors"):
+        pytest.importorskip("safetensors.torch").save_file({key: torch.zeros(2) for key in keys}, path)
+    else:
+        torch.save({key: torch.zeros(2) for key in keys}, path)
+    assert bool(list(wrapper_prefixes.findings(Subject.open(str(path))))) is fires

@@ -83,11 +83,11 @@ def test_sections_of_a_page() -> None:
         yield subject.finding("here", remedy="")
         yield subject.finding("there", member="a/b", offset=3, tensor="t", evidence={"n": 1}, remedy="Leave it.")
 
-    assert (example.summary, example.remedy) == ("It finds something.", "do that.")
+    assert (example.summary, example.remedy) == ("It finds something.", "Do that.")
     assert example.section("Why") == "it matters: a lot.\n\nAnd more."
     assert example.section("Example") == "this."
     first, second = example.findings(fixture("zip/mlp.pt")(Path()))
-    assert (first.code, first.name, first.severity, first.remedy) == ("X101", "example", "note", "do that.")
+    assert (first.code, first.name, first.severity, first.remedy) == ("X101", "example", "note", "Do that.")
     assert second.remedy == "Leave it."
     assert (second.location.member, second.location.offset, second.location.tensor) == ("a/b", 3, "t")
     assert dict(second.evidence) == {"n": 1}

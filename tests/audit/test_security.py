@@ -9,7 +9,7 @@ import pytest
 from ckpt_tools.audit.rules import BY_CODE
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.sources import MemorySource
-from tests.audit.cases import Case
+from tests.audit.cases import FIXTURES, Case
 from tests.audit.cases_security import ATTACKS, MORE
 from tests.hostile.assembler import SYSTEM, ZEROS, call, checkpoint, name, new, stacked, stream, tensors
 from tests.hostile.second_search import field, node
@@ -52,7 +52,7 @@ def test_classes_are_listed_with_what_they_are_for() -> None:
     data = stream([new("torch.nn.modules.linear:Identity", state=state), call("collections:deque", [])])
     (found,) = BY_CODE["S113"].findings(subject(data))
     assert found.message == "torch.nn.modules.linear.Identity (a nn.Module class), collections.deque (a plain value)"
-    assert dict(found.evidence) == {"names": ["torch.nn.modules.linear.Identity", "collections.deque"]}
+    assert dict(found.evidence) == {"globals": ["torch.nn.modules.linear.Identity", "collections.deque"]}
 
 
 def test_many_classes_are_cut_short() -> None:
@@ -137,3 +137,19 @@ def test_a_template_beside_weights_is_looked_at_and_none_beside_a_file_in_memory
         told = BY_CODE["S126"].findings(Subject.open(str(tmp_path / file)))
         assert [finding.location.member for finding in told] == found
     assert [*BY_CODE["S126"].findings(subject(b"\x02\0\0\0\0\0\0\0{}", "model.safetensors"))] == []
+
+
+def test_a_scripts_tables_of_source_lines_need_no_classes() -> None:
+    path = FIXTURES / "torchscript/perceptron.pt"
+    found = BY_CODE["S113"].findings(Subject.open(str(path)))
+    assert [finding.location.member for finding in found] == ["perceptron/data.pkl"]
+    assert not list(BY_CODE["F101"].findings(Subject.open(str(path))))  # it brings the code of its classes
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_what_a_traced_script_keeps_is_part_of_it(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    path = str(tmp_path / "traced.pt")
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(path)
+    found = list(BY_CODE["S117"].findings(Subject.open(path)))
+    assert not found, found

@@ -95,7 +95,8 @@ def test_hints(run: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        (["--select", "S"], 0),
+        (["--select", "S"], 1),  # what could not be examined is told all the same
+        (["--select", "S", "--ignore", "I1"], 0),
         (["--select", "S,I1"], 1),
         (["--ignore", "I103"], 0),
         (["--ignore", "I", "--select", "I103"], 1),
@@ -227,3 +228,56 @@ def test_findings_are_told_as_they_come(tmp_path: Path) -> None:
     before, _, after = process.stdout.rpartition("LAST")
     assert before.count("I103 damaged") == 11
     assert "audit: 13 files examined" in after
+
+
+def test_a_report_that_nobody_reads_to_its_end_is_no_verdict(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "ckpt_tools", "audit", str(GOOD)]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, cwd=tmp_path, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (2, b"ckpt: the report was not read to its end\n")
+
+
+def test_names_write_no_lines_of_their_own(run: Any, tmp_path: Path) -> None:
+    forged = "x\n::error::forged.pt"
+    shutil.copy(DANGEROUS, tmp_path / forged)
+    outcome = run("audit", forged, f"gone\x1b[31m{forged}", cwd=tmp_path)
+    assert outcome.exit_code == 2
+    assert outcome.stderr == "ckpt: gone\\x1b[31mx\\n::error::forged.pt: no such file\n"
+    assert "x\\n::error::forged.pt: dangerous; " in outcome.stdout
+    assert "\n::error" not in outcome.stdout
+    assert "## x\\\\n::error::forged.pt" in run("audit", forged, "--format", "markdown", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_cache_that_cannot_be_written_is_told(run: Any, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    outcome = run("audit", GOOD, "--cache", place, cwd=tmp_path)
+    assert (outcome.exit_code, outcome.stdout) == (2, "")
+    assert outcome.stderr == f"ckpt: {place}: cannot be written: Not a directory\n"
+
+
+def test_a_base_that_is_not_there_is_told_once(run: Any, tmp_path: Path) -> None:
+    outcome = run("audit", GOOD, GOOD, "--base", "gone.pt", cwd=tmp_path)
+    assert (outcome.exit_code, outcome.stdout) == (2, "")
+    assert outcome.stderr == "ckpt: gone.pt: cannot be read: No such file or directory\n"
+
+
+@pytest.mark.parametrize("format", ["html", "markdown"])
+def test_a_page_begins_with_what_it_comes_to(run: Any, tmp_path: Path, format: str) -> None:
+    text = run("audit", GOOD, CUT, "--format", format, cwd=tmp_path).stdout
+    assert text.index("2 files examined") < text.index("tensors only; PyTorch zip archive")
+    if format == "html":
+        assert "<title>2 files · ckpt audit</title>" in text
+
+
+@pytest.mark.parametrize("format", ["json", "sarif", "junit", "html"])
+def test_what_programs_read_is_in_utf_8(tmp_path: Path, format: str) -> None:
+    path = tmp_path / "größe.pt"
+    shutil.copy(GOOD, path)
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "ckpt_tools", "audit", str(path), "--format", format]
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, cwd=tmp_path, check=True)
+    text = done.stdout.decode("utf-8")
+    assert "größe.pt" in text or "gr%C3%B6%C3%9Fe.pt" in text

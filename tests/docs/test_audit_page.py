@@ -15,7 +15,8 @@ import pytest
 
 from ckpt_tools.audit.engine import check_codes
 from ckpt_tools.audit.inputs import MODEL_SUFFIXES
-from ckpt_tools.audit.policy import load
+from ckpt_tools.audit.policy import KINDS, load
+from ckpt_tools.formats import FORMATS
 
 yaml = pytest.importorskip("yaml")
 
@@ -155,3 +156,8 @@ def test_inputs_of_the_action_are_no_code(project: Path) -> None:
     code, _, _, _ = run_action(project, paths="$(touch pwned); touch pwned\n-o pwned", summary="false")
     assert code == 2
     assert not (project / "pwned").exists()
+
+
+@pytest.mark.parametrize("name", [*KINDS, *(format.name for format in FORMATS)])
+def test_the_page_names_what_a_policy_can_ask_for(name: str) -> None:
+    assert f"`{name}`" in PAGE

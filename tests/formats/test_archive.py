@@ -422,6 +422,7 @@ def test_truncated_archives_tell_what_is_left() -> None:
             least = int(problem.partition("of at least ")[2].partition(";")[0].replace(",", ""))
             assert size < least <= whole
         assert told(data[:end]).endswith(f"of which {complete + 1} are complete"), then
+    assert f" {whole - 1:,} bytes are there of at least {whole:,}; " in told(data[:-1])
 
 
 def test_every_truncation_counts_right() -> None:

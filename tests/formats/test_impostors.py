@@ -96,6 +96,11 @@ CASES: dict[str, tuple[bytes, type[CkptError], str]] = {
         "a git-annex pointer, not the file itself",
     ),
     "log-in page": (LOGIN, NotACheckpoint, "an HTML page titled 'Log in & wait', not a checkpoint"),
+    "page in Latin 1": (
+        b"<!DOCTYPE HTML>\n<title>caf\xe9</title>",
+        NotACheckpoint,
+        "an HTML page titled 'caf\u00e9', not a checkpoint",
+    ),
     "page without title": (b"<HTML><body>", NotACheckpoint, "an HTML page, not a checkpoint"),
     "page after prolog": (
         b'\xef\xbb\xbf<?xml version="1.0"?> <!-- a --><!-- <b> -->\n<html><title>t</title>',

@@ -2,6 +2,8 @@
 
 import math
 
+import pytest
+
 from ckpt_tools.render import render
 from ckpt_tools.report import Facts, HeatMap, Histogram, Report, Table, Tree
 
@@ -69,3 +71,25 @@ def test_cells_are_broken_between_words_as_long_as_there_is_room() -> None:
     narrow = shown(Table("", ("a", "b", "c", "d"), [tuple(c * 30 for c in "xyzw")]), width=60).splitlines()
     assert all(len(line) <= 60 for line in narrow)
     assert sum(line.count("x") for line in narrow) == 30
+
+
+def test_columns_that_are_too_wide_share_the_room() -> None:
+    short, long, longer = "a few words", "some more words " * 8, "many more words " * 12
+    lines = shown(Table("", ("short", "long", "longer"), [(short, long, longer)]), width=100).splitlines()
+    heading = next(line for line in lines if "longer" in line)
+    at = [heading.index(name) for name in ("short", "long  ", "longer")]
+    assert at[1] - at[0] == len(short) + 2  # it keeps what it needs
+    assert abs((at[2] - at[1]) - (100 - at[2])) <= 4  # neither pays for both
+
+
+@pytest.mark.parametrize(
+    ("text", "markdown"),
+    [
+        ("call ``model.eval()``, *then* go", "call `model.eval()`, \\*then\\* go"),
+        ("`a|b`", "`a\\|b`"),
+        ("a` <b>", "a\\` \\<b\\>"),
+        ("a ` ` b", "a \\` \\` b"),
+    ],
+)
+def test_markdown_shows_code_as_code_and_else_what_stands_there(text: str, markdown: str) -> None:
+    assert f"| {markdown} |" in shown(Table("", ("what",), [(text,)]), "markdown")

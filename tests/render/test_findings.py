@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import jsonschema
 import pytest
 
+from ckpt_tools.audit.dangers import NameVerdict, PickleVerdict
 from ckpt_tools.audit.engine import audit
 from ckpt_tools.audit.findings import Finding, Location
 from ckpt_tools.audit.policy import Options, Policy, Waiver
@@ -210,3 +211,18 @@ def test_pages_for_people_are_made_of_the_worst(format: str) -> None:
     assert "\x1b[31m" not in text
     assert "\u202e" not in text
     assert "<script>&" not in text or format == "text"
+
+
+@pytest.mark.parametrize("format", ["text", "markdown"])
+def test_no_line_is_a_command_to_githubs_runner(format: str) -> None:
+    text = render(list(for_people(WORST, hints=True)), format, command="audit", width=0)
+    assert not [line for line in text.splitlines() if line.lstrip().startswith("::")]
+
+
+def test_many_pickles_that_need_the_same_share_a_line() -> None:
+    needed = NameVerdict("torch.jit._pickle.build_intlist", 2, allowed=False, purpose="a plain value", kind="inert")
+    verdicts = [PickleVerdict(f"{n}.debug_pkl", "needs classes", (needed,)) for n in range(4)]
+    for number, shown in ((3, ["0.debug_pkl", "1.debug_pkl", "2.debug_pkl"]), (4, ["4 pickles"])):
+        (report,) = for_people([Audited("script.pt", verdicts=tuple(verdicts[:number]))])
+        (facts,) = report.blocks
+        assert [label for label, _ in facts.rows] == shown

@@ -9,10 +9,12 @@ from functools import lru_cache, partial
 from ckpt_tools.analysis.checksums import Checksums
 from ckpt_tools.audit.coverage import all_tensors
 from ckpt_tools.audit.findings import Finding
+from ckpt_tools.audit.inputs import MODEL_SUFFIXES
 from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import SMALL, Subject
 from ckpt_tools.checkpoint import Anomaly
 from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded, NotACheckpoint, UnsupportedFeature
+from ckpt_tools.formats import open_checkpoint
 from ckpt_tools.formats.archive import STREAMED, Archive, Local, Member
 from ckpt_tools.report import count, listed, shortened
 from ckpt_tools.sources import Inflated
@@ -46,6 +48,19 @@ def not_a_checkpoint(subject: Subject) -> Iterator[Finding]:
     Remedy: fetch the file itself.
     """
     yield from _error(subject, NotACheckpoint)
+    checkpoint = subject.checkpoint
+    archive = _archive(subject) if checkpoint is not None and checkpoint.format == "archive" else None
+    if archive is None or checkpoint is None:
+        return
+    parts = {part.path.removeprefix(f"{checkpoint.path}: ") for part in checkpoint.parts}
+    for member in archive.members:
+        if member.name.lower().endswith(MODEL_SUFFIXES) and member.name not in parts:
+            try:
+                open_checkpoint(archive.open(member))
+            except NotACheckpoint as error:
+                yield subject.finding(error.problem, member=member.name, remedy=error.remedy or "")
+            except CkptError:  # it was not read; the coverage tells
+                continue
 
 
 @rule("I102", "unread-content", "error")
@@ -239,10 +254,10 @@ def _differences(member: Member, local: Local) -> Iterator[str]:
         yield f"the compression method {method}, not {member.method}"
     if flags != member.flags:
         yield f"the flags {flags:#x}, not {member.flags:#x}"
-    for what, here, there in (("checksum", crc, member.crc), ("size", size, member.size)):
+    for what, here, there, form in (("checksum", crc, member.crc, "08x"), ("size", size, member.size, ",")):
         later = here == 0 and member.flags & STREAMED
         if here != there and not later and here != 0xFFFFFFFF:
-            yield f"the {what} {here:,}, not {there:,}"
+            yield f"the {what} {here:{form}}, not {there:{form}}"
     if packed not in (member.compressed_size, 0xFFFFFFFF) and not (packed == 0 and member.flags & STREAMED):
         yield f"the packed size {packed:,}, not {member.compressed_size:,}"
 

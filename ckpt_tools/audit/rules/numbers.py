@@ -10,8 +10,8 @@ from ckpt_tools.analysis.counting import looks_like_buffer
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import Subject
-from ckpt_tools.checkpoint import StateDict, TensorInfo
-from ckpt_tools.report import count, number
+from ckpt_tools.checkpoint import StateDict, TensorInfo, format_path
+from ckpt_tools.report import count, listed, number
 
 if TYPE_CHECKING:
     from ckpt_tools.analysis.statistics import Statistics
@@ -28,18 +28,41 @@ LONE = 0.9
 ENOUGH = 64
 """Elements, and peers of a tensor, from which on a distribution says something."""
 
+MANY = 10
+"""Tensors that each get a finding of their own for the same defect."""
+
 FAR = 1e4
 """How many times the typical deviation of its peers is out of keeping."""
 
 
-def _measured(subject: Subject, *, optimizer: bool = False) -> Iterator[tuple[StateDict, TensorInfo, Statistics]]:
-    """The tensors that have numbers, each with its state_dict; an optimizer's state only where asked for."""
+def _measured(subject: Subject, *, others: bool = False) -> Iterator[tuple[StateDict, TensorInfo, Statistics]]:
+    """The tensors that have numbers, each with its state_dict.
+
+    An optimizer's state, and what stands in no state_dict, come only with *others*: they are no weights. Nor are single
+    numbers that a run keeps, such as its best loss, which begins at infinity.
+    """
     found = iter(subject.statistics)
-    for state_dict in subject.state_dicts:
+    for state_dict in (*subject.state_dicts, subject.loose):
+        weights = state_dict.role != "optimizer" and state_dict is not subject.loose
         for _ in state_dict.tensors:
             tensor, numbers = next(found)
-            if numbers is not None and (optimizer or state_dict.role != "optimizer"):
+            is_metric = state_dict.role == "other" and tensor.numel == 1
+            if numbers is not None and not is_metric and (others or weights):
                 yield state_dict, tensor, numbers
+
+
+def _further(subject: Subject, found: list[tuple[StateDict, TensorInfo, Statistics]], what: str) -> Iterator[Finding]:
+    """One finding for those beyond the first `MANY`: a run that diverged spoils every tensor."""
+    names = [tensor.name for _, tensor, _ in found[MANY:]]
+    if names:
+        told = f"{count(len(names), 'further tensor')} {what}: {listed(names, 3)}"
+        yield subject.finding(told, evidence={"tensors": names[:100]})
+
+
+def _in(subject: Subject, state_dict: StateDict) -> str:
+    """Where the tensor's state_dict stands, where there are several."""
+    path = format_path(state_dict.path)
+    return f" (in {path})" if path and len(subject.state_dicts) > 1 else ""
 
 
 def _is_float(tensor: TensorInfo) -> bool:
@@ -57,13 +80,14 @@ def nan_values(subject: Subject) -> Iterator[Finding]:
 
     Remedy: go back to a checkpoint from before the loss became NaN.
     """
-    for _, tensor, numbers in _measured(subject, optimizer=True):
-        if numbers.nan:
-            yield subject.finding(
-                f"{numbers.nan:,} of {count(numbers.count, 'value')} are NaN",
-                tensor=tensor.name,
-                evidence={"nan": numbers.nan, "values": numbers.count},
-            )
+    found = [one for one in _measured(subject, others=True) if one[2].nan]
+    for state_dict, tensor, numbers in found[:MANY]:
+        yield subject.finding(
+            f"{numbers.nan:,} of {count(numbers.count, 'value')} are NaN{_in(subject, state_dict)}",
+            tensor=tensor.name,
+            evidence={"nan": numbers.nan, "values": numbers.count},
+        )
+    yield from _further(subject, found, "hold NaN")
 
 
 @rule("N102", "infinite-values", "error", needs="values")
@@ -73,22 +97,26 @@ def infinite_values(subject: Subject) -> Iterator[Finding]:
     Why: infinity times zero, and infinity less infinity, are NaN. Most come from a cast to float16 of values
     beyond 65504.
 
-    Example: ``model.half()`` on weights that do not fit; an attention mask kept as a buffer of ``-inf``, which is
-    meant, and deserves a waiver.
+    Example: ``model.half()`` on weights that do not fit. The ``-inf`` of a tensor whose name ends in ``mask`` is meant.
 
     Remedy: convert again from the wider type, to bfloat16 if the range is needed.
     """
-    for _, tensor, numbers in _measured(subject, optimizer=True):
-        if numbers.infinite:
-            yield subject.finding(
-                f"{numbers.infinite:,} of {count(numbers.count, 'value')} are infinite",
-                tensor=tensor.name,
-                evidence={
-                    "positive_infinity": numbers.positive_infinity,
-                    "negative_infinity": numbers.negative_infinity,
-                    "values": numbers.count,
-                },
-            )
+    found = [
+        (state_dict, tensor, numbers)
+        for state_dict, tensor, numbers in _measured(subject, others=True)
+        if numbers.infinite and (numbers.positive_infinity or not tensor.name.endswith("mask"))
+    ]
+    for state_dict, tensor, numbers in found[:MANY]:
+        yield subject.finding(
+            f"{numbers.infinite:,} of {count(numbers.count, 'value')} are infinite{_in(subject, state_dict)}",
+            tensor=tensor.name,
+            evidence={
+                "positive_infinity": numbers.positive_infinity,
+                "negative_infinity": numbers.negative_infinity,
+                "values": numbers.count,
+            },
+        )
+    yield from _further(subject, found, "hold infinities")
 
 
 @rule("N103", "constant-weight", "warning", needs="values")
@@ -103,12 +131,15 @@ def constant_weight(subject: Subject) -> Iterator[Finding]:
 
     Remedy: find out which step left the layer without weights, and save again.
     """
-    for _, tensor, numbers in _measured(subject):
-        is_matrix = _is_float(tensor) and len(tensor.shape) >= 2 and numbers.count > 1
-        is_weight = is_matrix and tensor.is_parameter is not False and not tensor.name.endswith("mask")
+    recorded = {id(found) for found in subject.state_dicts if any(tensor.is_parameter for tensor in found.tensors)}
+    for state_dict, tensor, numbers in _measured(subject):
+        is_matrix = _is_float(tensor) and sum(length > 1 for length in tensor.shape) >= 2
+        # where none is recorded as a parameter, as in a state_dict, any may be one
+        may_be_weight = tensor.is_parameter or id(state_dict) not in recorded
+        is_weight = is_matrix and may_be_weight and not tensor.name.endswith("mask")
         if is_weight and numbers.constant and numbers.minimum is not None:
             yield subject.finding(
-                f"all {numbers.count:,} values are {number(numbers.minimum)}",
+                f"all {numbers.count:,} values are {number(numbers.minimum)}{_in(subject, state_dict)}",
                 tensor=tensor.name,
                 evidence={"value": float(numbers.minimum), "values": numbers.count},
             )
@@ -125,11 +156,12 @@ def subnormal_flood(subject: Subject) -> Iterator[Finding]:
 
     Remedy: keep the tensor in bfloat16 or float32, or set what is that small to zero.
     """
-    for _, tensor, numbers in _measured(subject):
+    for state_dict, tensor, numbers in _measured(subject):
         others = numbers.finite - numbers.zeros
         if others >= ENOUGH and numbers.subnormal > FLOOD * others:
             yield subject.finding(
-                f"{numbers.subnormal:,} of {count(others, 'value')} that are not zero are subnormal",
+                f"{numbers.subnormal:,} of {count(others, 'value')} that are not zero are subnormal"
+                f"{_in(subject, state_dict)}",
                 tensor=tensor.name,
                 evidence={"subnormal": numbers.subnormal, "values": numbers.count},
             )
@@ -145,11 +177,11 @@ def impossible_variance(subject: Subject) -> Iterator[Finding]:
 
     Remedy: run the model over data in train mode to estimate the statistics anew.
     """
-    for _, tensor, numbers in _measured(subject):
+    for state_dict, tensor, numbers in _measured(subject):
         low = numbers.minimum
         if _is_variance(tensor) and low is not None and low < 0:
             yield subject.finding(
-                f"the least of {count(numbers.count, 'variance')} is {number(low)}",
+                f"the least of {count(numbers.count, 'variance')} is {number(low)}{_in(subject, state_dict)}",
                 tensor=tensor.name,
                 evidence={"minimum": float(low), "channels": numbers.count},
             )
@@ -166,10 +198,11 @@ def dead_batchnorm(subject: Subject) -> Iterator[Finding]:
 
     Remedy: prune the channels, or train from where they were alive.
     """
-    for _, tensor, numbers in _measured(subject):
+    for state_dict, tensor, numbers in _measured(subject):
         if _is_variance(tensor) and numbers.zeros:
             yield subject.finding(
-                f"{numbers.zeros:,} of {count(numbers.count, 'channel')} have a variance of zero",
+                f"{numbers.zeros:,} of {count(numbers.count, 'channel')} have a variance of zero"
+                f"{_in(subject, state_dict)}",
                 tensor=tensor.name,
                 evidence={"zeros": numbers.zeros, "channels": numbers.count},
             )
@@ -189,10 +222,10 @@ def near_overflow(subject: Subject) -> Iterator[Finding]:
 
     Remedy: use bfloat16, or keep the tensor in float32.
     """
-    for _, tensor, numbers in _measured(subject):
+    for state_dict, tensor, numbers in _measured(subject):
         if tensor.dtype.name == "float16" and (peak := _peak(numbers)) > HALF_RANGE:
             yield subject.finding(
-                f"its largest magnitude is {number(peak)}; float16 ends at 65504",
+                f"its largest magnitude is {number(peak)}; float16 ends at 65504{_in(subject, state_dict)}",
                 tensor=tensor.name,
                 evidence={"magnitude": peak},
             )
@@ -210,30 +243,31 @@ def out_of_keeping(subject: Subject) -> Iterator[Finding]:
 
     Remedy: compare with the original (``ckpt diff``, ``ckpt digest --check``), and fetch it again.
     """
-    peers: dict[tuple[str, int], list[tuple[TensorInfo, float]]] = {}
-    for _, tensor, numbers in _measured(subject):
+    peers: dict[tuple[str, int], list[tuple[StateDict, TensorInfo, float]]] = {}
+    for state_dict, tensor, numbers in _measured(subject):
         if not _is_float(tensor) or numbers.finite < ENOUGH or numbers.basis != "value":
             continue
         peak = _peak(numbers)
         if numbers.zeros < numbers.finite / 2 and peak > LONE * numbers.l2:
             yield subject.finding(
-                f"one of {count(numbers.finite, 'value')}, {number(peak)}, makes up nearly all of the tensor's norm",
+                f"one of {count(numbers.finite, 'value')}, {number(peak)}, makes up nearly all of the tensor's norm"
+                f"{_in(subject, state_dict)}",
                 tensor=tensor.name,
                 evidence={"magnitude": peak, "l2": numbers.l2},
             )
         elif numbers.std and math.isfinite(numbers.std) and len(tensor.shape) > 1:
             key = (tensor.name.rpartition(".")[2], len(tensor.shape))
-            peers.setdefault(key, []).append((tensor, numbers.std))
+            peers.setdefault(key, []).append((state_dict, tensor, numbers.std))
     for alike in peers.values():
         if len(alike) < 8:
             continue
-        deviations = sorted(std for _, std in alike)
+        deviations = sorted(std for _, _, std in alike)
         typical = (deviations[len(alike) // 2] + deviations[~(len(alike) // 2)]) / 2
-        for tensor, std in alike:
+        for state_dict, tensor, std in alike:
             if std > FAR * typical:
                 yield subject.finding(
                     f"its values deviate by {number(std)}, those of {len(alike) - 1} tensors like it by "
-                    f"{number(typical)}",
+                    f"{number(typical)}{_in(subject, state_dict)}",
                     tensor=tensor.name,
                     evidence={"std": std, "median_std": typical},
                 )

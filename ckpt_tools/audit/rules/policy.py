@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 
 from ckpt_tools.analysis.counting import distinct
-from ckpt_tools.analysis.summary import pick, weights
-from ckpt_tools.analysis.trainability import judge, parameters_of
+from ckpt_tools.analysis.summary import pick, subject_of, weights
+from ckpt_tools.analysis.trainability import parameters_of
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.policy import Requirement, matches
 from ckpt_tools.audit.rule import Rule, rule
@@ -128,7 +128,7 @@ def kind_not_allowed(subject: Subject) -> Iterator[Finding]:
     for asked, checkpoint in _asked(subject):
         if asked.kinds and checkpoint.kind not in asked.kinds:
             yield subject.finding(
-                f"it holds a {checkpoint.kind}, not a {' or '.join(asked.kinds)}", evidence={"kind": checkpoint.kind}
+                f"its kind is {checkpoint.kind}, not {' or '.join(asked.kinds)}", evidence={"kind": checkpoint.kind}
             )
 
 
@@ -166,7 +166,8 @@ def dtype_not_allowed(subject: Subject) -> Iterator[Finding]:
     Remedy: cast them: ``ckpt convert --dtype float16``.
     """
     for asked, _ in _asked(subject):
-        wrong = [t for t in subject.tensors if asked.dtypes and t.dtype.name not in asked.dtypes]
+        tensors = (*subject.tensors, *subject.loose.tensors)
+        wrong = [t for t in tensors if asked.dtypes and t.dtype.name not in asked.dtypes]
         for dtype in dict.fromkeys(tensor.dtype.name for tensor in wrong):
             names = [tensor.name for tensor in wrong if tensor.dtype.name == dtype]
             yield subject.finding(
@@ -206,7 +207,11 @@ def parameter_count(subject: Subject) -> Iterator[Finding]:
     for asked, checkpoint in _asked(subject):
         if asked.min_parameters is None and asked.max_parameters is None:
             continue
-        state_dict, module = pick(checkpoint, None)
+        try:
+            state_dict, module = pick(checkpoint, None)
+        except CkptError as error:
+            yield subject.finding(f"its parameters cannot be counted: {error.problem}")
+            continue
         number = sum(tensor.numel for tensor in distinct(parameters_of(state_dict, module)))
         low, high = asked.min_parameters or 0, asked.max_parameters
         if number < low or (high is not None and number > high):
@@ -238,7 +243,7 @@ def missing_key(subject: Subject) -> Iterator[Finding]:
 
 @rule("P208", "wrong-shape", "error", when=_is_asked)
 def wrong_shape(subject: Subject) -> Iterator[Finding]:
-    """A tensor does not have the sizes that the policy asks for.
+    """A tensor does not have the sizes that the policy asks for, or is not there.
 
     Why: a head for another number of classes loads nowhere that expects this one.
 
@@ -247,10 +252,12 @@ def wrong_shape(subject: Subject) -> Iterator[Finding]:
     Remedy: find out which model was saved: ``ckpt summary``.
     """
     for asked, _ in _asked(subject):
+        missing = dict(asked.shapes)
         for tensor in subject.tensors:
             wanted = asked.shapes.get(tensor.name)
             if wanted is None:
                 continue
+            missing.pop(tensor.name, None)
             shape = tensor.shape
             if len(wanted) != len(shape) or any(a not in (-1, b) for a, b in zip(wanted, shape, strict=True)):
                 yield subject.finding(
@@ -258,6 +265,8 @@ def wrong_shape(subject: Subject) -> Iterator[Finding]:
                     tensor=tensor.name,
                     evidence={"shape": list(shape), "wanted": list(wanted)},
                 )
+        for name in missing:
+            yield subject.finding(f"no tensor is called {name}", evidence={"name": name})
 
 
 @rule("P209", "metadata-not-as-asked", "error", when=_is_asked)
@@ -281,7 +290,7 @@ def metadata_not_as_asked(subject: Subject) -> Iterator[Finding]:
 
 @rule("P210", "not-frozen", "error", needs="bytes", when=_is_asked)
 def not_frozen(subject: Subject) -> Iterator[Finding]:
-    """Parameters that the policy wants frozen are trainable, were trained, or it cannot be told.
+    """Parameters that the policy wants frozen are trainable, were trained, or are not there, or it cannot be told.
 
     Why: a backbone that was trained by mistake costs time and often quality.
 
@@ -293,14 +302,26 @@ def not_frozen(subject: Subject) -> Iterator[Finding]:
     for asked, checkpoint in _asked(subject):
         if not asked.frozen:
             continue
-        state_dict, module = pick(checkpoint, None)
-        base = pick(subject.base, None)[0] if subject.base is not None else None
-        for name, judgement in judge(checkpoint, state_dict, module, base=base).parameters.items():
+        try:
+            judgements = subject_of(checkpoint, base=subject.base).trainability.parameters
+        except CkptError as error:
+            yield subject.finding(f"nobody can tell what is frozen: {error.problem}")
+            continue
+        for glob in asked.frozen:
+            if not any(fnmatchcase(name, glob) for name in judgements):
+                yield subject.finding(f"no parameter is called {glob}", evidence={"name": glob})
+        alike: dict[tuple[str, str], list[str]] = {}
+        for name, judgement in judgements.items():
             if judgement.verdict != "frozen" and _fits(name, asked.frozen):
-                told = "trainable" if judgement.verdict == "trainable" else "frozen or trainable, nobody can tell"
-                yield subject.finding(
-                    f"it is {told}: {judgement.basis.reason}", tensor=name, evidence={"verdict": judgement.verdict}
-                )
+                alike.setdefault((judgement.verdict, judgement.basis.reason), []).append(name)
+        for (verdict, reason), names in alike.items():
+            told = "trainable" if verdict == "trainable" else "frozen or trainable, nobody can tell"
+            several = f" ({count(len(names), 'parameter')}: {listed(names, 3)})" if len(names) > 1 else ""
+            yield subject.finding(
+                f"it is {told}: {reason}{several}",
+                tensor=names[0],
+                evidence={"verdict": verdict, "parameters": names[:100]},
+            )
 
 
 @rule("P211", "license-not-allowed", "error", when=_is_asked)
@@ -343,7 +364,12 @@ def wrong_digest(subject: Subject) -> Iterator[Finding]:
         if asked.digest:
             from ckpt_tools.analysis.digest import digest
 
-            found = digest(weights(checkpoint, None).tensors).sha256
+            try:
+                state_dict = weights(checkpoint, None)
+            except CkptError as error:
+                found = f"not to be had ({error.problem})"
+            else:
+                found = digest(state_dict.tensors).sha256
             if found != asked.digest:
                 yield subject.finding(
                     f"the weights' digest is {found}, not {asked.digest}", evidence={"name": "digest", "found": found}

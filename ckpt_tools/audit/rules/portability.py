@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from ckpt_tools.analysis.overview import wrapper_prefix
 from ckpt_tools.analysis.renames import DENSENET, GAMMA, weight_norm_pairs
 from ckpt_tools.analysis.trainability import same_bytes
 from ckpt_tools.audit.findings import Finding
+from ckpt_tools.audit.policy import version
 from ckpt_tools.audit.rule import Rule, has_module, rule
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.checkpoint import StateDict, TensorInfo, format_path
@@ -71,7 +73,8 @@ def full_model_pickle(subject: Subject) -> Iterator[Finding]:
     Remedy: take the weights out with ``ckpt convert``, which needs no class, and keep the class in your code.
     """
     module = subject.module
-    if module is not None:
+    # a TorchScript archive brings the code of its classes, which are none of Python's
+    if module is not None and subject.checkpoint is not None and subject.checkpoint.format != "torchscript":
         classes = Counter(part.class_name for _, part in module.walk())
         own = sorted(name for name in classes if not name.startswith("torch."))
         needs = f"; it needs {listed(own, 4)}" if own else ""
@@ -98,24 +101,34 @@ def legacy_format(subject: Subject) -> Iterator[Finding]:
 
 @rule("F103", "wrapper-prefix", "warning")
 def wrapper_prefixes(subject: Subject) -> Iterator[Finding]:
-    """Every key of a state_dict begins with the prefix of a wrapper.
+    """Every key of a state_dict begins with the prefix of a wrapper, but for the counter of an averaged model.
 
     Why: ``load_state_dict`` of the bare model finds none of its keys, and with ``strict=False`` loads nothing and
     says nothing.
 
-    Example: ``module.`` of DataParallel and DistributedDataParallel, ``_orig_mod.`` of torch.compile, ``model.`` of
-    Lightning.
+    Example: ``module.`` of DataParallel, DistributedDataParallel and AveragedModel, ``_orig_mod.`` of torch.compile,
+    ``model.`` of Lightning (and of language models of Transformers, in whose files it belongs).
 
     Remedy: save ``model.module.state_dict()``, or ``ckpt convert --strip-prefix auto``.
     """
     for state_dict in _models(subject):
-        prefix = wrapper_prefix(state_dict.entries)
-        if prefix:
+        keys = [key for key in state_dict.entries if key != "n_averaged"]
+        prefix = wrapper_prefix(keys)
+        if prefix and not (prefix == "model." and _is_of_transformers(subject)):
+            but = "" if len(keys) == len(state_dict.entries) else " but n_averaged"
             yield subject.finding(
-                f"all {count(len(state_dict.entries), 'key')}{_of(state_dict)} begin with {prefix}",
-                evidence={"prefix": prefix, "keys": len(state_dict.entries)},
+                f"all {count(len(keys), 'key')}{_of(state_dict)}{but} begin with {prefix}",
+                evidence={"prefix": prefix, "keys": len(keys)},
                 remedy=f"Save the state_dict of the model within the wrapper, or ckpt convert --strip-prefix {prefix}",
             )
+
+
+def _is_of_transformers(subject: Subject) -> bool:
+    """Whether the file is of the kind in which ``model.`` is the name that a language model with a tied head gives its
+    body, and in which Transformers expects it.
+    """
+    sorted_tensors = subject.checkpoint is not None and subject.checkpoint.format in ("safetensors", "sharded")
+    return sorted_tensors or os.path.basename(subject.path).startswith("pytorch_model")
 
 
 @rule("F104", "device-tag", "warning")
@@ -131,8 +144,8 @@ def device_tag(subject: Subject) -> Iterator[Finding]:
     """
     if subject.checkpoint is None or all(storage.device == "cpu" for storage in subject.coverage.storages):
         return
-    devices = Counter(storage.device for tensor in subject.tensors for storage in tensor.storages())
-    devices += Counter(storage.device for _, tensor in subject.checkpoint.loose for storage in tensor.storages())
+    tensors = (*subject.tensors, *subject.loose.tensors)
+    devices = Counter(storage.device for tensor in tensors for storage in tensor.storages())
     tagged = {device: n for device, n in devices.items() if device not in ("cpu", "meta")}
     if tagged:
         told = ", ".join(f"{device} ({count(n, 'tensor')})" for device, n in sorted(tagged.items()))
@@ -171,24 +184,24 @@ def missing_attribute(subject: Subject) -> Iterator[Finding]:
     module = subject.module
     if module is None:
         return
-    version = _version(subject.options.policy.torch)
+    torch = version(subject.options.policy.torch or "")
     found: dict[tuple[str, str], list[str]] = {}
     for path, part in module.walk():
         for needed in NEEDED:
-            wanted = version is None or version >= needed.since
-            filled = needed.filled is not None and (version is None or version >= needed.filled)
+            wanted = torch is None or torch >= needed.since
+            filled = needed.filled is not None and (torch is None or torch >= needed.filled)
             if part.class_name in needed.classes and wanted and not filled and needed.attribute not in part.attributes:
-                found.setdefault((part.class_name, needed.attribute), []).append(path or "the model")
+                found.setdefault((part.class_name, needed.attribute), []).append(path)
     for (class_name, attribute), paths in found.items():
         yield subject.finding(
-            f"{class_name.rpartition('.')[2]} lacks {attribute}, in {listed(paths, 3)}",
+            f"{class_name.rpartition('.')[2]} lacks {attribute}: {_modules(paths)}",
             evidence={"class": class_name, "attribute": attribute, "modules": paths[:100]},
         )
 
 
-def _version(text: str | None) -> tuple[int, int] | None:
-    match = re.match(r"(\d{1,4})\.(\d{1,4})", text or "")
-    return (int(match[1]), int(match[2])) if match else None
+def _modules(paths: list[str]) -> str:
+    """``module features.0``; names may be numbers alone."""
+    return f"module{'s' if len(paths) > 1 else ''} {listed(paths, 3)}" if any(paths) else "the model itself"
 
 
 @rule("F107", "optimizer-state", "note")
@@ -226,7 +239,7 @@ def oversize_storage(subject: Subject) -> Iterator[Finding]:
     """
     if sum(storage.nbytes for storage in subject.coverage.storages) <= SLACK:
         return
-    found = tally(subject.tensors)
+    found = tally((*subject.tensors, *subject.loose.tensors))
     if found.slack > max(SLACK, found.nbytes // 10):
         yield subject.finding(
             f"{size(found.slack)} of the tensors' storages belong to no tensor, {size(found.nbytes)} do",

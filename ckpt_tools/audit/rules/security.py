@@ -254,16 +254,18 @@ def needs_classes(subject: Subject) -> Iterator[Finding]:
 
     Remedy: save ``model.state_dict()``, plain numbers and text; or load with ``torch.serialization.safe_globals``.
     """
+    script = subject.checkpoint is not None and subject.checkpoint.format == "torchscript"
     for verdict in subject.all_verdicts:
         known = [name for name in verdict.names if name.kind in ("class", "inert") and not name.allowed]
-        if known:
+        # the lists of numbers in a script's tables of source lines are torch.jit's own business
+        if known and not (script and all(name.name.startswith("torch.jit._pickle.build_") for name in known)):
             shown = ", ".join(f"{name.name} ({name.purpose})" if name.purpose else name.name for name in known[:4])
             rest = f" and {len(known) - 4:,} more" if len(known) > 4 else ""
             yield subject.finding(
                 f"{shown}{rest}",
                 member=verdict.member,
                 offset=known[0].offset,
-                evidence={"names": [name.name for name in known]},
+                evidence={"globals": [name.name for name in known]},
             )
 
 
@@ -369,8 +371,11 @@ def _hidden(subject: Subject) -> Iterator[Pickle]:
         for pickle in subject.checkpoint.pickles:
             if re.fullmatch(r"(?:.*: )?pickle \d+", pickle.member):
                 yield pickle
-    # torch reads these of a script to say where its code came from
-    yield from (p for p in subject.coverage.pickles if not (script and p.member.endswith(".debug_pkl")))
+    yield from (p for p in subject.coverage.pickles if not (script and p.member.endswith(_OF_SCRIPTS)))
+
+
+_OF_SCRIPTS = (".debug_pkl", "/traced_inputs.pkl", "/bytecode.pkl", "/mobile_debug_handles.pkl")
+"""Members of a script that torch writes: where its code came from, what it was traced with, its mobile form."""
 
 
 @rule("S118", "pickle-in-bytes", "warning")

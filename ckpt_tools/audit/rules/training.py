@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 
 from ckpt_tools.analysis.holding import state_shape
 from ckpt_tools.analysis.name_hints import name_hints
+from ckpt_tools.analysis.overview import wrapper_prefix
 from ckpt_tools.analysis.summary import Subject as Model
-from ckpt_tools.analysis.summary import subject_of
+from ckpt_tools.analysis.summary import pick, subject_of
 from ckpt_tools.analysis.trainability import Mistake
 from ckpt_tools.audit.findings import Finding
 from ckpt_tools.audit.rule import Rule, has_module, rule
-from ckpt_tools.audit.subject import Subject, numbers_of
-from ckpt_tools.checkpoint import Optimizer, TensorInfo, format_path
+from ckpt_tools.audit.subject import Subject
+from ckpt_tools.checkpoint import Optimizer, TensorInfo, TrainingState, format_path
 from ckpt_tools.pickles.structure import value_at
 from ckpt_tools.report import count, listed, number
 
@@ -26,9 +28,16 @@ def _recorded(model: Model) -> dict[str, bool]:
     return {t.name: t.requires_grad for t in model.parameters if t.is_parameter and t.requires_grad is not None}
 
 
-def _head(parameters: Sequence[TensorInfo]) -> list[TensorInfo]:
-    """The parameters of the last layer."""
+_HEADS = ("fc", "head", "heads", "classifier", "lm_head", "logits")
+
+
+def _head(parameters: Sequence[TensorInfo], *, by_name: bool = False) -> list[TensorInfo]:
+    """The parameters of the last layer; where they stand *by_name*, of the one called like a head, if any."""
     layer = parameters[-1].name.rpartition(".")[0] if parameters else ""
+    if by_name:
+        layers = {tensor.name.rpartition(".")[0] for tensor in parameters}
+        called = [one for one in layers if one.rpartition(".")[2] in _HEADS]
+        layer = called[0] if len(called) == 1 else layer
     return [tensor for tensor in parameters if tensor.name.rpartition(".")[0] == layer]
 
 
@@ -40,19 +49,23 @@ def _has_mistakes(subject: Subject) -> bool:
 
 
 def _mistakes(subject: Subject, *, on_modules: bool) -> Iterator[Finding]:
+    """A finding for what was done alike, however many parameters it was done to: it was one line of a loop."""
     model = subject.model
+    names = {tensor.name for tensor in model.parameters} if model is not None else set()
+    alike: dict[tuple[str, bool], list[Mistake]] = {}
     for mistake in model.trainability.mistakes if model is not None else ():
         if (mistake.attribute == "requires_grad") is on_modules:
-            yield subject.finding(
-                f"{mistake.attribute} = {mistake.value} {mistake.what}",
-                tensor=mistake.where if _is_parameter(model, mistake) else "",
-                member="" if _is_parameter(model, mistake) else mistake.where,
-                evidence={"where": mistake.where, "attribute": mistake.attribute},
-            )
-
-
-def _is_parameter(model: Model | None, mistake: Mistake) -> bool:
-    return model is not None and any(tensor.name == mistake.where for tensor in model.parameters)
+            what = f"{mistake.attribute} = {mistake.value} {mistake.what}"
+            alike.setdefault((what, mistake.where in names), []).append(mistake)
+    for (what, of_parameters), mistakes in alike.items():
+        places = [mistake.where for mistake in mistakes]
+        several = count(len(places), "parameter" if of_parameters else "module")
+        yield subject.finding(
+            f"{what} ({several}: {listed(places, 3)})" if len(places) > 1 else what,
+            tensor=places[0] if of_parameters else "",
+            member="" if of_parameters else places[0],
+            evidence={"where": places[:100], "attribute": mistakes[0].attribute},
+        )
 
 
 @rule("T101", "misspelt-requires-grad", "error", when=_has_mistakes)
@@ -151,9 +164,16 @@ def batchnorm_in_train_mode(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def _bare(names: Iterable[str]) -> set[str]:
+    """*names* without the prefix of wrappers."""
+    every = list(names)
+    prefix = wrapper_prefix(every)
+    return {name.removeprefix(prefix) for name in every}
+
+
 @rule("T204", "drifted-buffers", "warning", needs="bytes")
 def drifted_buffers(subject: Subject) -> Iterator[Finding]:
-    """Against the base (``--base``), buffers moved in layers whose parameters did not.
+    """Against the base (``--base``), buffers moved in layers whose parameters did not, or nothing could be compared.
 
     Why: these layers were meant to stay as they were. Their parameters did, their statistics did not, and their
     output is another.
@@ -163,6 +183,12 @@ def drifted_buffers(subject: Subject) -> Iterator[Finding]:
     Remedy: restore the base's buffers (they are in the base), and train the head again in ``eval()`` mode.
     """
     if subject.base is None or subject.checkpoint is None or subject.model is None:
+        return
+    if not _bare(tensor.name for tensor in subject.model.parameters) & _bare(pick(subject.base, None)[0].entries):
+        yield subject.finding(
+            "nothing was compared: the base has none of its parameters",
+            remedy="Name the base that the model began with",
+        )
         return
     drifted = subject_of(subject.checkpoint, base=subject.base).trainability.drifted_buffers
     if drifted:
@@ -222,11 +248,12 @@ def head_as_initialised(subject: Subject) -> Iterator[Finding]:
     Remedy: check that the head was in the optimizer and that the loss went down.
     """
     model = subject.model
-    head = _head(model.parameters) if model is not None else []
+    by_name = subject.checkpoint is not None and subject.checkpoint.format in ("safetensors", "sharded")  # its writer
+    head = _head(model.parameters, by_name=by_name) if model is not None else []
     weight = next((t for t in head if len(t.shape) == 2 and t.numel >= ENOUGH and t.dtype.kind == "float"), None)
     if weight is None:
         return
-    found = numbers_of(weight)
+    found = subject.numbers_of(weight)
     bound = 1 / math.sqrt(weight.shape[1])
     if found is not None and found.minimum is not None and found.maximum is not None and found.std:
         peak = max(-found.minimum, found.maximum)
@@ -328,27 +355,49 @@ def unbaked_pruning(subject: Subject) -> Iterator[Finding]:
             )
 
 
+def _counts_steps(subject: Subject, run: TrainingState) -> bool:
+    """Whether name and file both count what they call steps: iterations and updates may be several to a step."""
+    key = str(run.step.path[-1]) if run.step is not None and run.step.path else ""
+    return "step" in os.path.basename(subject.path).lower() and "step" in key.lower()
+
+
 @rule("T403", "progress-disagrees", "warning")
 def progress_disagrees(subject: Subject) -> Iterator[Finding]:
-    """The epoch in the file, its scheduler and its name disagree.
+    """The epoch or the step in the file, its optimizer, its scheduler and its name disagree.
 
     Why: one of them is wrong, and a run resumed from the file repeats epochs or skips them, at the wrong learning
     rate.
 
-    Example: ``checkpoint_epoch=12.pt`` that holds epoch 3; a scheduler that was never stepped.
+    Example: ``checkpoint_epoch=12.pt`` that holds epoch 3; a scheduler that was never stepped; an Adam without any
+    state after ten epochs.
 
     Remedy: find out which is right before anything resumes from it.
     """
     checkpoint = subject.checkpoint
     run = checkpoint.training if checkpoint is not None else None
-    epoch = run.epoch.value if run is not None and run.epoch is not None else None
-    if checkpoint is None or run is None or isinstance(epoch, bool) or not isinstance(epoch, int):
+    if checkpoint is None or run is None:
         return
+    epoch = run.epoch.value if run.epoch is not None and type(run.epoch.value) is int else None
     for hint in name_hints(subject.path):
-        is_epoch = hint.label.rpartition("_")[2] == "epoch" and not hint.guess
-        if is_epoch and isinstance(hint.value, int) and abs(hint.value - epoch) > 1:
+        label = hint.label.rpartition("_")[2]
+        found = run.epoch if label == "epoch" else run.step if label == "step" and _counts_steps(subject, run) else None
+        if found is None or hint.guess or type(found.value) is not int or type(hint.value) is not int:
+            continue
+        if abs(hint.value - found.value) > 1:
             yield subject.finding(
-                f"the name says epoch {hint.value}, the file {epoch}", evidence={"name": hint.value, "epoch": epoch}
+                f"the name says {label} {hint.value}, the file {found.value}",
+                evidence={"name": hint.value, label: found.value},
+            )
+    if epoch is None:
+        return
+    for optimizer in run.optimizers:
+        options = [group.options for group in optimizer.groups if group.params]
+        keeps_state = any("betas" in one or one.get("momentum") for one in options)
+        if epoch > 0 and keeps_state and not optimizer.state:
+            where = format_path(optimizer.path) or "the optimizer"
+            yield subject.finding(
+                f"{where} holds no state, as one that was never stepped; the epoch is {epoch}",
+                evidence={"optimizer": where, "epoch": epoch},
             )
     for path in run.schedulers:
         last = value_at(checkpoint.values, (*path, "last_epoch"))

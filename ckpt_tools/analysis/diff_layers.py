@@ -309,12 +309,13 @@ def _names(diff: Diff) -> list[str]:
     old, new = diff.prefixes
     parts = []
     if any(diff.prefixes):
+        both = [(entry.a.name, entry.b.name) for entry in diff.tensors if entry.a and entry.b]
         parts.append(
             f"prefix `{old}` became `{new}`"
             if old and new
-            else f"prefix `{old}` dropped"
+            else f"prefix `{old}` dropped{_how_many(' from', [a for a, _ in both], old)}"
             if old
-            else f"prefix `{new}` added"
+            else f"prefix `{new}` added{_how_many(' to', [b for _, b in both], new)}"
         )
     ways = Counter(entry.how for entry in diff.tensors if entry.a and entry.b and entry.a.name != entry.b.name)
     found, guessed = ways["content"] + ways["order"], ways["order"]
@@ -324,6 +325,12 @@ def _names(diff: Diff) -> list[str]:
         told = f", {guessed:,} of them" if guessed < found else ","
         parts.append(f"{count(found, 'tensor')} renamed" + (f"{told} by their order and shapes" if guessed else ""))
     return parts
+
+
+def _how_many(word: str, names: Sequence[str], prefix: str) -> str:
+    """`` from 4 of 9 names`` where not all that both have begin with *prefix* on the side that has it."""
+    have = sum(name.startswith(prefix) for name in names)
+    return f"{word} {have:,} of {len(names):,} names" if have < len(names) else ""
 
 
 def _beside(diff: Diff) -> list[str]:

@@ -13,7 +13,7 @@ from ckpt_tools.atomic import replacing
 from ckpt_tools.checkpoint import Checkpoint
 from ckpt_tools.cli.output import check_place, for_each, the_one
 from ckpt_tools.errors import CkptError, NotFound
-from ckpt_tools.report import printable
+from ckpt_tools.report import one_line
 
 
 @click.command()
@@ -57,7 +57,7 @@ def _digest(checkpoint: Checkpoint, select: str | None) -> Digest:
 
 def _tell(path: str, found: Digest, tensors: bool) -> None:
     """Print the line of the file at *path*, and those of its *tensors* where they are wanted."""
-    shown = printable(path).replace("\n", "\\n")  # a line a file, whatever its name
+    shown = one_line(path)  # a line a file, whatever its name
     click.echo(f"{found.sha256}  {shown}")
     if tensors:
         click.echo("".join(line.line for line in found.tensors), nl=False)

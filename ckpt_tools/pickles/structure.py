@@ -122,7 +122,8 @@ def survey(root: object, budget: Budget | None = None) -> Survey:
                     children = [(c, p) for c, p in children if not isinstance(c, TensorInfo)]
             below += children
         level = below
-    found.training = _training(root, optimizers, schedulers, rng)
+    taken = {found.module_path, *(state_dict.path for state_dict in found.state_dicts)}
+    found.training = _training(root, optimizers, schedulers, rng, taken)
     found.kind = _kind(root, found)
     return found
 
@@ -334,9 +335,12 @@ def _of_optimizer(optimizer: Optimizer, value: object) -> StateDict:
 
 
 def _training(
-    root: object, optimizers: list[Optimizer], schedulers: list[KeyPath], rng: list[KeyPath]
+    root: object, optimizers: list[Optimizer], schedulers: list[KeyPath], rng: list[KeyPath], taken: set[KeyPath]
 ) -> TrainingState | None:
-    """The run's own values: those at the root, and one mapping below it."""
+    """The run's own values: those at the root, and one mapping below it.
+
+    What stands at the paths *taken* is tensors, whatever it is called: an optimizer ``opt``, weights ``params``.
+    """
     named: dict[str, Found] = {}
     metrics: dict[str, Found] = {}
     for key, value, path in _scalars(root):
@@ -347,7 +351,7 @@ def _training(
             if _is_number(value):
                 named.setdefault(label, Found(value, path))
         elif label == "arguments":
-            if not isinstance(value, _ONE_VALUE):
+            if path not in taken and not isinstance(value, _ONE_VALUE):
                 named.setdefault(label, Found(value, path))
         elif label and _is_value(value):
             if label == "loss" and (key.lower() == "loss" or "loss" not in named):

@@ -207,6 +207,17 @@ def test_a_prefix_is_one_rename_and_can_be_left_out(compared):
     assert not compared(a, b, ignore=frozenset({"names"})).different
 
 
+def test_a_prefix_of_some_names_is_told_of_these(compared):
+    plain = {f"layer{n}.weight": torch.full((2,), float(n)) for n in range(5)}
+    some = {f"module.{name}" if n < 3 else name: value for n, (name, value) in enumerate(plain.items())}
+    assert verdict(compared(some, plain)) == (
+        "weights identical (5 tensors), prefix `module.` dropped from 3 of 5 names"
+    )
+    assert verdict(compared(plain, some)).endswith("prefix `module.` added to 3 of 5 names")
+    every = {f"module.{name}": value for name, value in plain.items()}
+    assert verdict(compared(every, plain)).endswith("prefix `module.` dropped")
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_densenet121s_old_names(compared, trained):
     model = pytest.importorskip("torchvision").models.densenet121()

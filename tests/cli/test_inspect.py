@@ -92,6 +92,16 @@ def test_width_and_hostile_names(run, tmp_path):
     assert "x" * 300 in done.stdout
 
 
+def test_weights_and_optimizers_are_no_arguments_whatever_their_key(run, tmp_path):
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Linear(2, 1)
+    saved = {"params": model.state_dict(), "opt": torch.optim.SGD(model.parameters(), lr=0.1).state_dict()}
+    for more, told in (({}, []), ({"cfg": {"seed": 1}}, ["  arguments  seed=1   (at cfg)"])):
+        torch.save(saved | more, tmp_path / "m.pt")
+        lines = run("inspect", tmp_path / "m.pt").stdout.splitlines()
+        assert [line for line in lines if line.startswith("  arguments")] == told
+
+
 def test_a_glob_that_matches_no_name_is_told(run, fixtures_dir):
     done = run("inspect", fixtures_dir / "zip" / "mlp.pt", "--keys", "fc")
     assert "Tensors that match fc (0)\n  none  a glob is held against the whole name\n" in done.stdout

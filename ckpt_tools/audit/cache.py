@@ -8,8 +8,8 @@ from dataclasses import asdict
 from functools import cache
 
 from ckpt_tools.atomic import replacing
-from ckpt_tools.audit.inputs import CONFIGURATIONS, TEMPLATES, has_companions
-from ckpt_tools.audit.policy import Options
+from ckpt_tools.audit.inputs import CONFIGURATIONS, OTHER_CONFIGURATIONS, TEMPLATES, has_companions
+from ckpt_tools.audit.policy import Options, installed_torch
 from ckpt_tools.audit.results import Audited
 from ckpt_tools.errors import CkptError
 from ckpt_tools.records import record
@@ -33,7 +33,7 @@ class Cache:
             digest.update(part.encode("utf-8", "surrogateescape") + b"\0")
         for chunk in FileSource(path).chunks():
             digest.update(chunk)
-        for name in sorted({*CONFIGURATIONS, *TEMPLATES}) if has_companions(path) else ():
+        for name in sorted({*CONFIGURATIONS, *OTHER_CONFIGURATIONS, *TEMPLATES}) if has_companions(path) else ():
             beside = _digest(os.path.join(os.path.dirname(path), name))
             digest.update(f"\0{beside}".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
@@ -87,7 +87,8 @@ def _asked(options: Options, path: str) -> object:
     policy = asdict(options.policy)
     base = _content(options.policy.base) if options.policy.base else ""
     locked = options.baseline.locked(path) if options.baseline is not None else None
-    return policy, options.values, options.today if options.policy.waivers else "", base, locked
+    torch = installed_torch() if options.policy.torch is None else ""
+    return policy, options.values, options.today if options.policy.waivers else "", base, locked, torch
 
 
 @cache

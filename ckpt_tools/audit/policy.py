@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
 
 from ckpt_tools.audit.baseline import Baseline
@@ -188,6 +189,17 @@ def version(text: str) -> tuple[int, int] | None:
     """The first two numbers of a version such as 2.4, 2.14.1 or 2.5.0a0+cu121; None where it is none."""
     match = re.fullmatch(r"(\d{1,4})\.(\d{1,4})(?:\.[\w.+]*)?", text)
     return (int(match[1]), int(match[2])) if match else None
+
+
+@cache
+def installed_torch() -> tuple[int, int] | None:
+    """The version of the torch in this environment, which is not imported; None where there is none."""
+    from importlib import metadata  # slow to import
+
+    try:
+        return version(metadata.version("torch"))
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

@@ -1,10 +1,13 @@
 """The rules about portability, where one firing and one clean file do not say it all."""
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from ckpt_tools.audit.rules import portability
 from ckpt_tools.audit.rules.portability import (
     NEEDED,
     benign_names,
@@ -55,6 +58,21 @@ def test_every_class_of_the_table_exists(needed) -> None:
 def test_only_the_versions_that_need_it_and_do_not_fill_it_in(tmp_path: Path, version: str | None, fires: bool) -> None:
     subject = saved(without(lambda nn: nn.Conv2d(1, 1, 1), "padding_mode"), version)(tmp_path)
     assert bool(list(missing_attribute.findings(subject))) is fires
+
+
+@pytest.mark.parametrize(("version", "fires"), [((1, 1), True), ((2, 0), False), (None, False)])
+def test_else_the_installed_version_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: tuple[int, int] | None, fires: bool
+) -> None:
+    monkeypatch.setattr(portability, "installed_torch", lambda: version)
+    subject = saved(without(lambda nn: nn.Conv2d(1, 1, 1), "padding_mode"), None)(tmp_path)
+    assert bool(list(missing_attribute.findings(subject))) is fires
+
+
+def test_the_installed_version_is_known_without_an_import() -> None:
+    ask = "import sys; from ckpt_tools.audit.policy import installed_torch as ask; print(ask(), 'torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout
+    assert told == f"{tuple(map(int, torch.__version__.split('.')[:2]))} False\n"
 
 
 def test_names_that_come_up_as_missing_and_are_harmless(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from ckpt_tools.analysis.overview import wrapper_prefix
 from ckpt_tools.analysis.renames import DENSENET, GAMMA, weight_norm_pairs
 from ckpt_tools.analysis.trainability import same_bytes
 from ckpt_tools.audit.findings import Finding
-from ckpt_tools.audit.policy import version
+from ckpt_tools.audit.policy import installed_torch, version
 from ckpt_tools.audit.rule import Rule, has_module, rule
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.checkpoint import StateDict, TensorInfo, format_path
@@ -174,7 +174,7 @@ def missing_attribute(subject: Subject) -> Iterator[Finding]:
 
     Why: a pickled module brings its attributes and takes the code of the torch that loads it; an attribute that
     came later is missing, and the forward pass ends in an AttributeError. ``torch`` in the policy says which version
-    will load the file; else it is the newest.
+    will load the file; else it is the one that is installed, or the newest.
 
     Example: ``'GELU' object has no attribute 'approximate'`` (since 1.12), ``'Conv2d' object has no attribute
     'padding_mode'`` (in 1.1), ``'Upsample' object has no attribute 'recompute_scale_factor'`` (1.11 to 2.0).
@@ -184,7 +184,7 @@ def missing_attribute(subject: Subject) -> Iterator[Finding]:
     module = subject.module
     if module is None:
         return
-    torch = version(subject.options.policy.torch or "")
+    torch = version(subject.options.policy.torch or "") or installed_torch()
     found: dict[tuple[str, str], list[str]] = {}
     for path, part in module.walk():
         for needed in NEEDED:

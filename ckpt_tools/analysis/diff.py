@@ -622,8 +622,12 @@ def _metadata(
     noted = [note_of(c).get("values") for c in (a, b)]
     if any(isinstance(note, dict) and note for note in noted):
         # an earlier conversion wrote down what the source had
-        for side, note in zip(values, noted, strict=True):
+        for side, note, state_dicts in zip(values, noted, sides, strict=True):
             side |= leaves(note) if isinstance(note, dict) and note else ()
+            tensors = (tensor for state_dict in state_dicts for tensor in state_dict.tensors if tensor.attributes)
+            for tensor in tensors:  # a conversion notes those that are plain
+                kept = leaves(dict(tensor.attributes), path=(tensor.name,))
+                side |= {path: leaf for path, leaf in kept if not isinstance(leaf, TensorInfo)}
         values = [dict(_as_noted(side)) for side in values]
     yield from _between("metadata", *values)
     own = [dict(_kept_by_format(c)) for c in (a, b)]

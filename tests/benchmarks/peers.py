@@ -147,7 +147,7 @@ def _all(*makers: Callable[[], list[attacks.Attack]]) -> Callable[[], list[attac
 
 
 GROUPS = {
-    "names": _all(attacks.named, second_search.advisories, third_search.advisories),
+    "names": _all(attacks.named, second_search.advisories, third_search.advisories, third_search.chains),
     "ways to call": _all(attacks.spellings, second_search.said_otherwise),
     "broken streams": attacks.broken,
     "containers": _all(
@@ -168,7 +168,11 @@ GROUPS = {
     ),
     "combinations": _all(attacks.gadgets, second_search.filled),
     "objects restored": _all(
-        second_search.restored, second_search.compiled, third_search.constructed, third_search.joblib
+        second_search.restored,
+        second_search.compiled,
+        third_search.constructed,
+        third_search.joblib,
+        third_search.started,
     ),
 }
 

@@ -9,9 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field
-from typing import Any, TypeVar, cast, dataclass_transform
+from typing import Any, Generic, TypeVar, cast, dataclass_transform, overload
 
 T = TypeVar("T")
+Owner = TypeVar("Owner")
+
+
+class cached(Generic[Owner, T]):
+    """A property that is worked out when it is first asked for, and kept.
+
+    `functools.cached_property` before Python 3.12 takes a lock for it, which takes longer than most of what is kept.
+    """
+
+    def __init__(self, work: Callable[[Owner], T]) -> None:
+        self._work = work
+        self.__doc__ = work.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> cached[Owner, T]: ...
+    @overload
+    def __get__(self, instance: Owner, owner: type) -> T: ...
+    def __get__(self, instance: Owner | None, owner: type) -> cached[Owner, T] | T:
+        if instance is None:
+            return self
+        # found there from then on, as this is no data descriptor
+        value = instance.__dict__[self._name] = self._work(instance)
+        return value
 
 
 @dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(field,))

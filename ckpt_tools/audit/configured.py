@@ -44,20 +44,20 @@ def named_code(text: str) -> Iterator[Named]:
         else:
             yield from named_in(content)
             return
-    if not (_ANY.search(text) or "\\" in text or "%" in text):
+    if not (re.search(_ANY, text) or "\\" in text or "%" in text):
         return
-    plain = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
-    for match in _IN_TEXT.finditer(plain):
+    plain = re.sub(_ESCAPE, lambda match: chr(int(match[1], 16)), text)
+    for match in re.finditer(_IN_TEXT, plain):
         key, value = match["key"], match["value"]
         if value.startswith(("*", "$")):
             if key in _FOLLOWED:
                 yield Named(key, value, "what it calls is put together when it is read", digest(of_value(text)))
         else:
             yield from _judged(key, value, text)
-    if handle := _HANDLE.search(plain):
+    if handle := re.search(_HANDLE, plain):
         what = "what its tags make of Python is put together when they are read"
         yield Named("%TAG", handle[0], what, digest(of_value(text)))
-    for match in _TAG.finditer(_PERCENT.sub(lambda match: chr(int(match[1], 16)), plain)):
+    for match in re.finditer(_TAG, re.sub(_PERCENT, lambda match: chr(int(match[1], 16)), plain)):
         yield from _judged("python", match[1] if "." in match[1] else f"{match[1]}.*", text)
 
 
@@ -97,8 +97,9 @@ def may_name(checkpoint: Checkpoint) -> bool:
         if size > MAX_SOURCE:
             return True
         data = stream.peek(evaluation.start, size)
-        if any(key in data for key in _KEYS):
-            return True
+        for key in _KEYS:
+            if key in data:
+                return True
     return not checkpoint.pickles
 
 
@@ -128,7 +129,7 @@ def _judged(key: str, value: str, within: object) -> Iterator[Named]:
 
 def _following(key: str, value: str) -> Iterator[tuple[str, str]]:
     """What of *value*, which stands under *key*, does harm, and how in words."""
-    if _IMPLEMENTATION.fullmatch(key):
+    if re.fullmatch(_IMPLEMENTATION, key):
         if "/" in value:
             yield value, "code is fetched from that repository and run"
     elif key == "_instantiator":
@@ -136,7 +137,7 @@ def _following(key: str, value: str) -> Iterator[tuple[str, str]]:
             yield value, "it is imported, and called with the class"
     elif key in _SOURCES:
         yield from _called(value)
-    elif (key in _FOLLOWED or key in _GENERIC) and _DOTTED.fullmatch(value):
+    elif (key in _FOLLOWED or key in _GENERIC) and re.fullmatch(_DOTTED, value):
         what = _harm(value, generic=key in _GENERIC)
         if what:
             yield value, f"it {what}"
@@ -215,15 +216,16 @@ _WORDS = frozenset(
     }
 )
 """Modules of Python that are words, too: what begins with one is likely to be something else."""
-_DOTTED = re.compile(r"[A-Za-z_][\w.]*[.:](?:\w+|\*)", re.A)
-_IMPLEMENTATION = re.compile(r"_?(?:attn|experts)_implementation(?:_internal)?")
+# patterns stay text until there is something to look at: compiling them takes longer than reading most files
+_DOTTED = r"(?a)[A-Za-z_][\w.]*[.:](?:\w+|\*)"
+_IMPLEMENTATION = r"_?(?:attn|experts)_implementation(?:_internal)?"
 # YAML may have a tag, an anchor, or the mark of a folded text before a value, and the value on a line of its own
-_IN_TEXT = re.compile(
+_IN_TEXT = (
     r"\b(?P<key>_target_|_instantiator|_class_path|class_path|target|_?(?:attn|experts)_implementation(?:_internal)?)"
     r"[\"']?\s*:\s*(?:[|>][-+0-9]*\s+|[!&]\S*\s+)*[\"']?(?P<value>\$\{|\*\w|[A-Za-z_][\w.:/-]*)"
 )
-_TAG = re.compile(r"python/(?:object/apply|object/new|object|name|module):([\w.]+)")
-_HANDLE = re.compile(r"(?m)^%TAG\b.*\bpython/.*$")
-_PERCENT = re.compile(r"%([0-9a-fA-F]{2})")
-_ANY = re.compile(r"_target_|_instantiator|_class_path|class_path|target|_implementation|python/")
-_ESCAPE = re.compile(r"\\(?:x|u00|U000000)([0-9a-fA-F]{2})")
+_TAG = r"python/(?:object/apply|object/new|object|name|module):([\w.]+)"
+_HANDLE = r"(?m)^%TAG\b.*\bpython/.*$"
+_PERCENT = r"%([0-9a-fA-F]{2})"
+_ANY = r"_target_|_instantiator|_class_path|class_path|target|_implementation|python/"
+_ESCAPE = r"\\(?:x|u00|U000000)([0-9a-fA-F]{2})"

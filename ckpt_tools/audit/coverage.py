@@ -175,18 +175,28 @@ class _Survey:
             self.read[pickle.member] = max(pickle.offset + pickle.size, self.read.get(pickle.member, 0))
         self.storages = tuple(all_storages(checkpoint)) if checkpoint else ()
         for storage in self.storages:
-            for root, offset, size in _places(storage.source, storage.offset, storage.nbytes):
-                ranges = self.data.get(root.name)
-                if ranges is None:
-                    ranges = self.data[root.name] = []
-                end = offset + size
-                ranges.append((offset, end if end < root.size else root.size))
+            try:
+                for root, offset, size in storage.source.extents(storage.offset, storage.nbytes):
+                    ranges = self.data.get(root.name)
+                    if ranges is None:
+                        ranges = self.data[root.name] = []
+                    end = offset + size
+                    ranges.append((offset, end if end < root.size else root.size))
+                    if type(root) is Inflated:
+                        self._note_deflated(root)
+            except CkptError:  # a storage without bytes; a rule says so
+                continue
         self.data = {name: _merged(sorted(ranges)) for name, ranges in self.data.items()}
         self.parts: dict[tuple[str, int], Checkpoint] = {}
         for part in checkpoint.parts if checkpoint else ():
             if isinstance(part.source, Source):
                 for root, offset, _ in _places(part.source, 0, part.source.size):
                     self.parts[root.name, offset] = part
+
+    def _note_deflated(self, inflated: Inflated) -> None:
+        """Note where the bytes are that *inflated* is read from."""
+        for root, offset, size in _places(inflated.compressed, 0, inflated.compressed.size):
+            self.data.setdefault(root.name, []).append((offset, min(offset + size, root.size)))
 
     def file(self, source: Source, label: str) -> None:
         """Cover one file; *label* goes before the names of what is in it."""

@@ -18,7 +18,8 @@ import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
+from sys import intern
 from typing import Literal
 
 from ckpt_tools.audit import payload
@@ -49,7 +50,7 @@ from ckpt_tools.pickles.machine import Evaluation, Truncated, evaluate
 from ckpt_tools.pickles.torch_objects import View
 from ckpt_tools.pickles.values import Blob, Budget, Call, Global, OrderedDict, PersistentId, as_global, brief
 from ckpt_tools.pickles.weights_only import ALLOWED_GLOBALS, refusals
-from ckpt_tools.records import comparable, record
+from ckpt_tools.records import cached, comparable, record
 from ckpt_tools.sources import MemorySource, Source
 
 Answer = Literal["tensors only", "needs classes", "dangerous", "unknown"]
@@ -232,12 +233,12 @@ class _Stream:
     def __init__(self, evaluation: Evaluation) -> None:
         self.evaluation = evaluation
 
-    @cached_property
+    @cached
     def paths(self) -> frozenset[str]:
         """The names that the stream refers to; calls are of no others."""
         return frozenset(name.path for name in self.evaluation.globals.values())
 
-    @cached_property
+    @cached
     def calls(self) -> dict[str, list[Call]]:
         """The calls of each name."""
         found: dict[str, list[Call]] = {}
@@ -255,28 +256,28 @@ class _Stream:
         )
         return frozenset(name.path for name in given if name is not None)
 
-    @cached_property
+    @cached
     def called(self) -> frozenset[str]:
         """The names that are called by what the stream calls."""
         # copyreg's calls the __init__ of its second, unless that is object's own
         return self.firsts((*_CALL_THEIR_FIRST, _BIT_GENERATOR)) | self.firsts(("copyreg._reconstructor",), 1)
 
-    @cached_property
+    @cached
     def made(self) -> frozenset[str]:
         """The classes that are handed to a function which makes an instance without calling the constructor."""
         return self.firsts(_TAKE_A_CLASS)
 
-    @cached_property
+    @cached
     def wrapped(self) -> frozenset[str]:
         """The names that are kept as ``partial(name, …)``."""
         return self.firsts(_PARTIALS)
 
-    @cached_property
+    @cached
     def held(self) -> frozenset[str]:
         """The names that stand among the values, other than as what is called."""
         return frozenset(value.path for value in values(self.evaluation) if type(value) is Global)
 
-    @cached_property
+    @cached
     def purposes(self) -> dict[str, str]:
         """What classes are for, by the state of their instances."""
         found: dict[str, str] = {}
@@ -301,8 +302,12 @@ def _judge_name(use: GlobalUse, stream: _Stream) -> NameVerdict:
         use.name,
     )
     path = f"{module}.{name}"
-    called, top = "call" in use.uses or path in stream.called, module.partition(".")[0]
+    called = "call" in use.uses or path in stream.called
     made = "new" in use.uses or path in stream.made
+    if path in ALLOWED_GLOBALS and not use.uses & _CHANGES and path not in stream.wrapped:
+        purpose = _purpose(path, "tensor", stream)
+        return NameVerdict(intern(path), use.offset, True, "", purpose, "tensor", None, use.opcode, called or made)
+    top = module.partition(".")[0]
     kind, category, danger = classify(module, name, called, made=made)
     wrapped = path in stream.wrapped and bool(_LOWER.match(name.rpartition(".")[2]))
     if kind == "unknown class" and wrapped:
@@ -337,7 +342,7 @@ _CHANGES = frozenset({"build", "append", "add", "set item"})
 _OWN = frozenset({"torch", "numpy", "torchvision", "functorch", "torchgen", "caffe2"})
 _LOWER = re.compile(r"_*[a-z]")
 _UPPER = re.compile(r"_*[A-Z]")
-_WEIGHTS = re.compile(r"torchvision\.models\.[a-z0-9_.]+\.\w+Weights")
+_WEIGHTS = r"torchvision\.models\.[a-z0-9_.]+\.\w+Weights"
 
 
 @lru_cache(maxsize=4096)
@@ -352,7 +357,7 @@ def classify(module: str, name: str, called: bool, *, made: bool = False) -> tup
         return "tensor", None, ""
     if path in INERT or path in INERT_LIBRARY or (path in HELD and not called):
         return "inert", None, ""
-    if path in ENUMERATIONS or _WEIGHTS.fullmatch(path):
+    if path in ENUMERATIONS or re.fullmatch(_WEIGHTS, path):
         return "class", None, ""
     if path in CODE_CARRIERS:
         return "code", None, ""
@@ -472,8 +477,8 @@ _SHARED = frozenset(
 )
 _PARTIALS = frozenset({"functools.partial", "_functools.partial"})
 _TENSORS = frozenset(name for name in ALLOWED_GLOBALS if "._rebuild_" in name or name.startswith("torch.nn."))
-_MEMBER = re.compile(r"[A-Z][A-Z0-9_]*")
-_IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.A)
+_MEMBER = r"[A-Z][A-Z0-9_]*"
+_IDENTIFIER = r"(?a)[A-Za-z_]\w*"
 _FUNCTIONS_OF_TORCH = frozenset({"torch._C._VariableFunctions", "torch._C._VariableFunctionsClass"})
 _PLAIN_TYPES = frozenset(
     {
@@ -543,7 +548,7 @@ def _deeds(evaluation: Evaluation) -> Iterator[Danger]:
         if target == "numpy.dtype" and (what := _odd_type(call)):
             yield Danger("injection", target, what, call.offset)
         shared = target in _SHARED or target in ENUMERATIONS or target.startswith("typing.")
-        shared = shared or _WEIGHTS.fullmatch(target) is not None
+        shared = shared or re.fullmatch(_WEIGHTS, target) is not None
         if shared and not (call.state is None and call.items is None and call.entries is None):
             what = f"gives something that is changed then: {SAYS['injection']}"
             yield Danger("injection", target, what, call.offset)
@@ -590,7 +595,7 @@ def _odd_attributes(call: Call) -> Iterator[Danger]:
         yield Danger("injection", target, what, call.offset)
     if _SOURCE in attributes:
         text = next((part[_SOURCE] for part in parts if isinstance(part, dict) and _SOURCE in part), None)
-        if not (isinstance(text, str) and len(text) < _MAX_SOURCE and _PARSE_ARGUMENTS.fullmatch(text)):
+        if not (isinstance(text, str) and len(text) < _MAX_SOURCE and re.fullmatch(_PARSE_ARGUMENTS, text)):
             # scipy/stats/_distn_infrastructure.py: rv_generic.__setstate__ has it executed
             yield Danger("code", name, f"has the text {brief(text)} executed", call.offset)
 
@@ -658,11 +663,11 @@ def _address(call: Call) -> str:
     if not entry(call.target, LIBRARIES) or call.target.partition(".")[0] in _OWN or call.target in MAKERS:
         return ""
     texts = [text for text in call.arguments[:64] if isinstance(text, str)]
-    return next((brief(text) for text in texts if _ADDRESS.search(text)), "")
+    return next((brief(text) for text in texts if re.search(_ADDRESS, text)), "")
 
 
 # a path, the address of something to fetch, a module and its attribute, a repository, the name of a file
-_ADDRESS = re.compile(
+_ADDRESS = (
     r"://|^[/\\~]|^[A-Za-z]:[/\\]|^\w[\w.]*:[A-Za-z_]|^[\w.-]+/[\w.-]+$"
     r"|\.(?:pt|pth|ckpt|bin|pkl|pickle|h5|onnx|ya?ml|json|toml|py|cfg|joblib|zip|tar|gz|tgz|bz2|xz|7z|npy|npz|txt|csv"
     r"|tsv|log|db|sqlite|xlsx?|xml|html?|safetensors|gguf|keras|nemo|mar|engine|tflite|parquet|feather|so|dll|model)$"
@@ -676,9 +681,7 @@ _WRAPPERS = frozenset(f"collections.{name}" for name in ("ChainMap", "UserDict",
 }
 _SOURCE = "_parse_arg_template"
 _MAX_SOURCE = 4096
-_PARSE_ARGUMENTS = re.compile(
-    r"(?:\s*(?:def _parse_args\w*\([\w ,=']*\):|return (?:self\._argcheck_rvs)?\([\w ,=]*\)[\w ,]*))*\s*"
-)
+_PARSE_ARGUMENTS = r"(?:\s*(?:def _parse_args\w*\([\w ,=']*\):|return (?:self\._argcheck_rvs)?\([\w ,=]*\)[\w ,]*))*\s*"
 
 
 def _is_plain_formula(call: Call) -> bool:
@@ -728,7 +731,7 @@ def _handed_on(evaluation: Evaluation) -> Iterator[Danger]:
     budget = Budget(evaluation.end - evaluation.start)
     for call in evaluation.calls:
         target = call.target
-        if call.new or target in _PARTIALS or not target or target in ENUMERATIONS or _WEIGHTS.fullmatch(target):
+        if call.new or target in _PARTIALS or not target or target in ENUMERATIONS or re.fullmatch(_WEIGHTS, target):
             continue
         if (fits := _HARMLESS_CALLS.get(target)) is not None and fits(call):
             continue
@@ -879,7 +882,7 @@ def _is_plain_getattr(call: Call) -> bool:
     if len(arguments) != 2 or type(arguments[1]) is not str:
         return False
     owner, name = arguments[0], arguments[1]
-    if not _IDENTIFIER.fullmatch(name) or name.startswith("__") or name in SUSPECT_WORDS:
+    if not re.fullmatch(_IDENTIFIER, name) or name.startswith("__") or name in SUSPECT_WORDS:
         return False
     known = as_global(owner)
     if known is not None and known.path in _FUNCTIONS_OF_TORCH:
@@ -891,7 +894,7 @@ def _is_plain_getattr(call: Call) -> bool:
             return False
         of_class = known.module.partition(".")[0] not in _OWN or bool(entry(known.module, CLASS_MODULES))
         kind = classify(known.module, known.name, False)[0]
-        return _MEMBER.fullmatch(name) is not None or (of_class and kind in ("class", "unknown class"))
+        return re.fullmatch(_MEMBER, name) is not None or (of_class and kind in ("class", "unknown class"))
     if type(owner) is not Call or not owner.class_name:
         return False
     module, _, cls = owner.class_name.rpartition(".")
@@ -996,7 +999,7 @@ _HARMLESS_CALLS: dict[str, Callable[[Call], bool]] = {
 _BYTES = frozenset(b"BC\x8e\x96TUS")  # the opcodes that hold byte strings
 _MARKS = (*(bytes([0x80, version]) for version in range(6)), b"c", b"(", b"}", b"]", b"PK\x03\x04", b"\x8c", b"\x95")
 """How pickles begin that programs write; those that are made to look otherwise may begin with any opcode."""
-_NAMING = re.compile(rb"[ci][\w.]+\n[\w.]+\n|[\x82-\x84\x93]")
+_NAMING = rb"[ci][\w.]+\n[\w.]+\n|[\x82-\x84\x93]"
 """The opcodes by which a pickle names something."""
 
 
@@ -1047,7 +1050,7 @@ def _nested(pickle: Pickle, evaluation: Evaluation, depth: int, dangers: list[Da
                 yield from (verdict for verdict in _loaded(source, where, depth) if verdict.names)
                 continue
             marked = source.peek(0, 4).startswith(_MARKS)
-            if not marked and isinstance(value, bytes) and not _NAMING.search(value):
+            if not marked and isinstance(value, bytes) and not re.search(_NAMING, value):
                 continue
             verdict = _kept(source, f"{pickle.member}: a byte string{place}", depth)
             if verdict is not None and (verdict.names or (marked and (verdict.nested or not verdict.complete))):

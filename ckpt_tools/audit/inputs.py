@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import PurePath
 
 from ckpt_tools.errors import CkptError, NotFound
 from ckpt_tools.formats import is_checkpoint_folder
@@ -75,6 +74,8 @@ def targets(path: str) -> Iterator[Target]:
 
 def _matched(matches: Iterable[str]) -> Iterator[Target]:
     """What matches a glob. A glob names no file, so that what is no model is skipped as it is in a folder."""
+    from pathlib import PurePath  # slow to import
+
     folders: set[str] = set()  # a folder that matches stands for all below it, whatever of that matches too
     for match in matches:
         place = os.path.normpath(match)

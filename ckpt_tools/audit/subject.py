@@ -6,7 +6,6 @@ from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ckpt_tools.analysis.checksums import Checksums
@@ -23,6 +22,7 @@ from ckpt_tools.errors import CkptError, NotFound
 from ckpt_tools.formats import open_checkpoint
 from ckpt_tools.formats.archive import Archive, Member
 from ckpt_tools.formats.json_text import JSON_LIMIT
+from ckpt_tools.records import cached
 from ckpt_tools.sources import FileSource, Folder, Source, is_url, open_source
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Subject:
         """Whether it stands at a URL."""
         return is_url(self.path)
 
-    @cached_property
+    @cached
     def archive(self) -> Archive | None:
         """The zip archive that the file is, or ends in; None where there is none that can be read."""
         if self.file is None:
@@ -119,7 +119,7 @@ class Subject:
         except CkptError:
             return None
 
-    @cached_property
+    @cached
     def coverage(self) -> Coverage:
         """What of the file has been looked at."""
         seen = cover(self.source, self.checkpoint, self.error)
@@ -127,29 +127,29 @@ class Subject:
         kept = tuple(in_tensors(self.checkpoint)) if self.checkpoint is not None and may_be else ()
         return replace(seen, pickles=(*seen.pickles, *kept)) if kept else seen
 
-    @cached_property
+    @cached
     def other_members(self) -> tuple[Member, ...]:
         """The members of the archive that are not tensors' bytes."""
         tensors = {region.member for region in self.coverage.regions if region.how == "tensor data"}
         return tuple(member for member in (self.archive.members if self.archive else ()) if member.name not in tensors)
 
-    @cached_property
+    @cached
     def pickles(self) -> tuple[Pickle, ...]:
         """Every pickle in the file, those included that its format does not lead to."""
         own = self.checkpoint.pickles if self.checkpoint is not None else ()
         return (*own, *self.coverage.pickles)
 
-    @cached_property
+    @cached
     def verdicts(self) -> tuple[PickleVerdict, ...]:
         """The answer for each of `pickles`."""
         return tuple(judge(pickle) for pickle in self.pickles)
 
-    @cached_property
+    @cached
     def all_verdicts(self) -> tuple[PickleVerdict, ...]:
         """`verdicts`, each followed by those of the pickles in its byte strings."""
         return tuple(with_nested(self.verdicts))
 
-    @cached_property
+    @cached
     def companions(self) -> Folder | None:
         """The folder from which Transformers and others read further files with it; None where they read none."""
         if isinstance(self.source, Folder):
@@ -157,7 +157,7 @@ class Subject:
         wanted = has_companions(self.path) and not self.is_remote  # a file at a URL is that file
         return self.source.folder() if wanted else None
 
-    @cached_property
+    @cached
     def named_code(self) -> tuple[Named, ...]:
         """What the file, if it is no model but a configuration, has called that does harm."""
         file = self.file
@@ -167,7 +167,15 @@ class Subject:
         encoding = "utf-16" if text.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
         return tuple(dict.fromkeys(named_code(text.decode(encoding, "replace"))))
 
-    @cached_property
+    @cached
+    def checkpoints(self) -> tuple[tuple[str, Checkpoint], ...]:
+        """The file's own and those of the files in it, each with its place, "" for the first."""
+        if self.checkpoint is None:
+            return self.coverage.checkpoints
+        parts = ((part.path, part) for part in self.checkpoint.parts)
+        return (("", self.checkpoint), *parts, *self.coverage.checkpoints)
+
+    @cached
     def state_dicts(self) -> tuple[StateDict, ...]:
         """Those of the file, the module's own first."""
         if self.checkpoint is None:
@@ -178,23 +186,23 @@ class Subject:
             found.insert(0, StateDict(self.checkpoint.module_path, "model", own.entries, own.metadata))
         return tuple(found)
 
-    @cached_property
+    @cached
     def tensors(self) -> tuple[TensorInfo, ...]:
         """The tensors of all `state_dicts`; names are those in their state_dict."""
         return tuple(tensor for found in self.state_dicts for tensor in found.tensors)
 
-    @cached_property
+    @cached
     def listing(self) -> str:
         """The keys of all `state_dicts`, a line each: what none of them has is seen at one look."""
         return "\n".join(["", *(name for found in self.state_dicts for name in found.entries), ""])
 
-    @cached_property
+    @cached
     def loose(self) -> StateDict:
         """The tensors that stand in no state_dict, under where they stand: a lone one, those of a list."""
         found = self.checkpoint.loose if self.checkpoint is not None else ()
         return StateDict((), "other", {format_path(path): tensor for path, tensor in found})
 
-    @cached_property
+    @cached
     def statistics(self) -> tuple[tuple[TensorInfo, Statistics | None], ...]:
         """Each of `tensors` and `loose` with its numbers, from one pass over the bytes; None where it has none."""
         from ckpt_tools.analysis.statistics import Statistics, statistics_of
@@ -214,21 +222,21 @@ class Subject:
         place = _elements(tensor)
         return next((numbers for other, numbers in self.statistics if _elements(other) == place), None)
 
-    @cached_property
+    @cached
     def _read(self) -> Checksums | None:
         """Where the checksums of what is read are noted; None where nobody compares them."""
         if self.archive is None or not any(member.crc for member in self.archive.members):
             return None
         return Checksums()
 
-    @cached_property
+    @cached
     def checksums(self) -> Checksums:
         """Those of the bytes that `statistics` reads, so that they are not read twice."""
         with suppress(CkptError):  # what cannot be read is told by who asks for the numbers
             _ = self.statistics
         return self._read or Checksums()
 
-    @cached_property
+    @cached
     def model(self) -> Model | None:
         """The model in the file with the verdicts on its parameters; None where there is none, or more than one."""
         if self.checkpoint is None:
@@ -238,7 +246,7 @@ class Subject:
         except CkptError:
             return None
 
-    @cached_property
+    @cached
     def base(self) -> Checkpoint | None:
         """The checkpoint to compare with, where the user names one."""
         base = self.options.policy.base

@@ -9,13 +9,13 @@ PKWARE APPNOTE 4.3.7 to 4.3.16.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
 from operator import attrgetter
 from struct import Struct
 from typing import Any, NamedTuple
 from zlib import crc32
 
 from ckpt_tools.errors import CorruptFile, UnsupportedFeature
+from ckpt_tools.records import cached
 from ckpt_tools.sources import Inflated, Source
 
 _CENTRAL = Struct("<4s4x2H4x3L3H4x2L")
@@ -144,13 +144,13 @@ class Archive:
             found = self._locals[member.header_offset] = _local(self.source, member)
         return found
 
-    @cached_property
+    @cached
     def placed(self) -> tuple[tuple[Member, Local], ...]:
         """The members in the order in which they lie in the file, each with its other header."""
         ordered = sorted(self.members, key=attrgetter("header_offset"))
         return tuple((member, self.local(member)) for member in ordered)
 
-    @cached_property
+    @cached
     def is_plain(self) -> bool:
         """Whether it is as programs write it: members follow each other, and the two headers of each agree.
 
@@ -171,12 +171,12 @@ class Archive:
             end = start + packed
         return True
 
-    @cached_property
+    @cached
     def listing(self) -> str:
         """All names, each on a line: what none of them has is seen at one look."""
         return "\n".join(["", *(member.name for member in self.members), ""])
 
-    @cached_property
+    @cached
     def endings(self) -> frozenset[str]:
         """What the names end with from their last dot on, in lower case."""
         return frozenset([name[name.rindex(".") :].lower() for name in self.listing.splitlines() if "." in name])

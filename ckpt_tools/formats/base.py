@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -58,6 +59,7 @@ def lazy(
     name of some file has one of the endings *folders*.
     """
 
+    @cache
     def real() -> Format:
         found = import_module(f"ckpt_tools.formats.{module or name}")
         made: Format = pick(found) if pick is not None else found.FORMAT
@@ -88,6 +90,7 @@ def begins(*marks: bytes) -> Detect:
 
 def zip_with(*endings: str) -> Detect:
     """Whether a file is a zip archive with a member whose name has one of *endings*."""
+    lines = [f"{ending}\n" for ending in endings]
 
     def may_be(source: Source, head: bytes) -> bool:
         if not head.startswith(b"PK\x03\x04"):
@@ -96,6 +99,6 @@ def zip_with(*endings: str) -> Detect:
             listing = Archive.of(source).listing
         except CkptError:
             return False
-        return any(f"{ending}\n" in listing for ending in endings)
+        return any(line in listing for line in lines)
 
     return may_be

@@ -159,7 +159,9 @@ def test_a_frozen_module_keeps_its_weights_among_the_constants(saved: dict[str, 
 
 def test_metadata_names_code_and_extra_files(saved: dict[str, Path]) -> None:
     checkpoint = open_checkpoint(saved["scripted"])
-    assert "__torch__.torch.nn.modules.linear" in checkpoint.metadata["code"]
+    # torch mangles the names of classes that the same process has scripted before
+    linear = "__torch__.torch.nn.modules.linear"
+    assert any(name == linear or name.startswith(f"{linear}.___torch_mangle") for name in checkpoint.metadata["code"])
     assert checkpoint.metadata["extra files"] == ("labels.txt",)
     assert checkpoint.producer["archive version"] == "3"
     assert "bytecode.pkl" in open_checkpoint(saved["mobile"]).producer["interpreter"]

@@ -124,13 +124,13 @@ def beyond_limits(subject: Subject) -> Iterator[Finding]:
 
 MAX_RESERVED = 1 << 28
 """How many elements a pickle may have memory taken for, beyond those that it holds."""
-_RESERVES = re.compile(r"(?:builtins|__builtin__)\.(?:bytearray|bytes)|torch\.(?:\w+\.)*\w+(?:Storage|Tensor)")
+_RESERVES = r"(?:builtins|__builtin__)\.(?:bytearray|bytes)|torch\.(?:\w+\.)*\w+(?:Storage|Tensor)"
 
 
 @lru_cache(maxsize=256)
 def _reserves(module: str, name: str) -> bool:
     """Whether a function makes something as long as the number that it is given."""
-    return _RESERVES.fullmatch(f"{module}.{name}") is not None
+    return re.fullmatch(_RESERVES, f"{module}.{name}") is not None
 
 
 @rule("I105", "unsupported", "error")

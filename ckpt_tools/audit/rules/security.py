@@ -195,7 +195,7 @@ def state_injection(subject: Subject) -> Iterator[Finding]:
     Remedy: do not load the file. Ask its author for the weights as safetensors.
     """
     yield from _dangers(subject, "injection")
-    for place, checkpoint in _checkpoints(subject):
+    for place, checkpoint in subject.checkpoints:
         if checkpoint.format == "onnx" and isinstance(checkpoint.source, Source):
             from ckpt_tools.formats import onnx
 
@@ -448,16 +448,8 @@ def polyglot(subject: Subject) -> Iterator[Finding]:
 # --- programs in other formats
 
 
-def _checkpoints(subject: Subject) -> Iterator[tuple[str, Checkpoint]]:
-    """The file and the files in it, each with its place."""
-    if subject.checkpoint is not None:
-        yield "", subject.checkpoint
-        yield from ((part.path, part) for part in subject.checkpoint.parts)
-    yield from subject.coverage.checkpoints
-
-
 def _has_program(subject: Subject) -> bool:
-    return any(checkpoint.format in _PROGRAM_FORMATS for _, checkpoint in _checkpoints(subject))
+    return any(checkpoint.format in _PROGRAM_FORMATS for _, checkpoint in subject.checkpoints)
 
 
 _PROGRAM_FORMATS = frozenset({"torchscript", "onnx", "exported_program"})
@@ -504,7 +496,7 @@ def torchscript_operator(subject: Subject) -> Iterator[Finding]:
 
     Remedy: do not load the model; take its state_dict (``ckpt convert``) into a class of your own.
     """
-    for _, checkpoint in _checkpoints(subject):
+    for _, checkpoint in subject.checkpoints:
         for member, code in _code(checkpoint):
             if member.lower().endswith(".py"):
                 text = code.decode("utf-8", "replace")
@@ -533,14 +525,14 @@ def custom_operator(subject: Subject) -> Iterator[Finding]:
 
     Remedy: make sure of the library that the operator comes from.
     """
-    for _, checkpoint in _checkpoints(subject):
+    for _, checkpoint in subject.checkpoints:
         for member, code in _code(checkpoint):
             if member.lower().endswith(".py"):
                 for namespace in sorted(set(re.findall(_CUSTOM, code.decode("utf-8", "replace")))):
                     yield subject.finding(
                         f"the code uses operators of {namespace}", member=member, evidence={"name": namespace}
                     )
-    for place, checkpoint in _checkpoints(subject):
+    for place, checkpoint in subject.checkpoints:
         if checkpoint.format == "onnx" and isinstance(checkpoint.source, Source):
             from ckpt_tools.formats import onnx
 
@@ -581,7 +573,7 @@ def exported_program_code(subject: Subject) -> Iterator[Finding]:
 
     Remedy: do not load the program.
     """
-    for _, checkpoint in _checkpoints(subject):
+    for _, checkpoint in subject.checkpoints:
         if checkpoint.format != "exported_program" or not isinstance(checkpoint.source, Source):
             continue
         archive = Archive.of(checkpoint.source)
@@ -596,14 +588,14 @@ def exported_program_code(subject: Subject) -> Iterator[Finding]:
                 elif key in ("target", "as_operator") and value not in targets and _is_bad_target(value):
                     targets.add(value)
                     yield subject.finding(f"the graph calls {value}", member=member.name, evidence={"name": value})
-                elif _IMPORTING.search(value):
+                elif re.search(_IMPORTING, value):
                     for named in _imported(value):
                         what = f"the structure of its inputs or outputs has {named:.200} imported"
                         evidence = {"name": named, "payload": digest([_bytes(value)])}
                         yield subject.finding(what, member=member.name, evidence=evidence)
 
 
-_IMPORTING = re.compile(r"default_factory_module|__enum__|\\u00|\\x")
+_IMPORTING = r"default_factory_module|__enum__|\\u00|\\x"
 _MAX_TEXTS = 4
 """How deep JSON may lie in the texts of JSON: a treespec in a model, its contexts, and what stands in these."""
 
@@ -624,7 +616,7 @@ def _imported(text: str, depth: int = 0) -> Iterator[str]:
             yield f"{module}.{name}"
     if depth < _MAX_TEXTS:
         for _, inner in _texts_in(content):
-            if _IMPORTING.search(inner):
+            if re.search(_IMPORTING, inner):
                 yield from _imported(inner, depth + 1)
 
 
@@ -698,7 +690,7 @@ def climbing_path(subject: Subject) -> Iterator[Finding]:
     error = subject.error
     if error is not None and ("outside its folder" in error.problem or "outside the model's" in error.problem):
         yield subject.finding(error.problem, member=error.member or "")
-    for place, checkpoint in _checkpoints(subject):
+    for place, checkpoint in subject.checkpoints:
         for anomaly in checkpoint.anomalies:
             if "outside the model's folder" in anomaly.what:
                 yield subject.finding(anomaly.what, member=place, evidence={"where": anomaly.where})
@@ -747,7 +739,7 @@ def _links(subject: Subject) -> Iterator[Finding]:
     names: set[str] = set()
     if isinstance(subject.source, Opening):
         names = {source.name for source in subject.source.opened.values()}
-    if any(checkpoint.format == "onnx" for _, checkpoint in _checkpoints(subject)):  # its external data
+    if any(checkpoint.format == "onnx" for _, checkpoint in subject.checkpoints):  # its external data
         names |= {storage.source.name for storage in subject.coverage.storages}
     for name in sorted(names - {subject.path}):
         if os.path.islink(name):
@@ -783,11 +775,11 @@ _MAGICS = tuple(magic for magic, _ in _PROGRAMS)
 
 def _has_texts(subject: Subject) -> bool:
     """Whether there is text that programs read: in the metadata, or beside the model."""
-    return subject.companions is not None or any(checkpoint.metadata for _, checkpoint in _checkpoints(subject))
+    return subject.companions is not None or any(checkpoint.metadata for _, checkpoint in subject.checkpoints)
 
 
 def _may_name_code(subject: Subject) -> bool:
-    held = any(configured.may_name(checkpoint) for _, checkpoint in _checkpoints(subject))
+    held = any(configured.may_name(checkpoint) for _, checkpoint in subject.checkpoints)
     return held or _has_texts(subject) or bool(subject.named_code)
 
 
@@ -902,7 +894,7 @@ def template_injection(subject: Subject) -> Iterator[Finding]:
     """
     own = (
         (place, key, value)
-        for place, checkpoint in _checkpoints(subject)
+        for place, checkpoint in subject.checkpoints
         for key, value in checkpoint.metadata.items()
         if isinstance(value, str)
     )
@@ -1090,7 +1082,7 @@ def named_code(subject: Subject) -> Iterator[Finding]:
         ((place, named) for place, text in _configurations(subject) for named in configured.named_code(text)),
         (
             (place, named)
-            for place, checkpoint in _checkpoints(subject)
+            for place, checkpoint in subject.checkpoints
             if configured.may_name(checkpoint)
             for named in configured.named_in(checkpoint.values)
         ),
@@ -1103,7 +1095,7 @@ def named_code(subject: Subject) -> Iterator[Finding]:
 def _configurations(subject: Subject) -> Iterator[tuple[str, str]]:
     """The texts by which programs configure a model: those beside it, and those among its metadata."""
     yield from _texts(subject, (*CONFIGURATIONS, *OTHER_CONFIGURATIONS))
-    for place, checkpoint in _checkpoints(subject):
+    for place, checkpoint in subject.checkpoints:
         yield from ((place, value) for value in checkpoint.metadata.values() if isinstance(value, str))
 
 

@@ -79,6 +79,9 @@ def audit(
     if write_baseline and baseline is None:
         raise click.UsageError("--write-baseline needs --baseline FILE to write to")
     path = None if no_config else config or find()
+    if path is not None and config is None:
+        # the folder may be a download, whose settings would switch off what speaks against it
+        tell(f"the settings in {os.path.relpath(path)} count (--no-config: none)")
     policy = load(path) if path is not None else Policy()
     policy = replace(
         policy,

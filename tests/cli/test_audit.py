@@ -125,6 +125,17 @@ def test_the_policy_is_found_named_and_left_out(run: Any, tmp_path: Path) -> Non
     assert outcome.stderr == "ckpt: other.toml: unknown key selct in [audit]; did you mean select?\n"
 
 
+def test_a_policy_that_was_only_found_is_told(run: Any, tmp_path: Path) -> None:
+    shutil.copy(DANGEROUS, tmp_path / "model.pkl")
+    (tmp_path / "ckpt-tools.toml").write_text('[audit]\nignore = ["S", "F"]\n')
+    told = "ckpt: the settings in ckpt-tools.toml count (--no-config: none)\n"
+    found = run("audit", "model.pkl", cwd=tmp_path)
+    assert (found.exit_code, found.stderr) == (0, told)
+    named = run("audit", "model.pkl", "--config", "ckpt-tools.toml", cwd=tmp_path)
+    assert (named.exit_code, named.stderr) == (0, "")
+    assert run("audit", "model.pkl", "--no-config", cwd=tmp_path).exit_code == 1
+
+
 def test_a_baseline_is_written_and_held(run: Any, tmp_path: Path) -> None:
     shutil.copy(CUT, tmp_path / "cut.safetensors")
     shutil.copy(GOOD, tmp_path / "model.pt")

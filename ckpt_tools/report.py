@@ -88,13 +88,14 @@ Block = Facts | Table | Tree | HeatMap | Histogram
 class Report:
     """The answer of a command for one file: *title* names it, *verdict* is the answer in a sentence.
 
-    *collect* makes the data for machines, when a renderer asks for it.
+    *collect* makes the data for machines, when a renderer asks for it. A *summary* is about all the others.
     """
 
     title: str
     collect: Callable[[], Mapping[str, object]]
     blocks: Sequence[Block] = ()
     verdict: str = ""
+    summary: bool = False
 
     @property
     def data(self) -> Mapping[str, object]:

@@ -26,6 +26,7 @@ from ckpt_tools.checkpoint import (
     StateDict,
     TensorInfo,
     format_path,
+    is_extra_state,
 )
 from ckpt_tools.contents import parts_of
 from ckpt_tools.errors import CkptError, UnsupportedFeature
@@ -619,11 +620,17 @@ def _metadata(
     sides = [s.a for s in sections], [s.b for s in sections]
     taken_a, taken_b = ({_path(s) for s in side if s is not _NONE} for side in sides)
     values = [dict(_beside(c, taken, chosen)) for c, taken in ((a, taken_a), (b, taken_b))]
-    noted = [note_of(c).get("values") for c in (a, b)]
-    if any(isinstance(note, dict) and note for note in noted):
+    noted = [_noted(c, a, b) for c in (a, b)]
+    if any(noted):
         # an earlier conversion wrote down what the source had
-        for side, note, state_dicts in zip(values, noted, sides, strict=True):
-            side |= leaves(note) if isinstance(note, dict) and note else ()
+        for checkpoint, side, note, state_dicts in zip((a, b), values, noted, sides, strict=True):
+            side |= leaves(note) if note else ()
+            for state_dict in state_dicts:
+                root = format_path(state_dict.path)
+                for name, value in state_dict.entries.items():
+                    if not isinstance(value, TensorInfo) and not is_extra_state(name):
+                        key = f"{root}: {name}" if root else name
+                        side |= leaves(value, path=(key,), stream=stream_of(checkpoint))
             tensors = (tensor for state_dict in state_dicts for tensor in state_dict.tensors if tensor.attributes)
             for tensor in tensors:  # a conversion notes those that are plain
                 kept = leaves(dict(tensor.attributes), path=(tensor.name,))
@@ -642,12 +649,32 @@ def _metadata(
                 )
     for section in sections:
         extra = [
-            {(*filter(None, (section.label,)), *path): leaf for path, leaf in _entries(state_dict, stream_of(side))}
+            {
+                (*filter(None, (section.label,)), *path): leaf
+                for path, leaf in _entries(state_dict, stream_of(side))
+                if not any(noted) or is_extra_state(str(path[0]))
+            }
             for state_dict, side in ((section.a, a), (section.b, b))
         ]
         yield from _between("metadata", *extra)
         if not any(section.modules):
             yield from _between("metadata", *_versions(section.a.metadata or {}, section.b.metadata or {}))
+
+
+def _noted(checkpoint: Checkpoint, *both: Checkpoint) -> dict[str, object]:
+    """What an earlier conversion wrote down of its source's values, but for optimizers that one of *both* has.
+
+    One without tensors is plain data to a conversion, and told as the optimizer that it is.
+    """
+    values = note_of(checkpoint).get("values")
+    optimizers = {
+        format_path(found.path[:depth])
+        for one in both
+        for found in one.state_dicts
+        if found.role == "optimizer"
+        for depth in range(1, len(found.path) + 1)
+    }
+    return {k: v for k, v in values.items() if k not in optimizers} if isinstance(values, dict) else {}
 
 
 def _as_noted(values: Mapping[KeyPath, Leaf]) -> Iterator[tuple[KeyPath, Leaf]]:

@@ -141,7 +141,8 @@ def _sum(results: Sequence[Audited], hidden: int) -> Report:
         if sums[label]:
             rows.append((_LABELS[label], f"{sums[label]:,}"))
     note = f"{count(hidden, 'file')} without findings not shown" if hidden - sums["skipped"] > 0 else ""
-    return Report("audit", lambda: {"summary": sums}, [Facts("", rows, note)] if rows else [], verdict)
+    blocks = [Facts("", rows, note)] if rows else []
+    return Report("audit", lambda: {"summary": sums}, blocks, verdict, summary=True)
 
 
 _LABELS = {

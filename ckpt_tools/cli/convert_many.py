@@ -52,7 +52,7 @@ def convert_many(
                 _tell(outcome)
     for option, pattern in done[0].unmatched if done else ():
         if all((option, pattern) in item.unmatched for item in done):
-            click.echo(f"ckpt: {option} {pattern} matches nothing in any of {count(len(done), 'file')}", err=True)
+            tell(f"{option} {pattern} matches nothing in any of {count(len(done), 'file')}")
     if report_file is not None:
         stories = [_story(item) for item in done] + [_failure(path, error) for path, error in failed]
         emit(stories, command="convert", format="json", output=report_file)

@@ -15,6 +15,7 @@ from ckpt_tools.cli.model import ModelChoice, model_options
 from ckpt_tools.cli.output import check_place, emit, expand, output_options
 from ckpt_tools.convert.key_map import read_key_map
 from ckpt_tools.errors import CkptError
+from ckpt_tools.formats import looks_like_checkpoint, open_checkpoint
 from ckpt_tools.report import Report
 from ckpt_tools.verification.arguments import parse_arguments
 from ckpt_tools.verification.job import Job
@@ -175,6 +176,8 @@ def verify(
         check_place(write_key_map)
     if record is not None and os.path.realpath(record) in map(os.path.realpath, [*found, *([base] if base else [])]):
         raise CkptError("is a checkpoint that is read, which --record does not replace", path=record)
+    if record is not None and looks_like_checkpoint(record) and not _is_recording(record):
+        raise CkptError("is a checkpoint, which no recording replaces", path=record, remedy="Give it another name")
     code = 2 if len(found) < len(files) else 0
     results: list[Verification] = []
     for result in verify_each(map(job, found)):
@@ -188,6 +191,16 @@ def verify(
     if code == 0 and any(result.at_least(fail_on) for result in results):
         code = 1
     sys.exit(code)
+
+
+def _is_recording(path: str) -> bool:
+    """Whether the file at *path* is what an earlier --record wrote, an npz of inputs and outputs."""
+    try:
+        found = open_checkpoint(path)
+    except CkptError:
+        return False
+    names = [name for state_dict in found.state_dicts for name in state_dict.entries]
+    return found.format == "npz" and all(name.startswith(("input:", "output:")) for name in names)
 
 
 def _files(paths: tuple[str, ...]) -> Iterator[str | None]:

@@ -72,7 +72,7 @@ def render(reports: Sequence[Report], command: str, width: int, color: bool) -> 
     return environment.get_template("page.html").render(
         reports=[(report, list(_grouped(report.blocks))) for report in reports],
         command=command,
-        number=sum(report.title != command for report in reports),
+        heading=next((report.verdict for report in reports if report.summary), f"{len(reports):,} files"),
         version=VERSION,
         style=Markup((page / "page.css").read_text("utf-8")),
         script=Markup(script),

@@ -49,8 +49,8 @@ class Cache:
             return None
 
     def put(self, key: str, result: Audited) -> None:
-        """Keep *result*, unless it is a failure, which may pass, or depends on other files too."""
-        if result.failure or result.format in _OF_SEVERAL_FILES:
+        """Keep *result*, unless it is of what could not be read, which may pass, or depends on other files too."""
+        if result.failure or not result.format or result.format in _OF_SEVERAL_FILES:
             return
         import json
 

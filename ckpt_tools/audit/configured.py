@@ -11,14 +11,18 @@ import ast
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
+from itertools import islice
 
 from ckpt_tools.audit.dangers import classify
 from ckpt_tools.audit.gadgets import KNOWN_DANGERS, SAYS, STANDARD_LIBRARY, SUSPECT_WORDS
 from ckpt_tools.audit.payload import digest, of_value
 from ckpt_tools.checkpoint import Checkpoint
-from ckpt_tools.pickles.values import Call
+from ckpt_tools.pickles.values import Blob, Call
 from ckpt_tools.records import comparable
+from ckpt_tools.sources import Source
 
 
 @comparable
@@ -34,6 +38,12 @@ class Named:
     payload: str = ""
 
 
+def decoded(data: bytes) -> str:
+    """The text of a configuration, by the mark at its beginning, as PyYAML reads it."""
+    encoding = "utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
+    return data.decode(encoding, "replace")
+
+
 def named_code(text: str) -> Iterator[Named]:
     """What *text*, which may be JSON, YAML or a literal of Python, has called that does harm."""
     if text.lstrip()[:1] in ("{", "["):
@@ -44,6 +54,7 @@ def named_code(text: str) -> Iterator[Named]:
         else:
             yield from named_in(content)
             return
+    payload = cache(lambda: digest(of_value(text)))
     if not (re.search(_ANY, text) or "\\" in text or "%" in text):
         return
     plain = re.sub(_ESCAPE, lambda match: chr(int(match[1], 16)), text)
@@ -51,19 +62,27 @@ def named_code(text: str) -> Iterator[Named]:
         key, value = match["key"], match["value"]
         if value.startswith(("*", "$")):
             if key in _FOLLOWED:
-                yield Named(key, value, "what it calls is put together when it is read", digest(of_value(text)))
+                yield Named(key, value, "what it calls is put together when it is read", payload())
         else:
-            yield from _judged(key, value, text)
+            yield from _judged(key, value, payload)
     if handle := re.search(_HANDLE, plain):
         what = "what its tags make of Python is put together when they are read"
-        yield Named("%TAG", handle[0], what, digest(of_value(text)))
+        yield Named("%TAG", handle[0], what, payload())
     for match in re.finditer(_TAG, re.sub(_PERCENT, lambda match: chr(int(match[1], 16)), plain)):
-        yield from _judged("python", match[1] if "." in match[1] else f"{match[1]}.*", text)
+        yield from _judged("python", match[1] if "." in match[1] else f"{match[1]}.*", payload)
 
 
-def named_in(content: object) -> Iterator[Named]:
-    """The same for what was read of JSON, or the inert values of a checkpoint."""
+def named_in(content: object, stream: Source | None = None) -> Iterator[Named]:
+    """The same for what was read of JSON, or the inert values of a checkpoint; the first `MAX_NAMED`.
+
+    *stream* is the one that their long texts were left in.
+    """
+    yield from islice(_named_in(content, stream), MAX_NAMED)
+
+
+def _named_in(content: object, stream: Source | None) -> Iterator[Named]:
     seen: dict[int, object] = {}  # which keeps them, as what is gone leaves its id to others
+    parsed: set[int] = set()
     pending: list[object] = [content]
     while pending:
         value = pending.pop()
@@ -71,20 +90,33 @@ def named_in(content: object) -> Iterator[Named]:
             continue
         seen[id(value)] = value
         if isinstance(value, dict):
+            payload = cache(partial(_digest_of, value))
             for key, item in value.items():
                 text = item if isinstance(item, str) else _of_node(item)
+                if type(item) is Blob and key in _SOURCES:
+                    text = _long_text(item, stream)
                 if text is None:
                     if _holds_some(item):
                         pending.append(item)
-                elif isinstance(key, str):
-                    yield from _judged(key, text, value)
+                elif isinstance(key, str) and not (key in _SOURCES and id(item) in parsed):
+                    if key in _SOURCES:  # which takes its time, and may be shared
+                        parsed.add(id(item))
+                    yield from _judged(key, text, payload)
             module, cls = value.get("__module__"), value.get("__class__")
             if isinstance(module, str) and isinstance(cls, str):  # a node of skops
-                yield from _judged("__class__", f"{module}.{cls}", value)
+                yield from _judged("__class__", f"{module}.{cls}", payload)
         elif isinstance(value, list | tuple):
             pending += filter(_holds_some, value)
         elif isinstance(value, Call):
             pending += (part for part in (value.state, dict(_named(value.entries))) if part)
+            if value.target in _MAPPINGS:  # which may be given what they hold
+                for given in value.arguments[:2]:
+                    if isinstance(given, list | tuple):
+                        given = dict(
+                            _named([pair for pair in given if isinstance(pair, list | tuple) and len(pair) == 2])
+                        )
+                    if isinstance(given, dict):
+                        pending.append(given)
 
 
 def may_name(checkpoint: Checkpoint) -> bool:
@@ -94,7 +126,7 @@ def may_name(checkpoint: Checkpoint) -> bool:
         if stream is None or evaluation is None or evaluation.opcodes & _ESCAPING:
             return True
         size = evaluation.end - evaluation.start
-        if size > MAX_SOURCE:
+        if size > MAX_SEARCHED:
             return True
         data = stream.peek(evaluation.start, size)
         for key in _KEYS:
@@ -108,10 +140,34 @@ _ESCAPING = frozenset(b"SV")
 
 
 def _holds_some(value: object) -> bool:
-    return isinstance(value, dict | list | tuple) or (type(value) is Call and bool(value.state or value.entries))
+    return isinstance(value, dict | list | tuple) or (
+        type(value) is Call and bool(value.state or value.entries or value.target in _MAPPINGS)
+    )
 
 
-def _named(entries: list[tuple[object, object]] | None) -> Iterator[tuple[str, object]]:
+_MAPPINGS = frozenset(
+    {
+        "builtins.dict",
+        "collections.Counter",
+        "collections.OrderedDict",
+        "collections.UserDict",
+        "collections.defaultdict",
+    }
+)
+
+
+def _digest_of(value: object) -> str:
+    return digest(of_value(value))
+
+
+def _long_text(blob: Blob, stream: Source | None) -> str | None:
+    """A text that was left in *stream*, as much of it as is read as Python."""
+    if stream is None or not blob.text:
+        return None
+    return str(stream.peek(blob.offset, min(blob.size, MAX_SOURCE)), "utf-8", "replace")
+
+
+def _named(entries: Iterable[Sequence[object]] | None) -> Iterator[tuple[str, object]]:
     return ((key, item) for key, item in entries or () if isinstance(key, str))
 
 
@@ -122,9 +178,9 @@ def _of_node(value: object) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _judged(key: str, value: str, within: object) -> Iterator[Named]:
+def _judged(key: str, value: str, payload: Callable[[], str]) -> Iterator[Named]:
     for name, what in _following(key, value):
-        yield Named(key, name, what, digest(of_value(within)))
+        yield Named(key, name, what, payload())
 
 
 def _following(key: str, value: str) -> Iterator[tuple[str, str]]:
@@ -187,8 +243,12 @@ def _harm(path: str, generic: bool) -> str:
 _INSTANTIATORS = ("lightning.pytorch.cli.instantiate_module", "pytorch_lightning.cli.instantiate_module")
 """The only ones that Lightning itself writes, and calls since 2.6.6."""
 _SOURCES = frozenset({"cfg", "config"})
-MAX_SOURCE = 1 << 20
+MAX_SOURCE = 1 << 17
 """The longest text that is read as Python."""
+MAX_SEARCHED = 1 << 20
+"""The longest pickle in which the keys are looked for, byte by byte, before its values are."""
+MAX_NAMED = 50
+"""The most that are told of one configuration: each has a digest of what it stands in."""
 _FOLLOWED = frozenset(
     {
         "_target_",
@@ -222,7 +282,7 @@ _IMPLEMENTATION = r"_?(?:attn|experts)_implementation(?:_internal)?"
 # YAML may have a tag, an anchor, or the mark of a folded text before a value, and the value on a line of its own
 _IN_TEXT = (
     r"\b(?P<key>_target_|_instantiator|_class_path|class_path|target|_?(?:attn|experts)_implementation(?:_internal)?)"
-    r"[\"']?\s*:\s*(?:[|>][-+0-9]*\s+|[!&]\S*\s+)*[\"']?(?P<value>\$\{|\*\w|[A-Za-z_][\w.:/-]*)"
+    r"[\"']?\s*:\s*(?:[|>][-+0-9]{0,4}\s+|[!&]\S{0,200}\s+){0,3}[\"']?(?P<value>\$\{|\*\w|[A-Za-z_][\w.:/-]*)"
 )
 _TAG = r"python/(?:object/apply|object/new|object|name|module):([\w.]+)"
 _HANDLE = r"(?m)^%TAG\b.*\bpython/.*$"

@@ -34,6 +34,8 @@ MAX_MEMBERS = 20_000
 """How many members of one archive are looked into, and how many pickles in a row."""
 MAX_INFLATED = 1 << 30
 """The most bytes that are inflated in order to look into members."""
+OVERLAPS = 4
+"""How often the bytes of a storage are evaluated as pickles, for views that overlap."""
 AS_PICKLE = "the same bytes as a pickle"
 """The name of a pickle that a file of another format is, too."""
 TEXT_BYTES = 1 << 20
@@ -92,26 +94,39 @@ def in_tensors(checkpoint: Checkpoint) -> Iterator[Pickle]:
 
     ``set_extra_state`` gets such a tensor whatever file it comes from, and hands its bytes to ``pickle.loads``.
     """
-    seen: set[int] = set()
+    seen: set[tuple[int, int, int]] = set()
+    left: dict[int, int] = {}  # bytes of each storage that are evaluated: views may overlap
     for tensor in all_tensors(checkpoint):
         storage = tensor.storage
-        if len(tensor.shape) != 1 or tensor.dtype.name not in ("uint8", "int8") or id(tensor) in seen:
+        if len(tensor.shape) != 1 or tensor.dtype.name not in ("uint8", "int8"):
             continue
-        seen.add(id(tensor))
+        view = id(storage), tensor.storage_offset, tensor.numel
+        if view in seen:
+            continue
+        seen.add(view)
         if storage is None or storage.missing or not tensor.contiguous or tensor.numel > MAX_INFLATED:
             continue
         place = storage.offset + tensor.storage_offset
         source = storage.source.slice(place, tensor.numel, f"{checkpoint.path}: {tensor.name}")
         try:
             head = source.peek(0, 4)
-            if head == b"PK\x03\x04":
+            is_pickle = tensor.name.endswith("_extra_state") or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5")
+            if not is_pickle and head != b"PK\x03\x04":
+                continue
+            budget = left.get(view[0], OVERLAPS * storage.nbytes)
+            left[view[0]] = budget - tensor.numel
+            if budget < 0:
+                continue  # which was told
+            if budget < tensor.numel:
+                left[view[0]] = -1
+                problem = "tensors overlap in the same bytes more often than is looked at"
+                found = [replace(pickle_of(Evaluation(0), "", source), problem=problem)]
+            elif head == b"PK\x03\x04":
                 from ckpt_tools.formats import open_checkpoint  # rarely needed
 
                 found = list(open_checkpoint(source).pickles)
-            elif tensor.name.endswith("_extra_state") or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5"):
-                found = _pickles(source, "")
             else:
-                continue
+                found = _pickles(source, "")
         except CkptError:
             continue
         for pickle in found:

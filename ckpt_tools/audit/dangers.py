@@ -47,7 +47,7 @@ from ckpt_tools.formats.base import HEAD_BYTES
 from ckpt_tools.formats.unpickled import Pickles, pickle_of
 from ckpt_tools.pickles.arrays import byte_source
 from ckpt_tools.pickles.machine import Evaluation, Truncated, evaluate
-from ckpt_tools.pickles.torch_objects import View
+from ckpt_tools.pickles.torch_objects import MAX_RANK, View
 from ckpt_tools.pickles.values import Blob, Budget, Call, Global, OrderedDict, PersistentId, as_global, brief
 from ckpt_tools.pickles.weights_only import ALLOWED_GLOBALS, refusals
 from ckpt_tools.records import cached, comparable, record
@@ -610,18 +610,18 @@ def _odd_type(call: Call) -> str:
     if type(state) is not tuple or len(state) < 8:
         return ""
     _, _, base, _, fields, size, _, flags = state[:8]
-    if type(size) is not int or type(flags) is not int:
+    if type(size) is not int or type(flags) is not int or not -_MOST < size < _MOST:
         return ""
     size = size if size > 0 else _type_size(call) or 0
     parts: list[tuple[object, int, int]] = []
     if isinstance(fields, dict):
         for field in fields.values():
-            if type(field) is not tuple or len(field) < 2 or type(field[1]) is not int:
+            if type(field) is not tuple or len(field) < 2 or type(field[1]) is not int or not -_MOST < field[1] < _MOST:
                 return "has a field that is none"
             parts.append((field[0], field[1], 1))
     if type(base) is tuple and len(base) == 2:
         shape = base[1] if type(base[1]) is tuple else (base[1],)
-        if not all(type(length) is int and length >= 0 for length in shape):
+        if len(shape) > MAX_RANK or not all(type(length) is int and 0 <= length < _MOST for length in shape):
             return "is of a shape that is none"
         parts.append((base[0], 0, math.prod(shape)))
     for part, offset, count in parts:
@@ -635,13 +635,23 @@ def _odd_type(call: Call) -> str:
     return ""
 
 
+_MOST = 1 << 63
+"""What sizes and offsets in memory are below."""
+
+
+def _type_name(call: Call) -> str:
+    """The short text by which a stream names a type of numpy's; "" where it gives something else."""
+    given = call.arguments[0] if call.arguments else None
+    return given if type(given) is str and len(given) <= 64 else ""
+
+
 def _type_size(value: object) -> int | None:
     """The bytes that an element of a type of numpy's takes; None where that does not stand here."""
     if type(value) is not Call or value.target != "numpy.dtype" or not value.arguments:
         return None
     if type(value.state) is tuple and len(value.state) >= 8 and type(value.state[5]) is int and value.state[5] > 0:
         return value.state[5]
-    digits = re.fullmatch(r"[<>|=]?[A-Za-z](\d{1,9})", str(value.arguments[0]))
+    digits = re.fullmatch(r"[<>|=]?[A-Za-z](\d{1,9})", _type_name(value))
     if digits is None:
         return None
     return int(digits[1]) * (4 if "U" in digits[0] else 1)
@@ -652,7 +662,7 @@ def _has_objects(value: object) -> bool:
     if type(value) is not Call or not value.arguments:
         return False
     told = type(value.state) is tuple and len(value.state) >= 8 and type(value.state[7]) is int and value.state[7] & 1
-    return bool(told) or str(value.arguments[0]).lstrip("<>|=").startswith(("O", "object"))
+    return bool(told) or _type_name(value).lstrip("<>|=").startswith(("O", "object"))
 
 
 def _address(call: Call) -> str:
@@ -1030,10 +1040,13 @@ def _nested(pickle: Pickle, evaluation: Evaluation, depth: int, dangers: list[Da
             dangers.append(Danger("loader", "torch.storage._load_from_bytes", what, call.offset))
     if not _holds_bytes(evaluation):
         return
+    encoded: set[int] = set()  # texts, of which one may be encoded by any number of calls
     for value in values(evaluation):
         if type(value) is Call:
-            if value.target != "_codecs.encode" or id(value) in loaded:
+            text = value.arguments[0] if value.arguments else None
+            if value.target != "_codecs.encode" or id(value) in loaded or id(text) in encoded:
                 continue
+            encoded.add(id(text))
             place = f" at byte {value.offset:,}"
         elif isinstance(value, bytes):
             if len(value) < 4 or id(value) in loaded:

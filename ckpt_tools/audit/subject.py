@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from ckpt_tools.analysis.checksums import Checksums
 from ckpt_tools.analysis.summary import Subject as Model
 from ckpt_tools.analysis.summary import subject_of
-from ckpt_tools.audit.configured import Named, named_code
+from ckpt_tools.audit.configured import Named, decoded, named_code
 from ckpt_tools.audit.coverage import Coverage, Opening, cover, in_tensors
 from ckpt_tools.audit.dangers import PickleVerdict, judge, with_nested
 from ckpt_tools.audit.findings import Finding, Location
@@ -163,9 +162,7 @@ class Subject:
         file = self.file
         if self.checkpoint is not None or file is None or not self.path.lower().endswith(TEXTS):
             return ()
-        text = file.read(0, min(file.size, JSON_LIMIT))
-        encoding = "utf-16" if text.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
-        return tuple(dict.fromkeys(named_code(text.decode(encoding, "replace"))))
+        return tuple(dict.fromkeys(named_code(decoded(file.read(0, min(file.size, JSON_LIMIT))))))
 
     @cached
     def checkpoints(self) -> tuple[tuple[str, Checkpoint], ...]:

@@ -260,11 +260,15 @@ class Archive:
             extra = data[start + name_size : start + name_size + extra_size]
             at = start + name_size + extra_size + comment_size
             place = 0
-            while place + 4 <= len(extra) and name.isascii():
+            known = {member.name, name.decode("cp437")}
+            while place + 4 <= len(extra):
                 kind, length = _KIND.unpack_from(extra, place)
                 body = extra[place + 4 : place + 4 + length]
                 other = body[5:].decode("utf-8", "surrogateescape")
-                if kind == 0x7075 and body[:5] == b"\1" + crc32(name).to_bytes(4, "little") and other != member.name:
+                # it is written for names in some code page, and then is what that code page cannot say
+                plain = name.isascii() or other.isascii() or bool(member.flags & _UTF8)
+                valid = kind == 0x7075 and body[:5] == b"\1" + crc32(name).to_bytes(4, "little")
+                if valid and plain and other not in known:
                     yield member, other
                 place += 4 + length
 
@@ -306,6 +310,8 @@ class Archive:
             yield where, behind, source.size - behind
 
 
+_UTF8 = 0x800
+"""The bit in a member's flags by which its name is UTF-8."""
 _SHORT_EXTRA = 68
 """Bytes of an extra field that programs fill: with sizes, times, owners, and what aligns the bytes that follow."""
 

@@ -461,6 +461,11 @@ class Interpreter:
         self._spend(len(first))
         made = OrderedDict()
         made.update(first)
+        pairs = next((a for a in call.arguments if isinstance(a, list | tuple)), ())
+        if call.target != "collections.Counter":  # which would count them
+            self._spend(len(pairs))
+            couples = (pair for pair in pairs if isinstance(pair, list | tuple) and len(pair) == 2)
+            made.update((key, value) for key, value in couples if type(key) is str)
         made.update(call.entries or ())  # the machine has seen to it that the keys can be hashed
         made.state = call.state
         return made

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import warnings
+import zipfile
 import zlib
 
 import pytest
@@ -15,6 +18,7 @@ from ckpt_tools.audit.subject import Subject
 from ckpt_tools.formats import open_checkpoint
 from ckpt_tools.formats.archive import Archive
 from ckpt_tools.sources import MemorySource
+from tests.hostile.assembler import tensors
 
 torch = pytest.importorskip("torch")
 
@@ -115,3 +119,25 @@ def test_checksums_of_statistics_are_of_the_bytes_in_the_file(tmp_path) -> None:
     archive = Archive.of(source)
     for member in archive.members:
         assert known.of(archive.open(member)) == member.crc
+
+
+def test_two_members_of_one_name_have_checksums_of_their_own() -> None:
+    def archive(crc: int) -> bytes:
+        file = io.BytesIO()
+        with warnings.catch_warnings(), zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
+            warnings.simplefilter("ignore")
+            pickled = tensors(key="0", numel=2)
+            made.writestr("a/data.pkl", pickled)
+            made.writestr("a/version", "3\n")
+            made.writestr("a/data/0", b"AAAAAAAA")
+            made.writestr("a/data/0", b"BBBBBBBB")
+        data = file.getvalue()
+        at = data.rindex(zlib.crc32(b"BBBBBBBB").to_bytes(4, "little"))
+        return data[:at] + crc.to_bytes(4, "little") + data[at + 4 :]
+
+    def found(data: bytes) -> list[str]:
+        subject = Subject.of(MemorySource(data, "m.pt"), "m.pt")
+        return [finding.location.member for finding in BY_CODE["I201"].findings(subject)]
+
+    assert found(archive(zlib.crc32(b"BBBBBBBB"))) == []
+    assert found(archive(zlib.crc32(b"AAAAAAAA"))) == ["a/data/0"]

@@ -309,3 +309,22 @@ def test_what_stands_between_the_tensors_of_gguf_is_looked_at() -> None:
     assert [(r.offset, r.what) for r in subject(bytes(data), "model.gguf").coverage.unread] == [
         (gap.offset, "bytes between tensors")
     ]
+
+
+def test_views_of_one_storage_are_looked_at_a_few_times(tmp_path) -> None:
+    torch = pytest.importorskip("torch")
+    whole = torch.tensor(list(b"\x80\x04" + b"N0" * 5000 + b"N."), dtype=torch.uint8)
+    found = []
+    for count in (2, 200):
+        torch.save({str(n): whole[: len(whole) - n] for n in range(count)}, tmp_path / "m.pt")
+        pickles = Subject.open(str(tmp_path / "m.pt")).coverage.pickles
+        found.append((len(pickles), sum(bool(pickle.problem) for pickle in pickles)))
+    assert found[1][1] == 1  # that the rest was not looked at is told, once
+    assert found[1][0] <= 8
+
+
+def test_a_pickle_in_a_tensor_is_told_once(tmp_path) -> None:
+    torch = pytest.importorskip("torch")
+    held = torch.tensor(list(CALL), dtype=torch.uint8)
+    torch.save({"w": {"a.weight": torch.ones(2), "a._extra_state": held}, "again": held}, tmp_path / "m.pt")
+    assert len(Subject.open(str(tmp_path / "m.pt")).coverage.pickles) == 1

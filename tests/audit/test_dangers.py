@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ckpt_tools.audit import dangers
 from ckpt_tools.audit.dangers import PickleVerdict, classify, judge
+from ckpt_tools.audit.engine import judged
 from ckpt_tools.audit.gadgets import (
     CLASS_MODULES,
     CODE_CARRIERS,
@@ -21,6 +25,7 @@ from ckpt_tools.audit.gadgets import (
     STANDARD_LIBRARY,
     entry,
 )
+from ckpt_tools.audit.subject import Subject
 from ckpt_tools.cli.output import expand
 from ckpt_tools.errors import CkptError
 from ckpt_tools.formats import open_checkpoint
@@ -289,3 +294,40 @@ def test_a_bomb_of_pickles_in_pickles_ends() -> None:
         answers.append(found.answer)
     # what lies deeper is not looked at, and so is not said to be harmless
     assert answers == ["unknown"] * 5
+
+
+def typed(*arguments: Any, fields: Any = None, base: Any = None, size: Any = 8) -> bytes:
+    """A type of numpy's with one field, ``numpy.dtype(*arguments)`` at byte 0, or with a *base*."""
+    inner = call("numpy:dtype", *arguments)
+    state = (3, "|", base, ("f",), {"f": (inner, 0)} if fields is None else fields, size, 1, 16)
+    return stream({"x": Raw(call("numpy:dtype", "V8", False, True).code + push(state) + b"b")})
+
+
+HUGE = Raw(b"\x8b" + (5001).to_bytes(4, "little") + bytes(5000) + b"\1")
+ODD_TYPES = {
+    "named by a deep list": lambda: typed(Raw(b"]" * 20_000 + b"a" * 19_999)),
+    "named by what doubles": lambda: typed(Raw(b"]" + b"2\x86" * 40)),
+    "named by a number without end": lambda: typed(HUGE),
+    "at a place without end": lambda: typed("f4", fields={"f": (call("numpy:dtype", "f4"), HUGE)}),
+    "of a size without end": lambda: typed("f4", size=HUGE),
+    "of a shape without end": lambda: typed("f4", base=(call("numpy:dtype", "f4"), (HUGE,) * 100)),
+}
+
+
+@pytest.mark.parametrize("make", ODD_TYPES.values(), ids=ODD_TYPES)
+def test_types_of_numpys_that_are_none_cost_nothing(make: Callable[[], bytes]) -> None:
+    (result,) = [judged(Subject.of(MemorySource(make(), "x.pkl"), "x.pkl"))]
+    assert not result.failure
+
+
+def test_a_text_that_is_encoded_often_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[object] = []
+    kept = dangers._kept
+    monkeypatch.setattr(dangers, "_kept", lambda *given: looked.append(given) or kept(*given))
+    text = "(" + "N0" * 1000
+    data = (
+        b"\x80\x02c_codecs\nencode\nq\0X" + len(text).to_bytes(4, "little") + text.encode() + b"q\1X\x06\0\0\0latin1q\2"
+        b"]q\3(" + b"h\0h\1h\2\x86R" * 50 + b"e."
+    )
+    Subject.of(MemorySource(data, "x.pkl"), "x.pkl").verdicts  # noqa: B018
+    assert len(looked) <= 1

@@ -497,7 +497,7 @@ def test_a_kept_result_is_used_and_a_damaged_one_is_not(tmp_path: Path) -> None:
     options = Options(cache=cache.folder)
     key = cache.key(str(path), True, options)
     assert key is not None
-    cache.put(key, Audited(str(path), title="kept"))
+    cache.put(key, Audited(str(path), "torch_zip", "kept"))
     assert [result.title for result in audit([str(path)], options)] == ["kept"]
     (kept,) = (tmp_path / "kept").rglob("*.json")
     kept.write_text('{"path": 3')

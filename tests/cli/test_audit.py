@@ -280,7 +280,7 @@ def test_a_page_begins_with_what_it_comes_to(run: Any, tmp_path: Path, format: s
     text = run("audit", GOOD, CUT, "--format", format, cwd=tmp_path).stdout
     assert text.index("2 files examined") < text.index("tensors only; PyTorch zip archive")
     if format == "html":
-        assert "<title>2 files · ckpt audit</title>" in text
+        assert "<title>2 files examined: 1 error · ckpt audit</title>" in text
 
 
 @pytest.mark.parametrize("format", ["json", "sarif", "junit", "html"])

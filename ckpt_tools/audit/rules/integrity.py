@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache, partial
 
@@ -178,7 +179,10 @@ def crc_mismatch(subject: Subject) -> Iterator[Finding]:
     from ckpt_tools.analysis.streaming import in_order
 
     threads = 2 if subject.size > SMALL else 1
-    jobs = [partial(_checksum, archive, member, subject.checksums) for member in archive.members]
+    # what was read is known by its member's name, which several may have
+    times = Counter(member.name for member in archive.members)
+    known, none = subject.checksums, Checksums()
+    jobs = [partial(_checksum, archive, m, known if times[m.name] == 1 else none) for m in archive.members]
     for member, found in zip(archive.members, in_order(jobs, threads), strict=True):
         declared = f"{member.crc:08x}"
         if isinstance(found, CorruptFile):

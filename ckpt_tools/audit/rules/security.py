@@ -18,7 +18,7 @@ from ckpt_tools.audit.payload import digest, of_bytes
 from ckpt_tools.audit.rule import Rule, rule
 from ckpt_tools.audit.subject import Subject
 from ckpt_tools.checkpoint import Checkpoint, Pickle
-from ckpt_tools.errors import CkptError, CorruptFile
+from ckpt_tools.errors import CkptError, CorruptFile, LimitExceeded
 from ckpt_tools.formats import tar
 from ckpt_tools.formats.archive import Archive, Member
 from ckpt_tools.formats.json_text import JSON_LIMIT
@@ -916,10 +916,11 @@ def _texts(subject: Subject, names: tuple[str, ...]) -> Iterator[tuple[str, str]
         assert folder is not None
         try:
             file = folder.open(name)
-            if file.size <= JSON_LIMIT:
-                yield name, file.read(0, file.size).decode("utf-8", "replace")
         except CkptError:  # most models have few of them
             continue
+        if file.size > JSON_LIMIT:
+            raise LimitExceeded(f"a text of {file.size:,} bytes, of which nothing was looked at", member=name)
+        yield name, configured.decoded(file.read(0, file.size))
 
 
 def _templates(subject: Subject) -> Iterator[tuple[str, str, str]]:
@@ -1077,6 +1078,8 @@ def named_code(subject: Subject) -> Iterator[Finding]:
 
     Remedy: do not load the model with the program that reads this.
     """
+    from ckpt_tools.analysis.leaves import stream_of  # few files have any
+
     found = chain(
         (("", named) for named in subject.named_code),
         ((place, named) for place, text in _configurations(subject) for named in configured.named_code(text)),
@@ -1084,7 +1087,7 @@ def named_code(subject: Subject) -> Iterator[Finding]:
             (place, named)
             for place, checkpoint in subject.checkpoints
             if configured.may_name(checkpoint)
-            for named in configured.named_in(checkpoint.values)
+            for named in configured.named_in(checkpoint.values, stream_of(checkpoint))
         ),
     )
     for place, named in dict.fromkeys(found):

@@ -26,7 +26,7 @@ from ckpt_tools.checkpoint import Checkpoint, KeyPath, Module, StateDict, Tensor
 from ckpt_tools.contents import scalar
 from ckpt_tools.errors import CkptError
 from ckpt_tools.pickles.values import plain
-from ckpt_tools.report import count, printable
+from ckpt_tools.report import count, one_line
 from ckpt_tools.sources import Source
 
 DIGITS = 16
@@ -45,10 +45,10 @@ def listing(checkpoint: Checkpoint) -> Iterator[str]:
     root = checkpoint.producer.get("root folder", "")
     yield f"format: {checkpoint.title}"
     yield f"kind: {checkpoint.kind}"
-    yield from (_line(f"{key}: {value}") for key, value in checkpoint.producer.items() if key != "root folder")
+    yield from (one_line(f"{key}: {value}") for key, value in checkpoint.producer.items() if key != "root folder")
     if checkpoint.refusals is not None:
         yield f"torch.load(weights_only=True): {'refuses it' if checkpoint.refusals else 'takes it'}"
-    yield from dict.fromkeys(_line(f"imports: {use}") for use in checkpoint.globals)
+    yield from dict.fromkeys(one_line(f"imports: {use}") for use in checkpoint.globals)
     content = _Content()
     if checkpoint.metadata:
         yield from content.of_value(dict(checkpoint.metadata), ("metadata",))
@@ -66,12 +66,12 @@ def listing(checkpoint: Checkpoint) -> Iterator[str]:
         for pickle in checkpoint.pickles:
             if pickle.stream is not None:
                 text = _digest_of(pickle.stream, pickle.offset, pickle.size)
-                yield _line(f"pickle {pickle.member.removeprefix(f'{root}/')}: {pickle.size:,} bytes, {text}")
+                yield one_line(f"pickle {pickle.member.removeprefix(f'{root}/')}: {pickle.size:,} bytes, {text}")
 
 
 def unreadable(source: Source | None, error: CkptError) -> Iterator[str]:
     """The lines of a file that is no readable checkpoint: why, and a digest of its bytes (*source*)."""
-    yield _line(f"unreadable: {error.problem}")
+    yield one_line(f"unreadable: {error.problem}")
     if source is not None:
         yield f"content: {source.size:,} bytes, {_digest_of(source, 0, source.size)}"
 
@@ -93,7 +93,7 @@ class _Content:
                 yield from self.of_tensors([(where, leaf)])
             else:
                 self.opaque |= isinstance(leaf, Opaque)
-                yield _line(f"{format_path(where) or '(root)'}{_said(leaf)}")
+                yield one_line(f"{format_path(where) or '(root)'}{_said(leaf)}")
 
     def of_module(self, module: Module, path: KeyPath) -> Iterator[str]:
         """A line for each module with its settings, and its tensors after it."""
@@ -102,7 +102,7 @@ class _Content:
             settings = [f"{key}={_compact(value)}" for key, value in part.hyperparameters.items()]
             if part.training is not None:
                 settings.insert(0, f"training={part.training}")
-            yield _line(f"{format_path(here) or '(root)'}: {' '.join([part.class_name, *settings])}")
+            yield one_line(f"{format_path(here) or '(root)'}: {' '.join([part.class_name, *settings])}")
             own = {**part.parameters, **part.buffers}
             yield from self.of_tensors(((*here, key), tensor) for key, tensor in own.items() if tensor is not None)
             if part.extra_state is not None:
@@ -135,7 +135,7 @@ class _Content:
             shown += [
                 f"{key}={_compact(value)}" for key, value in (*tensor.details.items(), *tensor.attributes.items())
             ]
-            yield _line(" ".join([name, *shown]))
+            yield one_line(" ".join([name, *shown]))
             yield from self.of_tensors(((f"{name}#{label}",), part) for label, part in tensor.parts)
 
     def rest_of(self, state_dict: StateDict) -> Iterator[tuple[KeyPath, TensorInfo]]:
@@ -150,7 +150,7 @@ class _Content:
             str(value.get("version")) for value in (state_dict.metadata or {}).values() if isinstance(value, dict)
         )
         where = format_path((*state_dict.path, "_metadata"))
-        yield from (_line(f"{where}: version {v} of {count(n, 'module')}") for v, n in sorted(found.items()))
+        yield from (one_line(f"{where}: version {v} of {count(n, 'module')}") for v, n in sorted(found.items()))
 
 
 def _contents(tensor: TensorInfo) -> list[str]:
@@ -201,11 +201,6 @@ def _compact(value: object) -> str:
 
 def _is_single(value: object) -> bool:
     return value is None or isinstance(value, bool | int | float | str | bytes)
-
-
-def _line(text: str) -> str:
-    """*text* on one line, whatever names a file gives."""
-    return printable(text).replace("\n", "\\n")
 
 
 def _sha256(data: bytes) -> str:

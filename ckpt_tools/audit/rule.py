@@ -38,10 +38,9 @@ class Rule:
     needs: Needs
     when: Condition | None = None
 
-    def findings(self, subject: Subject, severity: Severity | None = None) -> Iterator[Finding]:
-        """What the rule finds in *subject*, under the rule's code and name and, unless another is given, severity."""
-        for found in self.check(subject):
-            yield self.signed(found, severity or self.severity)
+    def findings(self, subject: Subject) -> Iterator[Finding]:
+        """What the rule finds in *subject*, under the rule's own code, name and severity."""
+        return (self.signed(found, self.severity) for found in self.check(subject))
 
     def signed(self, found: Finding, severity: Severity) -> Finding:
         """What *check* has found, under the rule's code and name and with the remedy that the rule gives for it."""

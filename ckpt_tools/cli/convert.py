@@ -146,7 +146,7 @@ def convert(
     if report_file is not None:
         check_place(report_file, *conversion.targets())
     if bake and not conversion.plan.baked:
-        click.echo("ckpt: nothing to bake: no pruning, weight_norm, spectral_norm or parametrization", err=True)
+        tell("nothing to bake: no pruning, weight_norm, spectral_norm or parametrization")
     for option, pattern in conversion.plan.unmatched:
         why = some_prefix(conversion.plan.names) if option == "--strip-prefix" else ""
         tell(f"{option} {pattern} matches nothing{f': {why}' if why else ''}")
@@ -155,7 +155,7 @@ def convert(
         sources = sources_in(conversion.plan.checkpoint, extract_source)
         check_sources(sources, force)
         if not sources:
-            click.echo("ckpt: no source to extract: only full models in torch's legacy format contain any", err=True)
+            tell("no source to extract: only full models in torch's legacy format contain any")
     if dry_run:
         check_folder(conversion)
     else:
